@@ -1,0 +1,19 @@
+"""Recurrent cells as plain functions of one lane; none of them knows of derivatives."""
+
+from collections.abc import Callable
+
+from kfrtrl_jax.base import Cell
+from kfrtrl_jax.cells.gru import gru
+from kfrtrl_jax.cells.lstm import lstm
+from kfrtrl_jax.cells.recurrent_highway import recurrent_highway
+from kfrtrl_jax.cells.tokens import on_tokens
+from kfrtrl_jax.cells.vanilla import vanilla
+
+CELLS: dict[str, Callable[..., Cell]] = {
+    "vanilla": vanilla,
+    "recurrent_highway": recurrent_highway,
+    "lstm": lstm,
+    "gru": gru,
+}
+
+__all__ = ["CELLS", "gru", "lstm", "on_tokens", "recurrent_highway", "vanilla"]

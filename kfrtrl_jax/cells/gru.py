@@ -1,0 +1,42 @@
+"""The gated recurrent unit."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from kfrtrl_jax.base import Array, Cell, Key
+from kfrtrl_jax.cells.initializers import gaussian
+
+
+def gru(*, input_size: int, hidden_size: int, init_scale: float = 0.0) -> Cell:
+    """A GRU that applies its reset gate after the product, so that it is element-wise.
+
+    [r; z] = sigmoid(W^T [x; h; 1]), c = tanh(U^T [x; 1] + r * V^T [h; 1]), h' = z * h + (1 - z) * c
+    (Cho et al., 2014, arXiv:1406.1078, in the form of version 1 and of cuDNN).
+
+    Args:
+      input_size: length of x.
+      hidden_size: n, length of h, which is both carry and output.
+      init_scale: standard deviation of W, U and V; 0 means one over the square root of the number of
+        rows of each.
+    """
+
+    def init(key: Key) -> dict[str, Array]:
+        gates, inputs, recurrent = jax.random.split(key, 3)
+        return {
+            "gates": gaussian(gates, (input_size + hidden_size + 1, 2 * hidden_size), init_scale),
+            "candidate_input": gaussian(inputs, (input_size + 1, hidden_size), init_scale),
+            "candidate_recurrent": gaussian(recurrent, (hidden_size + 1, hidden_size), init_scale),
+        }
+
+    def step(params: dict[str, Array], h: Array, x: Array) -> tuple[Array, Array]:
+        one = jnp.ones(1, h.dtype)
+        gates = jax.nn.sigmoid(jnp.concatenate([x, h, one]) @ params["gates"])
+        r, z = jnp.split(gates, 2)
+        recurrent = jnp.concatenate([h, one]) @ params["candidate_recurrent"]
+        c = jnp.tanh(jnp.concatenate([x, one]) @ params["candidate_input"] + r * recurrent)
+        h = z * h + (1 - z) * c
+        return h, h
+
+    return Cell(init, lambda: jnp.zeros(hidden_size, jax.dtypes.canonicalize_dtype(float)), step)

@@ -1,0 +1,59 @@
+"""Recurrent highway networks."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+from kfrtrl_jax.base import Array, Cell, Key
+from kfrtrl_jax.cells.initializers import gaussian
+
+
+def recurrent_highway(
+    *,
+    input_size: int,
+    hidden_size: int,
+    depth: int = 1,
+    candidate: Literal["scaled_sigmoid", "tanh"] = "scaled_sigmoid",
+    init_scale: float = 0.01,
+) -> Cell:
+    """A recurrent highway network with coupled gates (Zilly et al., 2017, arXiv:1607.03474).
+
+    Each of its `depth` layers takes the state s to f * s + (1 - f) * c, with [c~; f~] = W^T [x; s; 1]
+    in the first layer and W^T [s; 1] in the others, f = sigmoid(f~). The gate f carries; the paper's
+    transform gate is 1 - f.
+
+    Args:
+      input_size: length of x.
+      hidden_size: n, length of s, which is both carry and output.
+      depth: the number of layers between two time steps.
+      candidate: "tanh" is the paper's c = tanh(c~); "scaled_sigmoid" is c = 2 sigmoid(c~) - 1, as in
+        the public experiments with KF-RTRL and OK.
+      init_scale: standard deviation of W; 0 means one over the square root of its number of rows.
+
+    Raises:
+      ValueError: if depth is less than 1 or the candidate unknown.
+    """
+    if depth < 1:
+        raise ValueError(f"depth must be at least 1, got {depth}")
+    if candidate not in ("scaled_sigmoid", "tanh"):
+        raise ValueError(f'candidate must be "scaled_sigmoid" or "tanh", got {candidate!r}')
+
+    def init(key: Key) -> list[Array]:
+        rows = [input_size + hidden_size + 1] + [hidden_size + 1] * (depth - 1)
+        keys = jax.random.split(key, depth)
+        return [gaussian(k, (m, 2 * hidden_size), init_scale) for k, m in zip(keys, rows)]
+
+    def step(params: list[Array], s: Array, x: Array) -> tuple[Array, Array]:
+        for layer, weights in enumerate(params):
+            inputs = [x, s] if layer == 0 else [s]
+            pre_activation = jnp.concatenate([*inputs, jnp.ones(1, s.dtype)]) @ weights
+            new, gate = jnp.split(pre_activation, 2)
+            c = jnp.tanh(new) if candidate == "tanh" else 2 * jax.nn.sigmoid(new) - 1
+            f = jax.nn.sigmoid(gate)
+            s = f * s + (1 - f) * c
+        return s, s
+
+    return Cell(init, lambda: jnp.zeros(hidden_size, jax.dtypes.canonicalize_dtype(float)), step)

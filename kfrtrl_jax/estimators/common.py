@@ -1,0 +1,34 @@
+"""What several estimators use: random signs, and scales that give two factors equal norms."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from kfrtrl_jax.base import Array, Key
+
+
+def random_signs(key: Key, shape: tuple[int, ...], dtype: jnp.dtype) -> Array:
+    """Independent fair signs."""
+    return jax.random.rademacher(key, shape, dtype)
+
+
+def balance(first: Array, second: Array) -> tuple[Array, Array]:
+    """Scales p and 1/p that give two factors of a product the same norm.
+
+    Where either norm is 0 so is the product, and both scales are 0: the limit, instead of 0/0.
+
+    Args:
+      first: [...], the norm of the one factor.
+      second: [...], the norm of the other.
+    """
+    present = (first > 0) & (second > 0)
+    ratio = jnp.where(present, second, 1) / jnp.where(present, first, 1)
+    scale = jnp.sqrt(ratio)
+    return jnp.where(present, scale, 0), jnp.where(present, 1 / scale, 0)
+
+
+def norm(x: Array) -> Array:
+    """The norm of each lane of x: [B, ...], accumulated in at least float32."""
+    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return jnp.sqrt(jnp.sum(x * x, axis=tuple(range(1, x.ndim))))

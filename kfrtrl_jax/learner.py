@@ -1,0 +1,264 @@
+"""A cell, a readout, a loss, an estimator and an optimizer, put together into `init` and `step`.
+
+A step takes a segment of K time steps. With immediate="exact" its gradient is
+
+    (backpropagation inside the segment) + (dL/ds at its start) G~ at its start,
+
+so truncated() makes it TBPTT(K), and K = 1 updates the parameters at every time step. With
+immediate="estimated", the papers' form, the loss at time t meets the estimate G~_t, which already holds
+the segment: the immediate Jacobian is then part of the noise.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from kfrtrl_jax.base import Array, Cell, InfluenceEstimator, Key
+from kfrtrl_jax.errors import UnsupportedCellError
+from kfrtrl_jax.linearization import Linearizer, make_linearizer
+from kfrtrl_jax.readouts import Readout
+from kfrtrl_jax.tasks.base import Batch
+
+Loss = Callable[[Array, Any], Array]
+
+
+class LearnerState(NamedTuple):
+    """Everything that learning carries from one segment to the next.
+
+    Attributes:
+      parameters: {"cell": ..., "readout": ...}.
+      optimizer_state: optax's.
+      carry: the cell's, [B, ...].
+      influence: the estimator's state.
+      key: a PRNG key.
+    """
+
+    parameters: dict[str, Any]
+    optimizer_state: Any
+    carry: Any
+    influence: Any
+    key: Key
+
+
+class StepMetrics(NamedTuple):
+    """What one step reports.
+
+    Attributes:
+      loss: [K], the mean over lanes at each time step, in bits.
+      gradient_norm: of the whole gradient, before the optimizer.
+    """
+
+    loss: Array
+    gradient_norm: Array
+
+
+class Learner(NamedTuple):
+    """Online learning as pure functions; the caller owns the loop.
+
+    Attributes:
+      init: key -> state.
+      step: (state, segment) -> (state, metrics), fit for `jax.lax.scan`. A segment is a `Batch` with a
+        leading axis of K time steps: inputs, targets and reset [K, B].
+      gradient: (state, segment) -> (gradient, state, loss [K] in nats): step without the update.
+      diagnostics: state -> named scalars of the estimator.
+      linearizer: the cell's.
+    """
+
+    init: Callable[[Key], LearnerState]
+    step: Callable[[LearnerState, Any], tuple[LearnerState, StepMetrics]]
+    gradient: Callable[[LearnerState, Any], tuple[Any, LearnerState, Array]]
+    diagnostics: Callable[[LearnerState], dict[str, Array]]
+    linearizer: Linearizer
+
+
+def predict(
+    cell: Cell, readout: Readout, parameters: dict[str, Any], carry: Any, x: Any
+) -> tuple[Any, Array]:
+    """One step of one lane without learning: (new carry, prediction)."""
+    carry, output = cell.step(parameters["cell"], carry, x)
+    return carry, readout.apply(parameters["readout"], output)
+
+
+def make_learner(
+    cell: Cell,
+    readout: Readout,
+    estimator: InfluenceEstimator,
+    optimizer: optax.GradientTransformation,
+    *,
+    batch_size: int,
+    example_input: Any,
+    segment_length: int = 1,
+    immediate: Literal["exact", "estimated"] = "exact",
+    loss: Loss = optax.softmax_cross_entropy_with_integer_labels,
+) -> Learner:
+    """Makes a learner.
+
+    Args:
+      cell: the recurrent network, for one lane.
+      readout: from the cell's output to predictions, for one lane.
+      estimator: of the cell's influence matrix.
+      optimizer: any optax transformation of {"cell": ..., "readout": ...}.
+      batch_size: B, the number of lanes.
+      example_input: one lane's input x, for its shape and type.
+      segment_length: K, time steps for each update.
+      immediate: "exact" or "estimated", see above.
+      loss: (prediction, target) -> scalar in nats, for one lane.
+
+    Returns:
+      The learner. The gradient is that of the mean loss over lanes and time steps.
+
+    Raises:
+      ValueError: if segment_length is less than 1 or immediate unknown.
+      UnsupportedCellError: if the cell has no structure that the estimator can use.
+    """
+    if segment_length < 1:
+        raise ValueError(f"segment_length must be at least 1, got {segment_length}")
+    if immediate not in ("exact", "estimated"):
+        raise ValueError(f'immediate must be "exact" or "estimated", got {immediate!r}')
+    linearizer = make_linearizer(cell, example_input, batch_size)
+    output_of = linearizer.output_of
+    if immediate == "estimated" and output_of is None:
+        raise UnsupportedCellError(
+            'immediate="estimated" needs a cell whose output is a function of its new carry alone; '
+            'use immediate="exact"'
+        )
+    predictions = segment_length * batch_size
+
+    def init(key: Key) -> LearnerState:
+        cell_key, readout_key, key = jax.random.split(key, 3)
+        parameters = {"cell": cell.init(cell_key), "readout": readout.init(readout_key)}
+        carry = jax.tree.map(
+            lambda x: jnp.broadcast_to(x, (batch_size, *jnp.shape(x))), cell.initial_carry()
+        )
+        return LearnerState(
+            parameters, optimizer.init(parameters), carry, estimator.init(linearizer.structure), key
+        )
+
+    def begin(carry: Any, reset: Array) -> Any:
+        """The carry that a step starts from."""
+        return jax.tree.map(
+            lambda fresh, old: jnp.where(
+                reset.reshape(-1, *[1] * (jnp.ndim(old) - 1)), jnp.asarray(fresh, old.dtype), old
+            ),
+            cell.initial_carry(),
+            carry,
+        )
+
+    def forward(parameters: Any, carry: Any, batch: Any) -> tuple[Any, tuple[Any, Array]]:
+        """(new carry, (the carry that the step started from, losses [B]))."""
+        start = begin(carry, batch.reset)
+        new, prediction = jax.vmap(lambda c, x: predict(cell, readout, parameters, c, x))(
+            start, batch.inputs
+        )
+        return new, (start, jax.vmap(loss)(prediction, batch.targets))
+
+    def push(parameters: Any, influence: Any, start: Any, batch: Any, key: Key) -> Any:
+        keep = 1 - batch.reset.astype(linearizer.structure.dtype)
+        linearization = linearizer.linearize(parameters["cell"], start, batch.inputs, keep)
+        return estimator.push(influence, linearization, key)
+
+    def influence_gradient(parameters: Any, influence: Any, cotangent: Any) -> Any:
+        pulled = estimator.pull(influence, linearizer.flatten_cotangent(cotangent))
+        return linearizer.gradient(parameters["cell"], pulled)
+
+    def exact(state: LearnerState, segment: Batch, keys: Key) -> tuple[Any, tuple[Any, Any], Array]:
+        def total(parameters: Any, carry: Any) -> tuple[Array, tuple[Any, Any, Array]]:
+            carry, (starts, losses) = _scan(
+                lambda c, batch: forward(parameters, c, batch), carry, segment, segment_length
+            )
+            return jnp.sum(losses) / predictions, (carry, starts, losses)
+
+        # The carry may hold integers, which have no derivative: they are given as constants.
+        inexact, rest = _partition(state.carry)
+        (gradient, cotangent), (carry, starts, losses) = jax.grad(
+            lambda p, c: total(p, _combine(c, rest)), argnums=(0, 1), has_aux=True
+        )(state.parameters, inexact)
+        past = influence_gradient(state.parameters, state.influence, _combine(cotangent, rest))
+        gradient["cell"] = jax.tree.map(jnp.add, gradient["cell"], past)
+        influence, _ = _scan(
+            lambda g, step: (push(state.parameters, g, *step), None),
+            state.influence,
+            (starts, segment, keys),
+            segment_length,
+        )
+        return gradient, (carry, influence), losses
+
+    def estimated(
+        state: LearnerState, segment: Batch, keys: Key
+    ) -> tuple[Any, tuple[Any, Any], Array]:
+        parameters = state.parameters
+        assert output_of is not None
+
+        def one(carry: tuple[Any, Any], step: tuple[Batch, Key]) -> Any:
+            old, influence = carry
+            batch, key = step
+            start = begin(old, batch.reset)
+            influence = push(parameters, influence, start, batch, key)
+            new, _ = jax.vmap(lambda c, x: cell.step(parameters["cell"], c, x))(start, batch.inputs)
+            inexact, rest = _partition(new)
+
+            def total(readout_parameters: Any, inexact: Any) -> tuple[Array, Array]:
+                outputs = jax.vmap(output_of)(_combine(inexact, rest))
+                logits = jax.vmap(lambda h: readout.apply(readout_parameters, h))(outputs)
+                losses = jax.vmap(loss)(logits, batch.targets)
+                return jnp.sum(losses) / predictions, losses
+
+            (readout_gradient, cotangent), losses = jax.grad(total, argnums=(0, 1), has_aux=True)(
+                parameters["readout"], inexact
+            )
+            cell_gradient = influence_gradient(parameters, influence, _combine(cotangent, rest))
+            return (new, influence), ({"cell": cell_gradient, "readout": readout_gradient}, losses)
+
+        (carry, influence), (gradients, losses) = _scan(
+            one, (state.carry, state.influence), (segment, keys), segment_length
+        )
+        gradient = jax.tree.map(lambda g: jnp.sum(g, axis=0), gradients)
+        return gradient, (carry, influence), losses
+
+    def gradient_of(state: LearnerState, segment: Any) -> tuple[Any, LearnerState, Array]:
+        key, *keys = jax.random.split(state.key, segment_length + 1)
+        form = exact if immediate == "exact" else estimated
+        gradient, (carry, influence), losses = form(state, segment, jnp.stack(keys))
+        new_state = state._replace(carry=carry, influence=influence, key=key)
+        return gradient, new_state, jnp.mean(losses, axis=1)
+
+    def step(state: LearnerState, segment: Any) -> tuple[LearnerState, StepMetrics]:
+        gradient, state, losses = gradient_of(state, segment)
+        updates, optimizer_state = optimizer.update(
+            gradient, state.optimizer_state, state.parameters
+        )
+        parameters = optax.apply_updates(state.parameters, updates)
+        metrics = StepMetrics(losses / math.log(2), optax.tree.norm(gradient))
+        return state._replace(parameters=parameters, optimizer_state=optimizer_state), metrics
+
+    def diagnostics(state: LearnerState) -> dict[str, Array]:
+        return estimator.diagnostics(state.influence)
+
+    return Learner(init, step, gradient_of, diagnostics, linearizer)
+
+
+def _scan(f: Callable[..., Any], init: Any, xs: Any, length: int) -> Any:
+    """`jax.lax.scan`, without a loop where there is but one step."""
+    if length > 1:
+        return jax.lax.scan(f, init, xs)
+    carry, y = f(init, jax.tree.map(lambda x: x[0], xs))
+    return carry, jax.tree.map(lambda leaf: leaf[None], y)
+
+
+def _partition(tree: Any) -> tuple[Any, Any]:
+    """The leaves that have derivatives and the others, each with None in the other's places."""
+    inexact = jax.tree.map(lambda x: x if jnp.issubdtype(x.dtype, jnp.inexact) else None, tree)
+    rest = jax.tree.map(lambda x: None if jnp.issubdtype(x.dtype, jnp.inexact) else x, tree)
+    return inexact, rest
+
+
+def _combine(inexact: Any, rest: Any) -> Any:
+    return jax.tree.map(
+        lambda a, b: b if a is None else a, inexact, rest, is_leaf=lambda x: x is None
+    )

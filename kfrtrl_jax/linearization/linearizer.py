@@ -1,0 +1,441 @@
+"""From any cell's step to J and its Kronecker sites.
+
+The step is cut at its pre-activations z_k. Between the cuts lie local relations: of the new state and
+of the products' inputs a_k to the old state and to earlier pre-activations. In the usual cells these
+are element-wise, and one vector-Jacobian product with a vector of ones yields all their entries; the
+others take one for every row. Going through the cuts from the last to the first,
+
+    D_k = ds/dz_k (local) + sum_l D_l W_l^T da_l/dz_k,
+    J = ds/ds_old (local) + sum_l D_l W_l^T da_l/ds_old,
+
+where the sums need no matrix product as long as D_l is banded.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from kfrtrl_jax.base import Cell, Linearization, Site, SiteGradients, SiteShape, Structure
+from kfrtrl_jax.linearization.patterns import DENSE, Pattern, propagate
+from kfrtrl_jax.linearization.program import (
+    Environment,
+    Program,
+    Role,
+    Variable,
+    evaluate,
+    needed,
+    read,
+    trace,
+)
+from kfrtrl_jax.linearization.sites import (
+    Bias,
+    Discovery,
+    PreActivation,
+    Product,
+    Rest,
+    Scaling,
+    SitePlan,
+    discover,
+    plan_sites,
+)
+from kfrtrl_jax.matrices import (
+    Banded,
+    BlockColumns,
+    Dense,
+    Index,
+    Matrix,
+    compose,
+    side_by_side,
+    take,
+    through_weights,
+    total,
+)
+
+Array = jax.Array
+
+# Rows of one target that share a source element need separate vector-Jacobian products; past this
+# many, one for each row is as good.
+_MAX_COLORS = 16
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Target:
+    """A flat value whose local Jacobian is wanted: a new state leaf, or what a term reads.
+
+    Attributes:
+      value: the variable it comes from.
+      arrange: from the variable's value (or an array of indices) to the flat one.
+      colors: [rows], static: rows of one color share no source element of the banded relations.
+      relations: for every source it depends on, the bands [bands, rows] of columns, or None if dense.
+    """
+
+    value: Any
+    arrange: Callable[[Any], Any]
+    colors: np.ndarray
+    relations: dict[Variable, np.ndarray | None]
+
+    @property
+    def rows(self) -> int:
+        """The number of its elements."""
+        return len(self.colors)
+
+
+@dataclasses.dataclass(frozen=True)
+class Linearizer:
+    """A cell's step, ready to be linearized at any point.
+
+    Attributes:
+      structure: what estimators need to know of it.
+      linearize: (params, carry [B, ...], x [B, ...], keep [B]) -> Linearization; a lane with keep 0
+        starts anew, and has J = 0.
+      gradient: (params, site gradients) -> the gradient as a pytree like params.
+      flatten_cotangent: a pytree like the carry, [B, ...] -> [B, n].
+      output_of: one lane's new carry -> its output; None where the output needs more than that.
+    """
+
+    structure: Structure
+    linearize: Callable[[Any, Any, Any, Array], Linearization]
+    gradient: Callable[[Any, SiteGradients], Any]
+    flatten_cotangent: Callable[[Any], Array]
+    output_of: Callable[[Any], Any] | None
+
+
+def make_linearizer(cell: Cell, example_input: Any, batch_size: int) -> Linearizer:
+    """Reads the cell's step.
+
+    Args:
+      cell: written for one lane.
+      example_input: one lane's input; only its shape and type matter.
+      batch_size: B.
+    """
+    params = jax.eval_shape(cell.init, jax.random.key(0))
+    carry = jax.eval_shape(cell.initial_carry)
+    program = trace(cell.step, params, carry, example_input)
+    discovery = discover(program)
+    plans = plan_sites(discovery)
+    states = [v for v in program.carry if jnp.issubdtype(v.dtype, jnp.inexact)]
+    local = _Local(program, discovery, states)
+    structure = Structure(
+        batch_size=batch_size,
+        state_size=sum(math.prod(v.shape) for v in states),
+        sites=_site_shapes(plans, discovery, program, params),
+        dtype=jnp.result_type(*(v.dtype for v in states)),
+        problems=discovery.problems,
+    )
+
+    def one_lane(params: Any, carry: Any, x: Any, keep: Array) -> Linearization:
+        environment: Environment = dict(zip(program.parameters, jax.tree.leaves(params)))
+        environment.update(zip(program.carry, jax.tree.leaves(carry)))
+        environment.update(zip(program.inputs, jax.tree.leaves(x)))
+        environment = evaluate((*discovery.prefix, *discovery.equations), environment)
+        return _eliminate(local, plans, environment, keep)
+
+    def gradient(params: Any, site_gradients: SiteGradients) -> Any:
+        leaves, treedef = jax.tree.flatten(params)
+        pairs = [
+            pair for plan, block in zip(plans, site_gradients) for pair in plan.cotangents(block)
+        ]
+        wanted = [v for v, _ in pairs]
+
+        def weights(*leaves: Array) -> list[Array]:
+            environment = evaluate(
+                needed(discovery.prefix, wanted), dict(zip(program.parameters, leaves))
+            )
+            return [environment[v] for v in wanted]
+
+        values, pullback = jax.vjp(weights, *leaves)
+        cotangents = [c.astype(v.dtype) for (_, c), v in zip(pairs, values)]
+        return jax.tree.unflatten(treedef, pullback(cotangents))
+
+    def flatten_cotangent(cotangent: Any) -> Array:
+        leaves = [
+            leaf.reshape(leaf.shape[0], -1)
+            for leaf, v in zip(jax.tree.leaves(cotangent), program.carry)
+            if v in states
+        ]
+        return leaves[0] if len(leaves) == 1 else jnp.concatenate(leaves, axis=1)
+
+    return Linearizer(
+        structure,
+        jax.vmap(one_lane, in_axes=(None, 0, 0, 0)),
+        gradient,
+        flatten_cotangent,
+        _output_of(
+            program, jax.tree.structure(jax.eval_shape(cell.step, params, carry, example_input)[1])
+        ),
+    )
+
+
+def _output_of(program: Program, treedef: Any) -> Callable[[Any], Any] | None:
+    """The output as a function of the new carry, if it is one."""
+    new_carry = [atom for atom in program.new_carry if isinstance(atom, Variable)]
+    equations = needed(program.equations, program.output, new_carry)
+    made = {v for e in equations for v in e.outputs}
+    for atom in (*program.output, *(atom for e in equations for atom in e.inputs)):
+        if isinstance(atom, Variable) and atom not in made and atom not in new_carry:
+            return None
+
+    def output_of(carry: Any) -> Any:
+        environment: Environment = {
+            atom: leaf
+            for atom, leaf in zip(program.new_carry, jax.tree.leaves(carry))
+            if isinstance(atom, Variable)
+        }
+        environment = evaluate(equations, environment)
+        return jax.tree.unflatten(treedef, [read(environment, a) for a in program.output])
+
+    return output_of
+
+
+def _site_shapes(
+    plans: Sequence[SitePlan], discovery: Discovery, program: Program, params: Any
+) -> tuple[SiteShape, ...]:
+    paths = {
+        variable: jax.tree_util.keystr(path, simple=True, separator="/")
+        for variable, (path, _) in zip(
+            program.parameters, jax.tree_util.tree_flatten_with_path(params)[0]
+        )
+    }
+    shapes = []
+    for plan in plans:
+        weights = plan.weights()
+        chain = needed(discovery.prefix, weights)
+        behind = {*weights, *(atom for e in chain for atom in e.inputs)}
+        label = " + ".join(path for v, path in paths.items() if v in behind)
+        shapes.append(SiteShape(plan.input_size, plan.output_size, label))
+    return tuple(shapes)
+
+
+class _Local:
+    """The step between its cuts, with the static pattern of its Jacobian."""
+
+    def __init__(self, program: Program, discovery: Discovery, states: Sequence[Variable]):
+        self.pre_activations = discovery.pre_activations
+        self.states = list(states)
+        self.sources: list[Variable] = [
+            *states,
+            *(z.variable for z in discovery.pre_activations),
+            *discovery.opaque,
+        ]
+        self._given = [*program.inputs, *(v for v in program.carry if v not in self.sources)]
+        read_by_terms = [
+            term.data
+            for z in discovery.pre_activations
+            for term in z.terms
+            if not isinstance(term, Bias)
+        ]
+        self.equations = needed(
+            discovery.equations, [*program.new_carry, *read_by_terms], self.sources
+        )
+        patterns = propagate(self.equations, self.sources)
+        self.new_states = [
+            _target(atom, _flat, patterns, self.sources)
+            for atom, v in zip(program.new_carry, program.carry)
+            if v in self.sources
+        ]
+        self.reads: dict[tuple[int, int], Target] = {}
+        for i, z in enumerate(self.pre_activations):
+            for j, term in enumerate(z.terms):
+                if isinstance(term, Product):
+                    self.reads[i, j] = _target(term.data, term.vector, patterns, self.sources)
+                elif isinstance(term, Scaling | Rest):
+                    self.reads[i, j] = _target(term.data, _flat, patterns, self.sources)
+
+    def jacobians(self, environment: Environment) -> dict[Target, dict[Variable, Matrix]]:
+        """Every target's local Jacobian by every source it depends on."""
+        targets = [*self.new_states, *self.reads.values()]
+        given: Environment = {
+            v: value
+            for v, value in environment.items()
+            if v in self._given or v.role is Role.PARAMETER
+        }
+
+        def values_of(sources: list[Array]) -> list[Array]:
+            values = evaluate(self.equations, {**given, **dict(zip(self.sources, sources))})
+            return [target.arrange(jnp.asarray(read(values, target.value))) for target in targets]
+
+        values, pullback = jax.vjp(values_of, [environment[v] for v in self.sources])
+
+        def cotangents(target: Target, rows: Array) -> list[Array]:
+            """The derivative by each source, flat, of the sum of a target's rows."""
+            seeds = [
+                rows if other is target else jnp.zeros_like(value)
+                for other, value in zip(targets, values)
+            ]
+            (result,) = pullback(seeds)
+            return [c.reshape(-1) for c in result]
+
+        place = {v: i for i, v in enumerate(self.sources)}
+        jacobians: dict[Target, dict[Variable, Matrix]] = {}
+        for target, value in zip(targets, values):
+            jacobians[target] = {}
+            banded = {v: columns for v, columns in target.relations.items() if columns is not None}
+            if banded:
+                by_color = [
+                    cotangents(target, jnp.asarray(target.colors == color, value.dtype))
+                    for color in range(int(target.colors.max(initial=0)) + 1)
+                ]
+                for v, bands in banded.items():
+                    jacobians[target][v] = _banded(
+                        [cs[place[v]] for cs in by_color], bands, target.colors
+                    )
+            if len(banded) < len(target.relations):
+                rows = jax.vmap(lambda seed, t=target: cotangents(t, seed))(
+                    jnp.eye(target.rows, dtype=value.dtype)
+                )
+                for v, columns in target.relations.items():
+                    if columns is None:
+                        jacobians[target][v] = Dense(rows[place[v]])
+        return jacobians
+
+
+def _flat(value: Any) -> Any:
+    return value.reshape(-1)
+
+
+def _banded(by_color: list[Array], columns: np.ndarray, colors: np.ndarray) -> Banded:
+    """The matrix of the entries that the colors' vector-Jacobian products, [columns] each, hold."""
+    values = []
+    for band in columns:
+        value = take(by_color[0], band, axis=-1)
+        for color in range(1, len(by_color)):
+            value = jnp.where(colors == color, take(by_color[color], band, axis=-1), value)
+        values.append(value)
+    return Banded(jnp.stack(values), Index(columns), len(by_color[0]))
+
+
+def _target(
+    atom: Any,
+    arrange: Callable[[Any], Any],
+    patterns: dict[Variable, Pattern],
+    sources: Sequence[Variable],
+) -> Target:
+    pattern = patterns.get(atom, {}) if isinstance(atom, Variable) else {}
+    rows = math.prod(atom.shape)
+    relations: dict[Variable, np.ndarray | None] = {}
+    for source in sources:
+        relation = pattern.get(source)
+        if isinstance(relation, list):
+            relations[source] = np.stack([arrange(band) for band in relation])
+        elif relation is DENSE:
+            relations[source] = None
+    colors = _colors({v: c for v, c in relations.items() if c is not None}, rows)
+    if colors is None:
+        return Target(atom, arrange, np.zeros(rows, int), dict.fromkeys(relations))
+    return Target(atom, arrange, colors, relations)
+
+
+def _colors(relations: dict[Variable, np.ndarray], rows: int) -> np.ndarray | None:
+    """A color for each row, such that rows of one color share no source element; None if too many."""
+    colors = np.zeros(rows, int)
+    if all(len(np.unique(c[c >= 0])) == np.count_nonzero(c >= 0) for c in relations.values()):
+        return colors
+    taken: dict[tuple[int, int], set[int]] = {}
+    for row in range(rows):
+        elements = [
+            (i, int(column))
+            for i, columns in enumerate(relations.values())
+            for column in columns[:, row]
+            if column >= 0
+        ]
+        used = set().union(*(taken.get(e, set()) for e in elements)) if elements else set()
+        color = next(c for c in range(len(used) + 1) if c not in used)
+        if color >= _MAX_COLORS:
+            return None
+        colors[row] = color
+        for e in elements:
+            taken.setdefault(e, set()).add(color)
+    return colors
+
+
+def _eliminate(
+    local: _Local, plans: Sequence[SitePlan], environment: Environment, keep: Array
+) -> Linearization:
+    """J and every D of one lane, through the cuts from the last to the first."""
+    jacobians = local.jacobians(environment)
+    rows = [target.rows for target in local.new_states]
+    state_size = sum(rows)
+
+    def direct(source: Variable) -> Matrix:
+        """The new state's local Jacobian, the leaves one below the other."""
+        size = math.prod(source.shape)
+        blocks = [jacobians[target].get(source) for target in local.new_states]
+        starts = np.cumsum([0, *rows])
+        return total(
+            [_placed(b, start, state_size) for b, start in zip(blocks, starts) if b is not None],
+            state_size,
+            size,
+        )
+
+    sums: dict[Variable, list[Matrix]] = {source: [direct(source)] for source in local.sources}
+    derivatives: dict[Variable, Matrix] = {}
+    for i in reversed(range(len(local.pre_activations))):
+        z = local.pre_activations[i]
+        derivative = total(sums[z.variable], state_size, z.size)
+        derivatives[z.variable] = derivative
+        for j, term in enumerate(z.terms):
+            target = local.reads.get((i, j))
+            if target is None:
+                continue
+            for source, relation in jacobians[target].items():
+                if isinstance(term, Product):
+                    weights = term.matrix(environment[term.weights])
+                    contribution = through_weights(derivative, weights, relation)
+                elif isinstance(term, Scaling):
+                    weights = environment[term.weights].reshape(-1)
+                    contribution = compose(derivative.scale_columns(weights), relation)
+                else:
+                    contribution = compose(derivative, relation)
+                sums[source].append(contribution)
+    for v in local.sources:
+        if v not in derivatives:
+            derivatives[v] = total(sums[v], state_size, math.prod(v.shape))
+
+    jacobian = BlockColumns(tuple(_scaled(derivatives[v], keep) for v in local.states))
+    return Linearization(jacobian, tuple(_site(plan, derivatives, environment) for plan in plans))
+
+
+def _placed(block: Matrix, start: int, rows: int) -> Matrix:
+    """A block of rows at its place among `rows` rows, zero elsewhere."""
+    below = rows - start - block.shape[0]
+    if isinstance(block, Dense):
+        return Dense(jnp.pad(block.values, ((start, below), (0, 0))))
+    columns = np.pad(block.columns.array, ((0, 0), (start, below)), constant_values=-1)
+    values = jnp.pad(block.values, ((0, 0), (start, below)))
+    return Banded(values, Index(columns), block.num_columns)
+
+
+def _scaled(matrix: Matrix, scale: Array) -> Matrix:
+    return dataclasses.replace(matrix, values=matrix.values * scale.astype(matrix.values.dtype))
+
+
+def _site(plan: SitePlan, derivatives: dict[Variable, Matrix], environment: Environment) -> Site:
+    if plan.opaque is not None:
+        derivative = derivatives[plan.opaque]
+    elif plan.scaling is not None:
+        (z,) = plan.pre_activations
+        derivative = derivatives[z.variable].scale_columns(
+            environment[plan.scaling.data].reshape(-1)
+        )
+    else:
+        derivative = side_by_side([derivatives[z.variable] for z in plan.pre_activations])
+    dtype = derivative.values.dtype
+    vectors = [
+        jnp.ones(1, dtype)
+        if site_input.product is None
+        else site_input.product.vector(environment[site_input.product.data]).astype(dtype)
+        for site_input in plan.inputs
+    ]
+    if not vectors:
+        vectors = [jnp.ones(1, dtype)]
+    return Site(vectors[0] if len(vectors) == 1 else jnp.concatenate(vectors), derivative)
+
+
+__all__ = ["Linearizer", "PreActivation", "make_linearizer"]

@@ -1,0 +1,173 @@
+"""Which entries of a local Jacobian can be non-zero, found without computing it.
+
+Element-wise operations keep an element's place; slices, reshapes, concatenations and the like move
+it, and moving an array of indices in the same way tells where it came from. What no rule here knows
+counts as dense, which costs time but is never wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from kfrtrl_jax.linearization.program import Atom, Equation, Role, Variable, inline_jaxpr
+
+# A pattern of more entries a row is handled as a dense matrix.
+MAX_BANDS = 8
+
+_ELEMENTWISE = frozenset(
+    """abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e cbrt clamp conj
+    convert_element_type copy copy_p cos cosh digamma div eq erf erf_inv erfc exp exp2 expm1 floor
+    ceil round ge gt imag integer_pow is_finite le lgamma log log1p logistic lt max min mul name ne
+    neg nextafter not or pow real reduce_precision rem rsqrt select_n sign sin sinh sqrt square
+    stop_gradient sub tan tanh xor""".split()
+)
+_MOVES_ONE = frozenset(
+    "broadcast_in_dim expand_dims reshape rev slice squeeze transpose copy".split()
+)
+
+
+class DenseRelation:
+    """Every element may depend on every element of the source."""
+
+
+DENSE = DenseRelation()
+
+# For one source: a list of index arrays shaped like the value, each element naming the source element
+# that it depends on (-1: none); or DENSE.
+Relation = list[np.ndarray] | DenseRelation
+Pattern = dict[Variable, Relation]
+
+
+def propagate(
+    equations: Iterable[Equation], sources: Sequence[Variable]
+) -> dict[Variable, Pattern]:
+    """For every variable, which elements of which sources each of its elements depends on.
+
+    Args:
+      equations: in order; those whose outputs are all sources are passed over.
+      sources: variables whose own derivation is cut: each depends on itself alone.
+    """
+    patterns: dict[Variable, Pattern] = {
+        v: {v: [np.arange(int(np.prod(v.shape))).reshape(v.shape)]} for v in sources
+    }
+    for equation in equations:
+        if all(v in patterns for v in equation.outputs):
+            continue
+        inputs = [_pattern(patterns, atom) for atom in equation.inputs]
+        reached = list(dict.fromkeys(source for pattern in inputs for source in pattern))
+        results: list[Pattern] = [{} for _ in equation.outputs]
+        for source in reached:
+            relations = _apply(equation, [pattern.get(source, []) for pattern in inputs])
+            for result, variable, relation in zip(results, equation.outputs, relations):
+                if jnp.issubdtype(variable.dtype, jnp.inexact):
+                    normal = normalized(relation)
+                    if normal is DENSE or normal:
+                        result[source] = normal
+        patterns.update(
+            (variable, result)
+            for variable, result in zip(equation.outputs, results)
+            if variable not in patterns
+        )
+    return patterns
+
+
+def _pattern(patterns: dict[Variable, Pattern], atom: Atom) -> Pattern:
+    return patterns.get(atom, {}) if isinstance(atom, Variable) else {}
+
+
+def _apply(equation: Equation, relations: Sequence[Relation]) -> list[Relation]:
+    """The relation of each output to one source, from those of the inputs."""
+    everywhere: list[Relation] = [DENSE] * len(equation.outputs)
+    if any(relation is DENSE for relation in relations):
+        return everywhere
+    bands = [relation for relation in relations if isinstance(relation, list)]
+    name, shape = equation.name, equation.outputs[0].shape
+    if name in _ELEMENTWISE:
+        return [[np.broadcast_to(band, shape) for relation in bands for band in relation]]
+    if name in _MOVES_ONE and not any(bands[1:]):
+        return [[_move(equation, [band])[0] for band in bands[0]]]
+    if name == "split":
+        moved = [_move(equation, [band]) for band in bands[0]]
+        return [list(pieces) for pieces in zip(*moved)]
+    if name == "concatenate":
+        depth = max(len(relation) for relation in bands)
+        absent = [np.full(atom.shape, -1) for atom in equation.inputs]
+        return [
+            [
+                _move(equation, [r[i] if i < len(r) else a for r, a in zip(bands, absent)])[0]
+                for i in range(depth)
+            ]
+        ]
+    if name == "pad":
+        outside = np.full(equation.inputs[1].shape, -1)
+        if not bands[1]:
+            return [[_move(equation, [band, outside])[0] for band in bands[0]]]
+        return everywhere
+    if name in ("custom_jvp_call", "custom_vjp_call", "optimization_barrier"):
+        inner = equation.params.get("call_jaxpr")
+        if inner is None:
+            return [list(relation) for relation in bands]
+        return _through(inner, bands)
+    return everywhere
+
+
+def _through(closed: Any, relations: Sequence[list[np.ndarray]]) -> list[Relation]:
+    """The relations of a jaxpr's outputs to one source outside it."""
+    arguments = [
+        Variable(tuple(v.aval.shape), v.aval.dtype, Role.DATA) for v in closed.jaxpr.invars
+    ]
+    equations, outputs = inline_jaxpr(closed, arguments)
+    # The one source of the caller stands in for the inner ones: its indices pass through them.
+    source = Variable((), jnp.float32, Role.DATA)
+    patterns: dict[Variable, Pattern] = {}
+    for argument, relation in zip(arguments, relations):
+        patterns[argument] = {source: relation} if relation else {}
+    for equation in equations:
+        inputs = [_pattern(patterns, atom).get(source, []) for atom in equation.inputs]
+        results = _apply(equation, inputs)
+        for variable, result in zip(equation.outputs, results):
+            normal = normalized(result)
+            patterns[variable] = {source: normal} if normal is DENSE or normal else {}
+    return [_pattern(patterns, atom).get(source, []) for atom in outputs]
+
+
+def _move(equation: Equation, indices: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Applies an operation that only moves elements to arrays of indices."""
+    with jax.ensure_compile_time_eval():
+        values = [jnp.asarray(index, jnp.int32) for index in indices]
+        return [np.asarray(result) for result in equation.apply(values)]
+
+
+def normalized(relation: Relation) -> Relation:
+    """Bands in which a row never names a column twice, nor a band a column; DENSE past MAX_BANDS."""
+    if isinstance(relation, DenseRelation):
+        return DENSE
+    bands: list[np.ndarray] = []
+    for band in relation:
+        if not np.any(band >= 0) or any(np.array_equal(band, other) for other in bands):
+            continue
+        fresh = band
+        for other in bands:
+            fresh = np.where(fresh == other, -1, fresh)
+        for injective in _injective(fresh):
+            bands.append(injective)
+            if len(bands) > MAX_BANDS:
+                return DENSE
+    return bands
+
+
+def _injective(band: np.ndarray) -> Iterable[np.ndarray]:
+    """Splits a band so that no part names a column twice."""
+    rest = band.reshape(-1).copy()
+    while np.any(rest >= 0):
+        present = np.flatnonzero(rest >= 0)
+        _, first = np.unique(rest[present], return_index=True)
+        part = np.full(rest.shape, -1)
+        part[present[first]] = rest[present[first]]
+        rest[present[first]] = -1
+        yield part.reshape(band.shape)

@@ -1,0 +1,5 @@
+"""Everything is tested in float64 against exact gradients; each test may turn it off again."""
+
+import jax
+
+jax.config.update("jax_enable_x64", True)

@@ -1,0 +1,176 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from kfrtrl_jax import estimators
+from kfrtrl_jax.errors import UnsupportedCellError
+from kfrtrl_jax.learner import make_learner, predict
+from kfrtrl_jax.tasks.base import Batch
+from tests.trajectories import BATCH_SIZE, READOUT, SMALL_CELLS, flat, sequence
+
+STEPS = 12
+
+
+def segments(batches, length):
+    return jax.tree.map(lambda x: x.reshape(-1, length, *x.shape[1:]), batches)
+
+
+def learner_of(cell, estimator, optimizer=None, **kwargs):
+    return make_learner(
+        cell,
+        READOUT,
+        estimator,
+        optimizer or optax.sgd(0.1),
+        batch_size=BATCH_SIZE,
+        example_input=sequence(1)[0][0, 0],
+        **kwargs,
+    )
+
+
+def loss_of_sequence(cell, parameters, batches, first_step=0):
+    """The sum over steps from first_step of the mean loss over lanes, by plain unrolling."""
+    carry = jax.tree.map(
+        lambda c: jnp.broadcast_to(c, (BATCH_SIZE, *c.shape)), cell.initial_carry()
+    )
+    fresh, result = carry, 0.0
+    for t in range(batches.reset.shape[0]):
+        reset = batches.reset[t]
+        carry = jax.tree.map(
+            lambda a, b, r=reset: jnp.where(r.reshape(-1, *[1] * (a.ndim - 1)), b, a), carry, fresh
+        )
+        carry, logits = jax.vmap(lambda c, x: predict(cell, READOUT, parameters, c, x))(
+            carry, batches.inputs[t]
+        )
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, batches.targets[t])
+        result += jnp.mean(losses) * (t >= first_step)
+    return result
+
+
+@pytest.mark.parametrize("immediate", ["exact", "estimated"])
+@pytest.mark.parametrize("length", [1, 3])
+@pytest.mark.parametrize("cell", SMALL_CELLS)
+def test_rtrl_equals_backpropagation_through_the_whole_past(cell, length, immediate):
+    """The gradients of all segments, with fixed parameters, add up to that of full BPTT."""
+    cell = SMALL_CELLS[cell]
+    learner = learner_of(cell, estimators.rtrl(), segment_length=length, immediate=immediate)
+    batches = Batch(*sequence(STEPS))
+    state = learner.init(jax.random.key(0))
+
+    @jax.jit
+    def accumulate(state, batches):
+        def one(state, segment):
+            gradient, state, losses = learner.gradient(state, segment)
+            return state, (gradient, losses)
+
+        state, (gradients, losses) = jax.lax.scan(one, state, segments(batches, length))
+        return jax.tree.map(lambda g: jnp.sum(g, axis=0) * length, gradients), losses
+
+    gradient, losses = accumulate(state, batches)
+    value, exact = jax.jit(jax.value_and_grad(lambda p: loss_of_sequence(cell, p, batches)))(
+        state.parameters
+    )
+    np.testing.assert_allclose(jnp.sum(losses), value, rtol=1e-12)
+    assert jnp.linalg.norm(flat(exact)) > 0.1
+    np.testing.assert_allclose(flat(gradient), flat(exact), atol=1e-10)
+
+
+def test_truncated_equals_backpropagation_inside_the_segment():
+    cell = SMALL_CELLS["gru"]
+    learner = learner_of(cell, estimators.truncated(), segment_length=4)
+    batches = Batch(*sequence(8))
+    state = learner.init(jax.random.key(0))
+    first, second = (jax.tree.map(lambda x, i=i: x[i], segments(batches, 4)) for i in (0, 1))
+    _, state, _ = learner.gradient(state, first)
+    gradient, _, _ = learner.gradient(state, second)
+
+    def loss(parameters):
+        carry, result = state.carry, 0.0
+        for t in range(4):
+            carry = jax.tree.map(
+                lambda a, r=second.reset[t]: jnp.where(r[:, None], jnp.zeros_like(a), a), carry
+            )
+            carry, logits = jax.vmap(lambda c, x: predict(cell, READOUT, parameters, c, x))(
+                carry, second.inputs[t]
+            )
+            losses = optax.softmax_cross_entropy_with_integer_labels(logits, second.targets[t])
+            result += jnp.mean(losses) / 4
+        return result
+
+    np.testing.assert_allclose(flat(gradient), flat(jax.grad(loss)(state.parameters)), atol=1e-12)
+
+
+@pytest.mark.parametrize("immediate", ["exact", "estimated"])
+@pytest.mark.parametrize("length", [1, 3])
+def test_kf_rtrl_gradient_is_unbiased(length, immediate):
+    """The mean over keys of the gradient of the last segment is RTRL's, in either form."""
+    cell = SMALL_CELLS["recurrent_highway"]
+    batches = Batch(*sequence(6))
+
+    def last_gradient(estimator, key):
+        learner = learner_of(cell, estimator, segment_length=length, immediate=immediate)
+        state = learner.init(jax.random.key(0))._replace(key=key)
+
+        def one(state, segment):
+            gradient, state, _ = learner.gradient(state, segment)
+            return state, gradient
+
+        _, gradients = jax.lax.scan(one, state, segments(batches, length))
+        return flat(jax.tree.map(lambda g: g[-1], gradients))
+
+    exact = last_gradient(estimators.rtrl(), jax.random.key(1))
+    draws = jax.jit(jax.vmap(lambda key: last_gradient(estimators.kf_rtrl(), key)))(
+        jax.random.split(jax.random.key(2), 20_000)
+    )
+    directions = jax.random.normal(jax.random.key(3), (exact.size, 6))
+    projected = draws @ directions
+    error = projected.std(axis=0) / np.sqrt(len(draws))
+    z = (projected.mean(axis=0) - exact @ directions) / error
+    assert jnp.max(jnp.abs(z)) < 4
+
+
+def test_learning_lowers_the_loss():
+    cell = SMALL_CELLS["lstm"]
+    learner = learner_of(cell, estimators.kf_rtrl(), optax.adam(3e-3))
+    inputs, _, _ = sequence(2000)
+    # The target is whether the first input of the step before was positive.
+    positive = (inputs[:, :, 0] > 0).astype(int)
+    targets = jnp.concatenate([positive[:1], positive[:-1]])
+    reset = jnp.zeros(targets.shape, bool)
+    _, metrics = jax.jit(lambda s, b: jax.lax.scan(learner.step, s, b))(
+        learner.init(jax.random.key(0)), segments(Batch(inputs, targets, reset), 1)
+    )
+    assert metrics.loss[-200:].mean() < 0.6 * metrics.loss[:100].mean()
+
+
+def test_runs_of_several_seeds_vmap():
+    cell = SMALL_CELLS["recurrent_highway"]
+    learner = learner_of(cell, estimators.kf_rtrl())
+    batches = segments(Batch(*sequence(5)), 1)
+
+    def run(seed):
+        return jax.lax.scan(learner.step, learner.init(jax.random.key(seed)), batches)[1].loss
+
+    together = jax.jit(jax.vmap(run))(jnp.arange(3))
+    np.testing.assert_allclose(together[1], jax.jit(run)(1), rtol=1e-10)
+
+
+def test_papers_form_refuses_an_output_that_needs_more_than_the_carry():
+    cell = SMALL_CELLS["vanilla"]
+
+    def step(params, h, x):
+        h, _ = cell.step(params, h, x)
+        return h, h * jnp.sum(x)
+
+    with pytest.raises(UnsupportedCellError, match="function of its new carry alone"):
+        learner_of(cell._replace(step=step), estimators.rtrl(), immediate="estimated")
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [({"segment_length": 0}, "at least 1"), ({"immediate": "both"}, "exact")],
+)
+def test_bad_arguments_are_refused(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        learner_of(SMALL_CELLS["vanilla"], estimators.rtrl(), **kwargs)
