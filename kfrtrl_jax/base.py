@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from kfrtrl_jax.matrices import BlockColumns, Matrix
+from kfrtrl_jax.matrices import BlockColumns, Index, Matrix
 
 Array = jax.Array
 Key = jax.Array
@@ -40,11 +40,14 @@ class SiteShape(NamedTuple):
       input_size: m. It is 1 for parameters that multiply no vector (biases, element-wise weights).
       output_size: g.
       label: the parameters' paths in the user's tree.
+      bands: where D = ds/dz can be non-zero if it is banded: its columns [bands, n], -1 for none (see
+        `matrices.Banded`); None if it is dense.
     """
 
     input_size: int
     output_size: int
     label: str
+    bands: Index | None = None
 
 
 class Structure(NamedTuple):

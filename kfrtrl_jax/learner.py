@@ -122,6 +122,8 @@ def make_learner(
     if immediate not in ("exact", "estimated"):
         raise ValueError(f'immediate must be "exact" or "estimated", got {immediate!r}')
     linearizer = make_linearizer(cell, example_input, batch_size)
+    # An estimator refuses a cell in its init: better now than when training starts.
+    jax.eval_shape(lambda: estimator.init(linearizer.structure))
     output_of = linearizer.output_of
     if immediate == "estimated" and output_of is None:
         raise UnsupportedCellError(

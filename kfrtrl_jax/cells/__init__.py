@@ -3,6 +3,8 @@
 from collections.abc import Callable
 
 from kfrtrl_jax.base import Cell
+from kfrtrl_jax.cells.flax_cells import from_flax
+from kfrtrl_jax.cells.function import from_function
 from kfrtrl_jax.cells.gru import gru
 from kfrtrl_jax.cells.lstm import lstm
 from kfrtrl_jax.cells.recurrent_highway import recurrent_highway
@@ -16,4 +18,13 @@ CELLS: dict[str, Callable[..., Cell]] = {
     "gru": gru,
 }
 
-__all__ = ["CELLS", "gru", "lstm", "on_tokens", "recurrent_highway", "vanilla"]
+__all__ = [
+    "CELLS",
+    "from_flax",
+    "from_function",
+    "gru",
+    "lstm",
+    "on_tokens",
+    "recurrent_highway",
+    "vanilla",
+]

@@ -5,12 +5,31 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from kfrtrl_jax.base import Array, Key
+from kfrtrl_jax.base import Array, Key, Structure
+from kfrtrl_jax.errors import UnsupportedCellError
+
+# What needs no structure of a cell beyond that it can be differentiated.
+UNSTRUCTURED = ("rtrl", "uoro", "truncated")
 
 
 def random_signs(key: Key, shape: tuple[int, ...], dtype: jnp.dtype) -> Array:
     """Independent fair signs."""
     return jax.random.rademacher(key, shape, dtype)
+
+
+def require_products(structure: Structure, estimator: str) -> None:
+    """Refuses a cell with parameters that enter its step in no product or sum with data.
+
+    Raises:
+      UnsupportedCellError: with the operation, the parameter and the line.
+    """
+    if structure.problems:
+        more = len(structure.problems) - 1
+        also = f" (and {more} more)" if more else ""
+        raise UnsupportedCellError(
+            f"{estimator} cannot use this cell: {structure.problems[0]}{also}; estimators that take "
+            f"any differentiable cell: {', '.join(UNSTRUCTURED)}"
+        )
 
 
 def balance(first: Array, second: Array) -> tuple[Array, Array]:

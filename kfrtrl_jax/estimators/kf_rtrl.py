@@ -15,7 +15,7 @@ from kfrtrl_jax.base import (
     SiteGradients,
     Structure,
 )
-from kfrtrl_jax.estimators.common import balance, norm, random_signs
+from kfrtrl_jax.estimators.common import balance, norm, random_signs, require_products
 
 
 class KfRtrlState(NamedTuple):
@@ -36,9 +36,12 @@ def kf_rtrl() -> InfluenceEstimator:
     p1 and p2 make the two factors of either product equal in norm, which makes the noise least.
     Unbiased; O(n g) memory and O(n^2 g) work a lane and site. A site whose input is the constant 1 has
     m = 1 and is kept exactly, with u = 1: there is nothing to factor.
+
+    Its init raises UnsupportedCellError for a cell with parameters in no product or sum with data.
     """
 
     def init(structure: Structure) -> KfRtrlState:
+        require_products(structure, "kf_rtrl")
         b, n, dtype = structure.batch_size, structure.state_size, structure.dtype
         return KfRtrlState(
             tuple(

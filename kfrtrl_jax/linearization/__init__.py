@@ -1,5 +1,14 @@
 """From any cell's step to J and its Kronecker sites, found by reading the step's jaxpr."""
 
+from kfrtrl_jax.errors import UnsupportedCellError
+from kfrtrl_jax.linearization.explain import Cost, Explanation, explain
 from kfrtrl_jax.linearization.linearizer import Linearizer, make_linearizer
 
-__all__ = ["Linearizer", "make_linearizer"]
+__all__ = [
+    "Cost",
+    "Explanation",
+    "Linearizer",
+    "UnsupportedCellError",
+    "explain",
+    "make_linearizer",
+]

@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kfrtrl_jax.base import Cell, Linearization, Site, SiteGradients, SiteShape, Structure
+from kfrtrl_jax.errors import UnsupportedCellError
 from kfrtrl_jax.linearization.patterns import DENSE, Pattern, propagate
 from kfrtrl_jax.linearization.program import (
     Environment,
@@ -39,10 +40,10 @@ from kfrtrl_jax.linearization.sites import (
     Discovery,
     PreActivation,
     Product,
-    Rest,
     Scaling,
     SitePlan,
     discover,
+    parameter_paths,
     plan_sites,
 )
 from kfrtrl_jax.matrices import (
@@ -98,6 +99,7 @@ class Linearizer:
       gradient: (params, site gradients) -> the gradient as a pytree like params.
       flatten_cotangent: a pytree like the carry, [B, ...] -> [B, n].
       output_of: one lane's new carry -> its output; None where the output needs more than that.
+      direct: the paths of parameters that never reach the new carry; their gradient is the direct one.
     """
 
     structure: Structure
@@ -105,6 +107,7 @@ class Linearizer:
     gradient: Callable[[Any, SiteGradients], Any]
     flatten_cotangent: Callable[[Any], Array]
     output_of: Callable[[Any], Any] | None
+    direct: tuple[str, ...]
 
 
 def make_linearizer(cell: Cell, example_input: Any, batch_size: int) -> Linearizer:
@@ -114,21 +117,18 @@ def make_linearizer(cell: Cell, example_input: Any, batch_size: int) -> Lineariz
       cell: written for one lane.
       example_input: one lane's input; only its shape and type matter.
       batch_size: B.
+
+    Raises:
+      UnsupportedCellError: if the cell has complex parameters or a complex carry, or no carry at all.
     """
     params = jax.eval_shape(cell.init, jax.random.key(0))
     carry = jax.eval_shape(cell.initial_carry)
+    _check_types(params, carry)
     program = trace(cell.step, params, carry, example_input)
     discovery = discover(program)
     plans = plan_sites(discovery)
     states = [v for v in program.carry if jnp.issubdtype(v.dtype, jnp.inexact)]
     local = _Local(program, discovery, states)
-    structure = Structure(
-        batch_size=batch_size,
-        state_size=sum(math.prod(v.shape) for v in states),
-        sites=_site_shapes(plans, discovery, program, params),
-        dtype=jnp.result_type(*(v.dtype for v in states)),
-        problems=discovery.problems,
-    )
 
     def one_lane(params: Any, carry: Any, x: Any, keep: Array) -> Linearization:
         environment: Environment = dict(zip(program.parameters, jax.tree.leaves(params)))
@@ -136,6 +136,23 @@ def make_linearizer(cell: Cell, example_input: Any, batch_size: int) -> Lineariz
         environment.update(zip(program.inputs, jax.tree.leaves(x)))
         environment = evaluate((*discovery.prefix, *discovery.equations), environment)
         return _eliminate(local, plans, environment, keep)
+
+    shapes = jax.eval_shape(one_lane, params, carry, example_input, jnp.ones(()))
+    structure = Structure(
+        batch_size=batch_size,
+        state_size=sum(math.prod(v.shape) for v in states),
+        sites=tuple(
+            SiteShape(
+                input_size=plan.input_size,
+                output_size=plan.output_size,
+                label=" + ".join(parameter_paths(program, discovery.prefix, plan.weights())),
+                bands=site.derivative.columns if isinstance(site.derivative, Banded) else None,
+            )
+            for plan, site in zip(plans, shapes.sites)
+        ),
+        dtype=jnp.result_type(*(v.dtype for v in states)),
+        problems=discovery.problems,
+    )
 
     def gradient(params: Any, site_gradients: SiteGradients) -> Any:
         leaves, treedef = jax.tree.flatten(params)
@@ -162,15 +179,31 @@ def make_linearizer(cell: Cell, example_input: Any, batch_size: int) -> Lineariz
         ]
         return leaves[0] if len(leaves) == 1 else jnp.concatenate(leaves, axis=1)
 
+    output = jax.eval_shape(cell.step, params, carry, example_input)[1]
+    reaching = {path for site in structure.sites for path in site.label.split(" + ")}
     return Linearizer(
         structure,
         jax.vmap(one_lane, in_axes=(None, 0, 0, 0)),
         gradient,
         flatten_cotangent,
-        _output_of(
-            program, jax.tree.structure(jax.eval_shape(cell.step, params, carry, example_input)[1])
-        ),
+        _output_of(program, jax.tree.structure(output)),
+        tuple(path for path in program.paths if path not in reaching),
     )
+
+
+def _check_types(params: Any, carry: Any) -> None:
+    for name, tree in (("params", params), ("carry", carry)):
+        for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
+            if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
+                where = jax.tree_util.keystr(path, simple=True, separator="/") or "it"
+                raise UnsupportedCellError(
+                    f"{name}: {where} is {leaf.dtype}; complex numbers are not supported, keep their "
+                    f"real and imaginary parts as two arrays"
+                )
+    if not any(jnp.issubdtype(leaf.dtype, jnp.inexact) for leaf in jax.tree.leaves(carry)):
+        raise UnsupportedCellError(
+            "carry: it holds no floats, so there is no state to have influence"
+        )
 
 
 def _output_of(program: Program, treedef: Any) -> Callable[[Any], Any] | None:
@@ -192,25 +225,6 @@ def _output_of(program: Program, treedef: Any) -> Callable[[Any], Any] | None:
         return jax.tree.unflatten(treedef, [read(environment, a) for a in program.output])
 
     return output_of
-
-
-def _site_shapes(
-    plans: Sequence[SitePlan], discovery: Discovery, program: Program, params: Any
-) -> tuple[SiteShape, ...]:
-    paths = {
-        variable: jax.tree_util.keystr(path, simple=True, separator="/")
-        for variable, (path, _) in zip(
-            program.parameters, jax.tree_util.tree_flatten_with_path(params)[0]
-        )
-    }
-    shapes = []
-    for plan in plans:
-        weights = plan.weights()
-        chain = needed(discovery.prefix, weights)
-        behind = {*weights, *(atom for e in chain for atom in e.inputs)}
-        label = " + ".join(path for v, path in paths.items() if v in behind)
-        shapes.append(SiteShape(plan.input_size, plan.output_size, label))
-    return tuple(shapes)
 
 
 class _Local:
@@ -243,10 +257,8 @@ class _Local:
         self.reads: dict[tuple[int, int], Target] = {}
         for i, z in enumerate(self.pre_activations):
             for j, term in enumerate(z.terms):
-                if isinstance(term, Product):
+                if not isinstance(term, Bias):
                     self.reads[i, j] = _target(term.data, term.vector, patterns, self.sources)
-                elif isinstance(term, Scaling | Rest):
-                    self.reads[i, j] = _target(term.data, _flat, patterns, self.sources)
 
     def jacobians(self, environment: Environment) -> dict[Target, dict[Variable, Matrix]]:
         """Every target's local Jacobian by every source it depends on."""
@@ -389,7 +401,7 @@ def _eliminate(
                     weights = term.matrix(environment[term.weights])
                     contribution = through_weights(derivative, weights, relation)
                 elif isinstance(term, Scaling):
-                    weights = environment[term.weights].reshape(-1)
+                    weights = term.vector(environment[term.weights])
                     contribution = compose(derivative.scale_columns(weights), relation)
                 else:
                     contribution = compose(derivative, relation)
@@ -421,9 +433,8 @@ def _site(plan: SitePlan, derivatives: dict[Variable, Matrix], environment: Envi
         derivative = derivatives[plan.opaque]
     elif plan.scaling is not None:
         (z,) = plan.pre_activations
-        derivative = derivatives[z.variable].scale_columns(
-            environment[plan.scaling.data].reshape(-1)
-        )
+        vector = plan.scaling.vector(environment[plan.scaling.data])
+        derivative = derivatives[z.variable].scale_columns(vector)
     else:
         derivative = side_by_side([derivatives[z.variable] for z in plan.pre_activations])
     dtype = derivative.values.dtype

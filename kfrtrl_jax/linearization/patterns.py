@@ -90,23 +90,23 @@ def _apply(equation: Equation, relations: Sequence[Relation]) -> list[Relation]:
     if name in _ELEMENTWISE:
         return [[np.broadcast_to(band, shape) for relation in bands for band in relation]]
     if name in _MOVES_ONE and not any(bands[1:]):
-        return [[_move(equation, [band])[0] for band in bands[0]]]
+        return [[move(equation, [band])[0] for band in bands[0]]]
     if name == "split":
-        moved = [_move(equation, [band]) for band in bands[0]]
+        moved = [move(equation, [band]) for band in bands[0]]
         return [list(pieces) for pieces in zip(*moved)]
     if name == "concatenate":
         depth = max(len(relation) for relation in bands)
         absent = [np.full(atom.shape, -1) for atom in equation.inputs]
         return [
             [
-                _move(equation, [r[i] if i < len(r) else a for r, a in zip(bands, absent)])[0]
+                move(equation, [r[i] if i < len(r) else a for r, a in zip(bands, absent)])[0]
                 for i in range(depth)
             ]
         ]
     if name == "pad":
         outside = np.full(equation.inputs[1].shape, -1)
         if not bands[1]:
-            return [[_move(equation, [band, outside])[0] for band in bands[0]]]
+            return [[move(equation, [band, outside])[0] for band in bands[0]]]
         return everywhere
     if name in ("custom_jvp_call", "custom_vjp_call", "optimization_barrier"):
         inner = equation.params.get("call_jaxpr")
@@ -136,7 +136,7 @@ def _through(closed: Any, relations: Sequence[list[np.ndarray]]) -> list[Relatio
     return [_pattern(patterns, atom).get(source, []) for atom in outputs]
 
 
-def _move(equation: Equation, indices: Sequence[np.ndarray]) -> list[np.ndarray]:
+def move(equation: Equation, indices: Sequence[np.ndarray]) -> list[np.ndarray]:
     """Applies an operation that only moves elements to arrays of indices."""
     with jax.ensure_compile_time_eval():
         values = [jnp.asarray(index, jnp.int32) for index in indices]

@@ -8,14 +8,20 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.extend import core
 
 # Primitives that only wrap a jaxpr: it is read in their place.
 _TRANSPARENT = {"jit", "pjit", "closed_call", "core_call", "remat", "checkpoint", "remat2"}
+
+
+# A product of one parameter with this many vectors at once is taken apart into single ones.
+MAX_PRODUCTS = 64
 
 
 class Role(enum.Enum):
@@ -45,7 +51,7 @@ class Constant:
     @property
     def shape(self) -> tuple[int, ...]:
         """The value's shape."""
-        return jax.numpy.shape(self.value)
+        return jnp.shape(self.value)
 
 
 Atom = Variable | Constant
@@ -84,6 +90,7 @@ class Program:
 
     Attributes:
       parameters: the leaves of params.
+      paths: their paths in the user's tree.
       carry: the leaves of the carry.
       inputs: the leaves of x.
       equations: in order of evaluation.
@@ -92,6 +99,7 @@ class Program:
     """
 
     parameters: tuple[Variable, ...]
+    paths: tuple[str, ...]
     carry: tuple[Variable, ...]
     inputs: tuple[Variable, ...]
     equations: tuple[Equation, ...]
@@ -139,9 +147,18 @@ def trace(step: Callable[..., Any], params: Any, carry: Any, x: Any) -> Program:
     states = _variables(carry, Role.DATA)
     inputs = _variables(x, Role.DATA)
     equations, outputs = inline_jaxpr(closed, [*parameters, *states, *inputs])
-    count = len(states)
+    paths = [
+        jax.tree_util.keystr(path, simple=True, separator="/") or "(the whole of params)"
+        for path, _ in jax.tree_util.tree_flatten_with_path(params)[0]
+    ]
     return Program(
-        parameters, states, inputs, tuple(equations), tuple(outputs[:count]), tuple(outputs[count:])
+        parameters=parameters,
+        paths=tuple(paths),
+        carry=states,
+        inputs=inputs,
+        equations=tuple(equations),
+        new_carry=tuple(outputs[: len(states)]),
+        output=tuple(outputs[len(states) :]),
     )
 
 
@@ -154,7 +171,7 @@ def inline_jaxpr(closed: Any, arguments: Sequence[Atom]) -> tuple[list[Equation]
 
 def _variables(tree: Any, role: Role) -> tuple[Variable, ...]:
     return tuple(
-        Variable(tuple(jax.numpy.shape(leaf)), jax.numpy.result_type(leaf), role)
+        Variable(tuple(jnp.shape(leaf)), jnp.result_type(leaf), role)
         for leaf in jax.tree.leaves(tree)
     )
 
@@ -187,17 +204,26 @@ def _inline(
 
 def _inner_jaxpr(eqn: Any, inputs: Sequence[Atom]) -> Any | None:
     """The closed jaxpr to read in an equation's place, or None where it stays as it is."""
-    if eqn.primitive.name in _TRANSPARENT:
+    name = eqn.primitive.name
+    if name in _TRANSPARENT:
         jaxpr = eqn.params["jaxpr"] if "jaxpr" in eqn.params else eqn.params["call_jaxpr"]
         return jaxpr if hasattr(jaxpr, "consts") else core.ClosedJaxpr(jaxpr, ())
-    roles = {atom.role for atom in inputs}
-    if eqn.primitive.name == "scan" and {Role.PARAMETER, Role.DATA} <= roles:
-        return _unrolled(eqn)
-    return None
+    roles = [atom.role for atom in inputs]
+    if not {Role.PARAMETER, Role.DATA} <= set(roles):
+        return None
+    arguments = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in eqn.invars]
+    simpler: Callable[..., Any] | None = None
+    if name == "scan":
+        simpler = _iterations(eqn)
+    elif name == "dot_general":
+        simpler = _single_products(eqn, data=roles.index(Role.DATA))
+    elif name in ("gather", "dynamic_slice") and roles[0] is Role.PARAMETER:
+        simpler = _look_up(eqn)
+    return None if simpler is None else jax.make_jaxpr(simpler)(*arguments)
 
 
-def _unrolled(eqn: Any) -> Any:
-    """A scan as the jaxpr of its iterations one after another."""
+def _iterations(eqn: Any) -> Callable[..., Any]:
+    """A scan as its iterations one after another."""
     body = core.jaxpr_as_fun(eqn.params["jaxpr"])
     length, reverse = eqn.params["length"], eqn.params["reverse"]
     num_consts, num_carry = eqn.params["num_consts"], eqn.params["num_carry"]
@@ -208,10 +234,74 @@ def _unrolled(eqn: Any) -> Any:
         xs = values[num_consts + num_carry :]
         ys: list[Any] = [None] * length
         for i in reversed(range(length)) if reverse else range(length):
-            result = body(*consts, *carry, *(x[i] for x in xs))
+            result = body(*consts, *carry, *(jax.lax.index_in_dim(x, i, 0, False) for x in xs))
             carry, ys[i] = list(result[:num_carry]), result[num_carry:]
-        stacked = [jax.numpy.stack(column) for column in zip(*ys)]
-        return [*carry, *stacked]
+        return [*carry, *(jnp.stack(column) for column in zip(*ys))]
 
-    arguments = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in eqn.invars]
-    return jax.make_jaxpr(iterations)(*arguments)
+    return iterations
+
+
+def _single_products(eqn: Any, data: int) -> Callable[..., Any] | None:
+    """A product of parameters with several vectors, or of several matrices, as single products."""
+    contracting, batch = ((axes[1 - data], axes[data]) for axes in eqn.params["dimension_numbers"])
+    weight_shape, data_shape = (eqn.invars[i].aval.shape for i in (1 - data, data))
+    weight_free, data_free = (
+        [i for i in range(len(shape)) if i not in (*contracting[side], *batch[side])]
+        for side, shape in enumerate((weight_shape, data_shape))
+    )
+    matrices = math.prod(weight_shape[i] for i in batch[0])
+    vectors = math.prod(data_shape[i] for i in data_free)
+    if not 1 < matrices * vectors <= MAX_PRODUCTS:
+        return None
+    rows = math.prod(weight_shape[i] for i in contracting[0])
+    result = eqn.outvars[0].aval
+
+    def products(*operands: Any) -> Any:
+        w = operands[1 - data].transpose(*batch[0], *contracting[0], *weight_free)
+        v = operands[data].transpose(*batch[1], *data_free, *contracting[1])
+        w, v = w.reshape(matrices, rows, -1), v.reshape(matrices, vectors, rows)
+        z = jnp.stack(
+            [jnp.stack([v[i, j] @ w[i] for j in range(vectors)]) for i in range(matrices)]
+        )
+        # dot_general puts the batch axes first, then the free axes of its left operand.
+        if data == 1:
+            z = z.swapaxes(1, 2)
+        return z.reshape(result.shape).astype(result.dtype)
+
+    return products
+
+
+def _look_up(eqn: Any) -> Callable[..., Any] | None:
+    """A row of a table of parameters, chosen by data, as the product with a one-hot vector."""
+    table = eqn.invars[0].aval
+    result = eqn.outvars[0].aval
+    if table.ndim == 0 or not jnp.issubdtype(table.dtype, jnp.inexact):
+        return None
+    sizes = tuple(eqn.params["slice_sizes"])
+    if sizes != (1, *table.shape[1:]) or math.prod(result.shape) != math.prod(sizes):
+        return None
+    if eqn.primitive.name == "gather":
+        numbers = eqn.params["dimension_numbers"]
+        if tuple(numbers.start_index_map) != (0,) or tuple(numbers.operand_batching_dims):
+            return None
+        fill = eqn.params["mode"] == jax.lax.GatherScatterMode.FILL_OR_DROP
+    else:
+        fill = False
+
+    def row(values: Any, *indices: Any) -> Any:
+        index = indices[0].reshape(())
+        kept = jnp.clip(index, 0, table.shape[0] - 1)
+        chosen = jax.nn.one_hot(kept, table.shape[0], dtype=table.dtype)
+        z = (chosen @ values.reshape(table.shape[0], -1)).reshape(result.shape)
+        return jnp.where(kept == index, z, jnp.nan) if fill else z
+
+    return row
+
+
+def source_line(equation: Equation) -> str:
+    """Where in the user's code an equation comes from: "file.py:12"."""
+    frames = equation.source.traceback.frames if equation.source.traceback else []
+    for frame in frames:
+        if not any(part in frame.file_name for part in ("/jax/", "/kfrtrl_jax/linearization/")):
+            return f"{frame.file_name.rsplit('/', 1)[-1]}:{frame.line_num}"
+    return "an unknown line"

@@ -11,19 +11,26 @@ from __future__ import annotations
 import collections
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from kfrtrl_jax.linearization.patterns import move
 from kfrtrl_jax.linearization.program import (
-    Atom,
+    MAX_PRODUCTS,
     Constant,
     Equation,
     Program,
     Role,
     Variable,
     needed,
+    source_line,
 )
+from kfrtrl_jax.matrices import take
+
+# Operations that only choose among elements and change their places, none of them twice.
+SELECTING = frozenset("expand_dims reshape rev slice split squeeze transpose".split())
 
 
 class Product(NamedTuple):
@@ -32,9 +39,10 @@ class Product(NamedTuple):
     Attributes:
       weights: the parameter-only operand.
       data: the other operand.
-      weight_axes: the order of the operand's axes that reshapes it to [m, g].
+      weight_axes: the order of the operand's axes that reshapes it to [m, columns].
       data_axes: the order of the operand's axes that reshapes it to [m].
       input_size: m.
+      select: [g], the columns that make the pre-activation.
     """
 
     weights: Variable
@@ -42,6 +50,7 @@ class Product(NamedTuple):
     weight_axes: tuple[int, ...]
     data_axes: tuple[int, ...]
     input_size: int
+    select: np.ndarray
 
     @property
     def data_key(self) -> tuple[Variable, tuple[int, ...]]:
@@ -50,7 +59,8 @@ class Product(NamedTuple):
 
     def matrix(self, value: Any) -> Any:
         """[m, g] from the operand's value."""
-        return value.transpose(self.weight_axes).reshape(self.input_size, -1)
+        columns = value.transpose(self.weight_axes).reshape(self.input_size, -1)
+        return take(columns, self.select, axis=-1)
 
     def vector(self, value: Any) -> Any:
         """[m] from the data operand's value, or its pattern of indices."""
@@ -58,23 +68,34 @@ class Product(NamedTuple):
 
 
 class Bias(NamedTuple):
-    """The term b (or -b) of a pre-activation."""
+    """The term b (or -b) of a pre-activation; select: [g], the elements of b."""
 
-    values: Variable
+    weights: Variable
     sign: int
+    select: np.ndarray
 
 
 class Scaling(NamedTuple):
-    """The term w * v of a pre-activation, element by element."""
+    """The term w * v of a pre-activation, element by element; select: [g], the elements of both."""
 
     weights: Variable
     data: Variable
+    select: np.ndarray
+
+    def vector(self, value: Any) -> Any:
+        """[g] from the value of the weights or of the data, or its pattern of indices."""
+        return value.reshape(-1)[self.select]
 
 
 class Rest(NamedTuple):
-    """The term v of a pre-activation that is data alone, as in v + b."""
+    """The term v of a pre-activation that is data alone, as in v + b; select: [g], its elements."""
 
     data: Variable
+    select: np.ndarray
+
+    def vector(self, value: Any) -> Any:
+        """[g] from the data's value, or its pattern of indices."""
+        return value.reshape(-1)[self.select]
 
 
 Term = Product | Bias | Scaling | Rest
@@ -143,39 +164,34 @@ def discover(program: Program) -> Discovery:
     equations = needed(program.equations, program.new_carry)
     prefix = [e for e in equations if all(v.role is not Role.DATA for v in e.outputs)]
     body = [e for e in equations if all(v.role is not Role.PARAMETER for v in e.outputs)]
-    uses = collections.Counter(
-        atom
-        for atom in [*(a for e in body for a in e.inputs), *program.new_carry]
-        if isinstance(atom, Variable)
-    )
+    readers: dict[Variable, list[Equation | None]] = collections.defaultdict(list)
+    for equation in body:
+        for atom in equation.inputs:
+            if isinstance(atom, Variable):
+                readers[atom].append(equation)
+    for atom in program.new_carry:
+        if isinstance(atom, Variable):
+            readers[atom].append(None)
     sums: dict[Variable, tuple[Term, ...]] = {}
-    opaque: list[Variable] = []
-    problems: list[str] = []
-
-    def absorbed(atom: Atom) -> tuple[Term, ...] | None:
-        """The terms of an operand that only this equation reads."""
-        if isinstance(atom, Variable) and uses[atom] == 1 and atom in sums:
-            return sums.pop(atom)
-        return None
+    opaque: dict[Variable, str] = {}
 
     for equation in body:
+        output = equation.outputs[0]
         if equation.is_meeting:
             found = _term(equation)
             if isinstance(found, str):
                 for atom in equation.inputs:
                     if isinstance(atom, Variable) and atom.role is Role.PARAMETER:
-                        if atom not in opaque:
-                            opaque.append(atom)
-                        problems.append(found)
+                        opaque.setdefault(atom, _problem(program, prefix, equation, atom, found))
                 continue
-            data = next(
-                a for a in equation.inputs if isinstance(a, Variable) and a.role is Role.DATA
-            )
+            sums[output] = (found,)
             if isinstance(found, Bias):
-                own = absorbed(data)
-                sums[equation.outputs[0]] = (*(own if own is not None else (Rest(data),)), found)
-            else:
-                sums[equation.outputs[0]] = (found,)
+                data = next(a for a in equation.inputs if a.role is Role.DATA)
+                assert isinstance(data, Variable)
+                if data in sums and len(readers[data]) == 1:
+                    sums[output] = (*sums.pop(data), found)
+                else:
+                    sums[output] = (Rest(data, np.arange(found.select.size)), found)
         elif equation.name in ("add", "add_any"):
             left, right = equation.inputs
             if (
@@ -183,39 +199,76 @@ def discover(program: Program) -> Discovery:
                 and isinstance(right, Variable)
                 and left is not right
                 and left.shape == right.shape
-                and all(v in sums and uses[v] == 1 for v in (left, right))
+                and all(v in sums and len(readers[v]) == 1 for v in (left, right))
             ):
-                sums[equation.outputs[0]] = (*sums.pop(left), *sums.pop(right))
-    opaque += [
-        atom
-        for atom in program.new_carry
-        if isinstance(atom, Variable) and atom.role is Role.PARAMETER and atom not in opaque
-    ]
+                sums[output] = (*sums.pop(left), *sums.pop(right))
+        elif equation.name in SELECTING:
+            # Gates are cut out of a product, or parts of one sum out of several: the cut is moved in
+            # front of the products, so that sums are seen as sums. Only if nothing reads the whole.
+            (whole, *_) = equation.inputs
+            if isinstance(whole, Variable) and whole in sums and _only_selected(readers[whole]):
+                places = np.arange(math.prod(whole.shape)).reshape(whole.shape)
+                for variable, chosen in zip(equation.outputs, move(equation, [places])):
+                    flat = chosen.reshape(-1)
+                    sums[variable] = tuple(t._replace(select=t.select[flat]) for t in sums[whole])
+    whole_ones = [v for v in sums if readers[v] and _only_selected(readers[v])]
+    for variable in whole_ones:
+        del sums[variable]
+    for atom in program.new_carry:
+        if isinstance(atom, Variable) and atom.role is Role.PARAMETER:
+            opaque.setdefault(atom, "")
     pre_activations = [PreActivation(variable, terms) for variable, terms in sums.items()]
     order = {v: i for i, e in enumerate(body) for v in e.outputs}
     pre_activations.sort(key=lambda z: order[z.variable])
     return Discovery(
-        tuple(body), tuple(prefix), tuple(pre_activations), tuple(opaque), tuple(problems)
+        tuple(body),
+        tuple(prefix),
+        tuple(pre_activations),
+        tuple(opaque),
+        tuple(problem for problem in opaque.values() if problem),
     )
+
+
+def _only_selected(readers: list[Equation | None]) -> bool:
+    return all(reader is not None and reader.name in SELECTING for reader in readers)
+
+
+def _problem(
+    program: Program, prefix: list[Equation], equation: Equation, atom: Variable, why: str
+) -> str:
+    names = " + ".join(parameter_paths(program, prefix, [atom]))
+    return f"{equation.name} at {source_line(equation)} takes the parameter {names}: {why}"
+
+
+def parameter_paths(
+    program: Program, prefix: Sequence[Equation], values: Sequence[Variable]
+) -> list[str]:
+    """The paths, in the user's tree, of the parameters that parameter-only values are made of."""
+    chain = needed(prefix, values)
+    behind = {*values, *(atom for e in chain for atom in e.inputs)}
+    return [path for v, path in zip(program.parameters, program.paths) if v in behind]
 
 
 def _term(equation: Equation) -> Term | str:
     """The term that a meeting makes, or why it makes none."""
-    first, second = equation.inputs[0], equation.inputs[-1]
-    if len(equation.inputs) != 2 or isinstance(first, Constant) or isinstance(second, Constant):
-        return f"{equation.name} of parameters with data is not a product"
+    if len(equation.inputs) != 2 or len(equation.outputs) != 1:
+        return "it is not a product of parameters with data, nor a sum"
+    first, second = equation.inputs
+    if isinstance(first, Constant) or isinstance(second, Constant):
+        return "it is not a product of parameters with data, nor a sum"
     parameters, data = (first, second) if first.role is Role.PARAMETER else (second, first)
     if equation.name == "dot_general":
         return _product(equation, parameters, data)
+    if equation.name not in ("add", "add_any", "sub", "mul") or (
+        equation.name == "sub" and parameters is first
+    ):
+        return "it is not a product of parameters with data, nor a sum"
     if parameters.shape != equation.outputs[0].shape or data.shape != parameters.shape:
-        return f"{equation.name} of parameters with data of another shape"
-    if equation.name in ("add", "add_any"):
-        return Bias(parameters, 1)
-    if equation.name == "sub" and parameters is second:
-        return Bias(parameters, -1)
+        return "its operands differ in shape"
+    everything = np.arange(math.prod(parameters.shape))
     if equation.name == "mul":
-        return Scaling(parameters, data)
-    return f"{equation.name} of parameters with data is not a product"
+        return Scaling(parameters, data, everything)
+    return Bias(parameters, -1 if equation.name == "sub" else 1, everything)
 
 
 def _product(equation: Equation, weights: Variable, data: Variable) -> Product | str:
@@ -225,19 +278,17 @@ def _product(equation: Equation, weights: Variable, data: Variable) -> Product |
     weight_batch, data_batch = (
         (left_batch, right_batch) if weights_first else (right_batch, left_batch)
     )
-    if any(weights.shape[axis] != 1 for axis in weight_batch):
-        return "dot_general with a batch axis makes many products of one parameter"
     data_free = [a for a in range(len(data.shape)) if a not in (*data_axes, *data_batch)]
-    if any(data.shape[axis] != 1 for axis in data_free):
-        return "dot_general with a matrix of data uses each parameter more than once"
+    if any(data.shape[axis] != 1 for axis in (*data_free, *data_batch)):
+        return f"it uses parameters in more than {MAX_PRODUCTS} products at once"
     free = [a for a in range(len(weights.shape)) if a not in (*weight_axes, *weight_batch)]
-    size = math.prod(weights.shape[axis] for axis in weight_axes)
     return Product(
         weights,
         data,
         (*weight_axes, *weight_batch, *free),
         (*data_axes, *data_batch, *data_free),
-        size,
+        math.prod(weights.shape[axis] for axis in weight_axes),
+        np.arange(math.prod(weights.shape[axis] for axis in free)),
     )
 
 
@@ -282,43 +333,82 @@ class SitePlan:
         return sum(z.size for z in self.pre_activations)
 
     def weights(self) -> list[Variable]:
-        """The parameter-only values that the site's block of weights holds."""
+        """The parameter-only values that the site's block of weights holds, each once."""
         if self.opaque is not None:
             return [self.opaque]
         if self.scaling is not None:
             return [self.scaling.weights]
-        return [
-            weights
-            for z in self.pre_activations
-            for weights in (*(p.weights for p in z.products), *(b.values for b in z.biases))
-        ]
+        found: dict[Variable, None] = {}
+        for z in self.pre_activations:
+            found.update(dict.fromkeys(product.weights for product in z.products))
+            found.update(dict.fromkeys(bias.weights for bias in z.biases))
+        return list(found)
 
     def cotangents(self, block: Any) -> list[tuple[Variable, Any]]:
         """The gradient of each of `weights()`, from the gradient of the block, [m, g]."""
         if self.opaque is not None:
             return [(self.opaque, block.reshape(self.opaque.shape))]
         if self.scaling is not None:
-            return [(self.scaling.weights, block.reshape(self.scaling.weights.shape))]
+            weights = self.scaling.weights
+            whole = _spread(block, [(self.scaling.select, 0)], math.prod(weights.shape))
+            return [(weights, whole.reshape(weights.shape))]
         rows: dict[Any, tuple[int, int]] = {}
         start = 0
         for site_input in self.inputs:
             key = None if site_input.product is None else site_input.product.data_key
             rows[key] = (start, start + site_input.size)
             start += site_input.size
-        result = []
+        # One parameter may stand in several places: what each place takes of it is put together.
+        products: dict[Any, list[tuple[Product, int]]] = {}
+        biases: dict[Any, list[tuple[Bias, int]]] = {}
         column = 0
         for z in self.pre_activations:
-            part = block[:, column : column + z.size]
-            column += z.size
             for product in z.products:
-                first, last = rows[product.data_key]
-                axes = product.weight_axes
-                ordered = part[first:last].reshape([product.weights.shape[a] for a in axes])
-                result.append((product.weights, ordered.transpose(np.argsort(axes))))
+                place = (product.weights, product.weight_axes, product.data_key)
+                products.setdefault(place, []).append((product, column))
             for bias in z.biases:
-                first, _ = rows[None]
-                result.append((bias.values, bias.sign * part[first].reshape(bias.values.shape)))
+                biases.setdefault((bias.weights, bias.sign), []).append((bias, column))
+            column += z.size
+        result = []
+        for placed in products.values():
+            weights, axes = placed[0][0].weights, placed[0][0].weight_axes
+            first, last = rows[placed[0][0].data_key]
+            shape = [weights.shape[a] for a in axes]
+            whole = _spread(
+                block[first:last],
+                [(p.select, column) for p, column in placed],
+                math.prod(shape) // (last - first),
+            )
+            result.append((weights, whole.reshape(shape).transpose(np.argsort(axes))))
+        for (weights, sign), members in biases.items():
+            first, last = rows[None]
+            whole = _spread(
+                block[first:last],
+                [(b.select, column) for b, column in members],
+                math.prod(weights.shape),
+            )
+            result.append((weights, sign * whole.reshape(weights.shape)))
         return result
+
+
+def _spread(block: Any, selections: Sequence[tuple[np.ndarray, int]], size: int) -> Any:
+    """Columns of a gradient put back where they were selected from.
+
+    Args:
+      block: [m, columns].
+      selections: for each part, its elements' places in the whole, and its first column.
+      size: of the whole; the result is [m, size].
+    """
+    layers = [np.full(size, -1)]
+    for select, column in selections:
+        columns = np.arange(column, column + len(select))
+        layer = next((x for x in layers if np.all(x[select] < 0)), None)
+        if layer is None:
+            layer = np.full(size, -1)
+            layers.append(layer)
+        layer[select] = columns
+    terms = [take(block, layer, axis=-1) for layer in layers]
+    return sum(terms[1:], terms[0])
 
 
 def plan_sites(discovery: Discovery) -> tuple[SitePlan, ...]:

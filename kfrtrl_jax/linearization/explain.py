@@ -1,0 +1,138 @@
+"""What the linearization finds in a cell, in words."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from kfrtrl_jax.base import Array, Cell, InfluenceEstimator, Linearization, Structure
+from kfrtrl_jax.errors import UnsupportedCellError
+from kfrtrl_jax.linearization.linearizer import Linearizer, make_linearizer
+from kfrtrl_jax.matrices import Banded, Matrix
+
+
+class Cost(NamedTuple):
+    """What an estimator takes on a cell.
+
+    Attributes:
+      state_bytes: of its state, all lanes together; None if it refuses the cell.
+      flops: floating-point operations of one push, as XLA counts them before it optimizes.
+      refusal: why it refuses the cell, or "".
+    """
+
+    state_bytes: int | None
+    flops: float | None
+    refusal: str
+
+
+class Explanation(NamedTuple):
+    """What was found; `str` of it is the report.
+
+    Attributes:
+      structure: the sites.
+      derivatives: for each site, what its D is.
+      jacobian: for each leaf of the carry, what its columns of J are.
+      direct: paths of parameters that never reach the state and get their direct gradient only.
+      costs: by estimator.
+    """
+
+    structure: Structure
+    derivatives: tuple[str, ...]
+    jacobian: tuple[str, ...]
+    direct: tuple[str, ...]
+    costs: dict[str, Cost]
+
+    def __str__(self) -> str:
+        lines = [
+            f"state: n = {self.structure.state_size}, {self.structure.batch_size} lanes of "
+            f"{jnp.dtype(self.structure.dtype).name}; "
+            f"J by leaf of the carry: {', '.join(self.jacobian)}"
+        ]
+        for site, derivative in zip(self.structure.sites, self.derivatives):
+            lines.append(
+                f"site: [{site.input_size} x {site.output_size}] of {site.label}; D {derivative}"
+            )
+        if self.direct:
+            lines.append(f"direct gradient only: {', '.join(self.direct)}")
+        lines += [f"no structure: {problem}" for problem in self.structure.problems]
+        for name, cost in self.costs.items():
+            if cost.state_bytes is None:
+                lines.append(f"{name}: cannot use it")
+            else:
+                lines.append(
+                    f"{name}: {cost.state_bytes / 2**20:.3f} MiB of state, {cost.flops:.3g} "
+                    f"floating-point operations a push"
+                )
+        return "\n".join(lines)
+
+
+def explain(
+    cell: Cell,
+    example_input: Any,
+    *,
+    batch_size: int = 1,
+    estimators: Mapping[str, InfluenceEstimator] | None = None,
+) -> Explanation:
+    """Prints and returns what the linearization finds in a cell. Nothing is compiled or trained.
+
+    Args:
+      cell: for one lane.
+      example_input: one lane's input.
+      batch_size: B, for the costs.
+      estimators: whose costs to tell, by name; all that the library has, with their defaults, if None.
+    """
+    if estimators is None:
+        from kfrtrl_jax.estimators import ESTIMATORS
+
+        estimators = {name: make() for name, make in ESTIMATORS.items()}
+    linearizer = make_linearizer(cell, example_input, batch_size)
+    shapes = _linearization_shapes(cell, linearizer, example_input, batch_size)
+    explanation = Explanation(
+        structure=linearizer.structure,
+        derivatives=tuple(_kind(site.derivative) for site in shapes.sites),
+        jacobian=tuple(_kind(block) for block in shapes.jacobian.blocks),
+        direct=linearizer.direct,
+        costs={name: _cost(e, linearizer.structure, shapes) for name, e in estimators.items()},
+    )
+    print(explanation)
+    return explanation
+
+
+def _linearization_shapes(
+    cell: Cell, linearizer: Linearizer, example_input: Any, batch_size: int
+) -> Linearization:
+    def linearize(key: Array) -> Linearization:
+        def lanes(tree: Any) -> Any:
+            return jax.tree.map(lambda x: jnp.broadcast_to(x, (batch_size, *jnp.shape(x))), tree)
+
+        x = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), example_input)
+        return linearizer.linearize(
+            cell.init(key), lanes(cell.initial_carry()), lanes(x), jnp.ones(batch_size)
+        )
+
+    return jax.eval_shape(linearize, jax.random.key(0))
+
+
+def _kind(matrix: Matrix) -> str:
+    if not isinstance(matrix, Banded):
+        return "dense"
+    if matrix.bands <= 1:
+        return "diagonal" if matrix.bands else "zero"
+    return f"diagonal in {matrix.bands} bands"
+
+
+def _cost(
+    estimator: InfluenceEstimator, structure: Structure, linearization: Linearization
+) -> Cost:
+    try:
+        state = jax.eval_shape(lambda: estimator.init(structure))
+    except UnsupportedCellError as error:
+        return Cost(None, None, str(error))
+    size = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(state))
+    lowered = jax.jit(estimator.push).lower(state, linearization, jax.random.key(0))
+    analysis = lowered.cost_analysis() or {}
+    return Cost(size, float(analysis.get("flops", 0.0)), "")
