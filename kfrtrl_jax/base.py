@@ -26,11 +26,14 @@ class Cell(NamedTuple):
       init: key -> params, a pytree of float arrays.
       initial_carry: () -> carry, a pytree of arrays: the state at the start of a sequence.
       step: (params, carry, x) -> (carry, output): one time step.
+      restart: carry -> the carry that the next sequence starts from, if that is more than the initial
+        one: what a cell keeps beside its state. PRNG keys in the carry go on in any case.
     """
 
     init: Callable[[Key], Params]
     initial_carry: Callable[[], Carry]
     step: Callable[[Params, Carry, Any], tuple[Carry, Array]]
+    restart: Callable[[Carry], Carry] | None = None
 
 
 class SiteShape(NamedTuple):

@@ -85,6 +85,32 @@ def predict(
     return carry, readout.apply(parameters["readout"], output)
 
 
+def initial_lanes(cell: Cell, batch_size: int) -> Any:
+    """The carry of B lanes before their first step; PRNG keys differ from lane to lane."""
+
+    def lanes(leaf: Any) -> Array:
+        leaf = jnp.asarray(leaf)
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            fold = jnp.vectorize(jax.random.fold_in, signature="(),()->()")
+            return fold(leaf, jnp.arange(batch_size).reshape(-1, *[1] * leaf.ndim))
+        return jnp.broadcast_to(leaf, (batch_size, *leaf.shape))
+
+    return jax.tree.map(lanes, cell.initial_carry())
+
+
+def restarted(cell: Cell, carry: Any, reset: Array) -> Any:
+    """The carry [B, ...] with the lanes of reset [B] at the start of a sequence; PRNG keys go on."""
+    fresh = cell.initial_carry() if cell.restart is None else jax.vmap(cell.restart)(carry)
+
+    def leaf(new: Any, old: Array) -> Array:
+        if jnp.issubdtype(old.dtype, jax.dtypes.prng_key):
+            return old
+        where = reset.reshape(-1, *[1] * (old.ndim - 1))
+        return jnp.where(where, jnp.asarray(new, old.dtype), old)
+
+    return jax.tree.map(leaf, fresh, carry)
+
+
 def make_learner(
     cell: Cell,
     readout: Readout,
@@ -135,26 +161,14 @@ def make_learner(
     def init(key: Key) -> LearnerState:
         cell_key, readout_key, key = jax.random.split(key, 3)
         parameters = {"cell": cell.init(cell_key), "readout": readout.init(readout_key)}
-        carry = jax.tree.map(
-            lambda x: jnp.broadcast_to(x, (batch_size, *jnp.shape(x))), cell.initial_carry()
-        )
+        carry = initial_lanes(cell, batch_size)
         return LearnerState(
             parameters, optimizer.init(parameters), carry, estimator.init(linearizer.structure), key
         )
 
-    def begin(carry: Any, reset: Array) -> Any:
-        """The carry that a step starts from."""
-        return jax.tree.map(
-            lambda fresh, old: jnp.where(
-                reset.reshape(-1, *[1] * (jnp.ndim(old) - 1)), jnp.asarray(fresh, old.dtype), old
-            ),
-            cell.initial_carry(),
-            carry,
-        )
-
     def forward(parameters: Any, carry: Any, batch: Any) -> tuple[Any, tuple[Any, Array]]:
         """(new carry, (the carry that the step started from, losses [B]))."""
-        start = begin(carry, batch.reset)
+        start = restarted(cell, carry, batch.reset)
         new, prediction = jax.vmap(lambda c, x: predict(cell, readout, parameters, c, x))(
             start, batch.inputs
         )
@@ -200,7 +214,7 @@ def make_learner(
         def one(carry: tuple[Any, Any], step: tuple[Batch, Key]) -> Any:
             old, influence = carry
             batch, key = step
-            start = begin(old, batch.reset)
+            start = restarted(cell, old, batch.reset)
             influence = push(parameters, influence, start, batch, key)
             new, _ = jax.vmap(lambda c, x: cell.step(parameters["cell"], c, x))(start, batch.inputs)
             inexact, rest = _partition(new)

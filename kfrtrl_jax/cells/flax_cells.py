@@ -29,8 +29,8 @@ def from_flax(module: Any, example_input: Any = None, **apply_kwargs: Any) -> Ce
 
     Returns:
       The cell. A Linen cell's params are its "params" collection, an NNX cell's the `nnx.State` of its
-      `nnx.Param`s; every other variable that it keeps (such as the state of its random streams) is
-      part of the carry, which is then (carry, variables).
+      `nnx.Param`s. Every other variable that it keeps (such as the state of its random streams) is
+      part of the carry, which is then (carry, variables); it has no gradient and outlives sequences.
 
     Raises:
       TypeError: if the module is none of these.
@@ -80,17 +80,21 @@ def _from_linen(module: linen.Module, example_input: Any, apply_kwargs: dict[str
         return carry, {name: first[name] for name in kept}
 
     def step(params: Any, carry: Any, x: Any) -> tuple[Any, Array]:
+        others: Any = {}
+        if kept:
+            carry, others = carry
+        variables = {"params": params, **_without_gradient(others)}
         if not kept:
-            carry, output = module.apply({"params": params}, carry, x, **apply_kwargs)
-            return carry, output
-        carry, others = carry
-        result: Any = module.apply(
-            {"params": params, **others}, carry, x, mutable=kept, **apply_kwargs
-        )
-        (carry, output), others = result
-        return (carry, others), output
+            result: Any = module.apply(variables, carry, x, **apply_kwargs)
+            return result
+        result, others = module.apply(variables, carry, x, mutable=kept, **apply_kwargs)
+        carry, output = result
+        return (carry, _without_gradient(others)), output
 
-    return from_function(step, init, initial_carry)
+    def restart(carry: Any) -> Any:
+        return first_carry(jax.random.key(0)), carry[1]
+
+    return from_function(step, init, initial_carry)._replace(restart=restart if kept else None)
 
 
 def _from_nnx(
@@ -117,13 +121,18 @@ def _from_nnx(
         variables = others
         if has_others:
             carry, variables = carry
+        variables = _without_gradient(variables)
         cell = nnx.merge(graph, params, variables)
         carry, output = cell(carry, x, **apply_kwargs)
         if has_others:
-            carry = (carry, _split(cell)[2])
+            carry = (carry, _without_gradient(_split(cell)[2]))
         return carry, output
 
-    return from_function(step, init, initial_carry)
+    def restart(carry: Any) -> Any:
+        return initial_carry()[0], carry[1]
+
+    cell = from_function(step, init, initial_carry)
+    return cell._replace(restart=restart if has_others else None)
 
 
 def _split(module: nnx.Module) -> tuple[Any, Any, Any]:
@@ -131,3 +140,13 @@ def _split(module: nnx.Module) -> tuple[Any, Any, Any]:
     parts: Any = nnx.split(module, nnx.Param, ...)
     graph, params, others = parts
     return graph, params, others
+
+
+def _without_gradient(tree: Any) -> Any:
+    """The floats of a tree cut off from differentiation."""
+    return jax.tree.map(
+        lambda x: (
+            jax.lax.stop_gradient(x) if jax.numpy.issubdtype(x.dtype, jax.numpy.inexact) else x
+        ),
+        tree,
+    )

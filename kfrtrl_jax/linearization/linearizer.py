@@ -330,7 +330,7 @@ def _target(
     sources: Sequence[Variable],
 ) -> Target:
     pattern = patterns.get(atom, {}) if isinstance(atom, Variable) else {}
-    rows = math.prod(atom.shape)
+    rows = len(arrange(np.arange(math.prod(atom.shape)).reshape(atom.shape)))
     relations: dict[Variable, np.ndarray | None] = {}
     for source in sources:
         relation = pattern.get(source)

@@ -74,9 +74,8 @@ class Equation:
 
     @property
     def is_meeting(self) -> bool:
-        """Whether parameters meet data here."""
-        roles = {atom.role for atom in self.inputs}
-        return Role.PARAMETER in roles and Role.DATA in roles
+        """Whether parameters meet data here, in a way that has a derivative by the parameters."""
+        return _meet(self.inputs)
 
     def apply(self, values: Sequence[Any]) -> Sequence[Any]:
         """The outputs' values."""
@@ -105,6 +104,15 @@ class Program:
     equations: tuple[Equation, ...]
     new_carry: tuple[Atom, ...]
     output: tuple[Atom, ...]
+
+
+def _meet(atoms: Sequence[Atom]) -> bool:
+    return any(atom.role is Role.DATA for atom in atoms) and any(
+        isinstance(atom, Variable)
+        and atom.role is Role.PARAMETER
+        and jnp.issubdtype(atom.dtype, jnp.inexact)
+        for atom in atoms
+    )
 
 
 Environment = dict[Variable, Any]
@@ -208,9 +216,9 @@ def _inner_jaxpr(eqn: Any, inputs: Sequence[Atom]) -> Any | None:
     if name in _TRANSPARENT:
         jaxpr = eqn.params["jaxpr"] if "jaxpr" in eqn.params else eqn.params["call_jaxpr"]
         return jaxpr if hasattr(jaxpr, "consts") else core.ClosedJaxpr(jaxpr, ())
-    roles = [atom.role for atom in inputs]
-    if not {Role.PARAMETER, Role.DATA} <= set(roles):
+    if not _meet(inputs):
         return None
+    roles = [atom.role for atom in inputs]
     arguments = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in eqn.invars]
     simpler: Callable[..., Any] | None = None
     if name == "scan":
@@ -219,6 +227,14 @@ def _inner_jaxpr(eqn: Any, inputs: Sequence[Atom]) -> Any | None:
         simpler = _single_products(eqn, data=roles.index(Role.DATA))
     elif name in ("gather", "dynamic_slice") and roles[0] is Role.PARAMETER:
         simpler = _look_up(eqn)
+    elif name in ("add", "sub", "mul", "div"):
+        simpler = _sum_or_product(eqn, roles)
+    elif name == "concatenate":
+        simpler = _sum_of_parts(eqn)
+    elif name == "select_n":
+        simpler = _sum_of_cases(eqn, roles)
+    elif name == "cond":
+        simpler = _chosen_branch(eqn)
     return None if simpler is None else jax.make_jaxpr(simpler)(*arguments)
 
 
@@ -269,6 +285,81 @@ def _single_products(eqn: Any, data: int) -> Callable[..., Any] | None:
         return z.reshape(result.shape).astype(result.dtype)
 
     return products
+
+
+def _sum_or_product(eqn: Any, roles: Sequence[Role]) -> Callable[..., Any] | None:
+    """Sums and products of two arrays of one shape; differences and quotients as these."""
+    name, shape = eqn.primitive.name, eqn.outvars[0].aval.shape
+    parameters_first = roles[0] is Role.PARAMETER
+    if any(v.aval.shape != shape for v in eqn.invars):
+
+        def spread(*operands: Any) -> Any:
+            values = [jnp.broadcast_to(x, shape) for x in operands]
+            return eqn.primitive.bind(*values, **eqn.params)
+
+        return spread
+    if name == "sub" and parameters_first:
+        return lambda parameters, data: -data + parameters
+    if name == "div" and not parameters_first:
+        return lambda data, parameters: data * (1 / parameters)
+    if name == "div":
+        return lambda parameters, data: parameters * (1 / data)
+    return None
+
+
+def _sum_of_parts(eqn: Any) -> Callable[..., Any]:
+    """A concatenation as the sum of its parts, each with zeros around it."""
+    axis = eqn.params["dimension"]
+    sizes = [v.aval.shape[axis] for v in eqn.invars]
+
+    def padded(*parts: Any) -> Any:
+        before, result = 0, None
+        for part, size in zip(parts, sizes):
+            widths = [(0, 0)] * part.ndim
+            widths[axis] = (before, sum(sizes) - before - size)
+            placed = jnp.pad(part, widths)
+            result = placed if result is None else result + placed
+            before += size
+        return result
+
+    return padded
+
+
+def _sum_of_cases(eqn: Any, roles: Sequence[Role]) -> Callable[..., Any] | None:
+    """A choice between parameters and data as a sum: parameters times a mask, data where chosen."""
+    if roles[0] is Role.PARAMETER:
+        return None
+    shape, dtype = eqn.outvars[0].aval.shape, eqn.outvars[0].aval.dtype
+
+    def chosen(which: Any, *cases: Any) -> Any:
+        result = jnp.zeros(shape, dtype)
+        for i, (case, role) in enumerate(zip(cases, roles[1:])):
+            here = jnp.broadcast_to(which == i, shape)
+            if role is Role.PARAMETER:
+                result = result + case * here.astype(dtype)
+            else:
+                result = result + jnp.where(here, case, 0)
+        return result
+
+    return chosen
+
+
+def _chosen_branch(eqn: Any) -> Callable[..., Any]:
+    """A conditional as a choice between the results of all its branches."""
+    branches = [core.jaxpr_as_fun(branch) for branch in eqn.params["branches"]]
+
+    def chosen(which: Any, *operands: Any) -> Any:
+        results = [branch(*operands) for branch in branches]
+        return [
+            jax.lax.select_n(
+                jnp.broadcast_to(jnp.clip(which, 0, len(cases) - 1), cases[0].shape), *cases
+            )
+            if len(cases) > 1
+            else cases[0]
+            for cases in zip(*results)
+        ]
+
+    return chosen
 
 
 def _look_up(eqn: Any) -> Callable[..., Any] | None:
