@@ -1,0 +1,1 @@
+"""The loop around the scan: configs, chunks, logs, evaluations, checkpoints, sweeps."""

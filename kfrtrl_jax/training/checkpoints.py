@@ -1,0 +1,196 @@
+"""Whole run states on disk, written atomically by Orbax.
+
+A checkpoint is a flat dict of arrays named by their place in the state, with a digest of all bytes:
+what is restored is bit for bit what was saved, or is refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+
+from kfrtrl_jax.errors import WorkdirError
+from kfrtrl_jax.training.config import one_line
+from kfrtrl_jax.training.program import is_key
+
+# Orbax announces its every step.
+logging.getLogger("absl").addFilter(
+    lambda record: record.levelno >= logging.ERROR or "orbax" not in record.pathname
+)
+
+
+class Restored(NamedTuple):
+    """A checkpoint read back.
+
+    Attributes:
+      step: at which it was saved.
+      state: the pytree.
+      info: the plain values saved with it.
+    """
+
+    step: int
+    state: Any
+    info: dict[str, Any]
+
+
+class Checkpoints(NamedTuple):
+    """The checkpoints of a run.
+
+    Attributes:
+      save: (step, state, info) -> None; does nothing if the step is there.
+      restore: (like, warn) -> the newest sound checkpoint, or None if none was ever written. `like` is
+        a pytree of shapes and dtypes; `warn` is called with a line for every one that is not sound.
+      last_step: () -> the newest checkpoint's step, or None.
+      close: () -> None.
+    """
+
+    save: Callable[[int, Any, dict[str, Any]], None]
+    restore: Callable[[Any, Callable[[str], None]], Restored | None]
+    last_step: Callable[[], int | None]
+    close: Callable[[], None]
+
+
+def open_checkpoints(folder: Path, keep: int = 2) -> Checkpoints:
+    """The checkpoints in a folder, of which the last `keep` stay."""
+    manager = ocp.CheckpointManager(
+        folder.absolute(),
+        options=ocp.CheckpointManagerOptions(
+            max_to_keep=keep, create=True, enable_async_checkpointing=False
+        ),
+    )
+
+    def save(step: int, state: Any, info: dict[str, Any]) -> None:
+        if step in manager.all_steps():
+            return
+        arrays = to_arrays(state)
+        manager.save(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(arrays),
+                info=ocp.args.JsonSave({**info, "digest": _digest(arrays)}),
+            ),
+        )
+
+    def restore(like: Any, warn: Callable[[str], None]) -> Restored | None:
+        steps = sorted(manager.all_steps(), reverse=True)
+        broken = []
+        for step in steps:
+            try:
+                read = manager.restore(
+                    step,
+                    args=ocp.args.Composite(
+                        state=ocp.args.StandardRestore(), info=ocp.args.JsonRestore()
+                    ),
+                )
+                info = dict(read["info"])
+                if info.pop("digest") != _digest(read["state"]):
+                    raise ValueError("its bytes are not those that were saved")
+                state = from_arrays(read["state"], like)
+            except Exception as error:
+                warn(f"the checkpoint of step {step} cannot be used ({one_line(error)[:200]})")
+                broken.append(step)
+                continue
+            for newer in broken:
+                manager.delete(newer)
+            return Restored(step, state, info)
+        if broken:
+            raise WorkdirError(
+                f"no checkpoint in {folder} can be used (steps {', '.join(map(str, broken))}); "
+                f"remove that folder to start from the beginning"
+            )
+        return None
+
+    return Checkpoints(save, restore, manager.latest_step, manager.close)
+
+
+def save_parameters(folder: Path, parameters: Any) -> None:
+    """Writes parameters to a folder, in place of what was there."""
+    checkpointer = ocp.Checkpointer(ocp.StandardCheckpointHandler())
+    checkpointer.save(
+        folder.absolute(), args=ocp.args.StandardSave(to_arrays(parameters)), force=True
+    )
+    checkpointer.close()
+
+
+def load_parameters(folder: Path, like: Any) -> Any:
+    """Parameters from a folder such as WORKDIR/best.
+
+    Args:
+      folder: written by `save_parameters`.
+      like: a pytree of arrays, or of their shapes and dtypes, with the structure wanted.
+
+    Raises:
+      WorkdirError: if they are not there, broken, or of another shape.
+    """
+    checkpointer = ocp.Checkpointer(ocp.StandardCheckpointHandler())
+    try:
+        return from_arrays(
+            checkpointer.restore(folder.absolute(), args=ocp.args.StandardRestore()), like
+        )
+    except Exception as error:
+        message = f"no parameters can be read from {folder}: {one_line(error)[:200]}"
+        raise WorkdirError(message) from error
+    finally:
+        checkpointer.close()
+
+
+def to_arrays(tree: Any) -> dict[str, np.ndarray]:
+    """A pytree as named arrays on the host: typed keys as their data, empty arrays left out."""
+    named, _ = jax.tree_util.tree_flatten_with_path(tree)
+    arrays = {}
+    for path, leaf in named:
+        if leaf.size:
+            data = jax.random.key_data(leaf) if is_key(leaf) else leaf
+            # A copy: the device's buffer may be donated to the next chunk.
+            arrays[jax.tree_util.keystr(path, simple=True, separator=".")] = np.array(data)
+    return arrays
+
+
+def from_arrays(arrays: Mapping[str, np.ndarray], like: Any) -> Any:
+    """Undoes `to_arrays`.
+
+    Raises:
+      ValueError: if the names, shapes or dtypes are not those of `like`.
+    """
+    named, structure = jax.tree_util.tree_flatten_with_path(like)
+    names = [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in named]
+    expected = {name for name, (_, leaf) in zip(names, named) if leaf.size}
+    if expected != set(arrays):
+        different = sorted(expected ^ set(arrays))
+        raise ValueError(f"it has other arrays than this program: {', '.join(different[:3])}")
+    leaves = []
+    for name, (_, leaf) in zip(names, named):
+        if not leaf.size:
+            leaves.append(jnp.zeros(leaf.shape, leaf.dtype))
+        elif is_key(leaf):
+            key = jax.random.wrap_key_data(
+                jnp.asarray(arrays[name]), impl=jax.random.key_impl(leaf)
+            )
+            leaves.append(key)
+        else:
+            array = arrays[name]
+            if array.shape != leaf.shape or array.dtype != leaf.dtype:
+                raise ValueError(
+                    f"{name} is {array.dtype}{list(array.shape)}, "
+                    f"not {leaf.dtype}{list(leaf.shape)}"
+                )
+            # Copied once more: arrays of the host may be shared with the device, and then donated.
+            leaves.append(jnp.array(array, copy=True))
+    return jax.tree_util.tree_unflatten(structure, leaves)
+
+
+def _digest(arrays: Mapping[str, np.ndarray]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        array = np.ascontiguousarray(arrays[name])
+        digest.update(f"{name} {array.dtype} {array.shape}\n".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()

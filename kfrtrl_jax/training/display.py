@@ -1,0 +1,114 @@
+"""How a run shows itself: a progress bar on a terminal, plain lines elsewhere, a table at the end."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from kfrtrl_jax.training.metrics import Record
+
+SECONDS_BETWEEN_LINES = 10.0
+
+
+class Display(NamedTuple):
+    """A running display.
+
+    Attributes:
+      update: record -> None, at every log.
+      note: text -> None, a line that stays.
+      close: () -> None.
+    """
+
+    update: Callable[[Record], None]
+    note: Callable[[str], None]
+    close: Callable[[], None]
+
+
+def make_display(num_steps: int, start: int, console: Console | None = None) -> Display:
+    """A display of a run from step `start` to `num_steps`."""
+    console = console or Console()
+    return _bar(num_steps, start, console) if console.is_terminal else _lines(num_steps, console)
+
+
+def status(record: Record) -> str:
+    """The numbers of a record that one watches."""
+    parts = [f"loss {record['running_loss']:.3f} bits/char"]
+    if "sequence_length" in record:
+        parts.append(f"T* {record['sequence_length']}")
+    if "valid_loss" in record:
+        parts.append(f"valid {record['valid_loss']:.3f}")
+    return "  ".join([*parts, f"{record['steps_per_second']:.0f} steps/s"])
+
+
+def print_table(title: str, rows: Mapping[str, Any], console: Console | None = None) -> None:
+    """A table of names and values, those that are None left out."""
+    table = Table(title=title, show_header=False, title_justify="left")
+    for name, value in rows.items():
+        if value is not None:
+            table.add_row(name, str(value))
+    (console or Console()).print(table)
+
+
+def print_columns(
+    title: str,
+    columns: Iterable[str],
+    rows: Iterable[Iterable[str]],
+    console: Console | None = None,
+) -> None:
+    """A table with a header."""
+    table = Table(title=title, title_justify="left")
+    for column in columns:
+        table.add_column(column)
+    for row in rows:
+        table.add_row(*row)
+    (console or Console()).print(table)
+
+
+def duration(seconds: float) -> str:
+    """Such as 1:02:03 or 4:05."""
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
+
+
+def _bar(num_steps: int, start: int, console: Console) -> Display:
+    progress = Progress(
+        TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
+        BarColumn(bar_width=None),
+        TextColumn("{task.fields[status]}"),
+        TimeRemainingColumn(compact=True),
+        console=console,
+        speed_estimate_period=60,
+    )
+    task = progress.add_task("", total=num_steps, completed=start, status="compiling")
+    progress.start()
+    return Display(
+        update=lambda record: progress.update(
+            task, completed=record["step"], status=status(record)
+        ),
+        note=lambda text: console.print(text, markup=False, highlight=False),
+        close=progress.stop,
+    )
+
+
+def _lines(num_steps: int, console: Console) -> Display:
+    last = -SECONDS_BETWEEN_LINES
+
+    def note(text: str) -> None:
+        print(text, file=console.file, flush=True)
+
+    def update(record: Record) -> None:
+        nonlocal last
+        now, step = time.monotonic(), record["step"]
+        due = now - last >= SECONDS_BETWEEN_LINES
+        if due or "valid_loss" in record or step == num_steps:
+            last = now
+            left = duration((num_steps - step) / record["steps_per_second"])
+            note(f"step {step}/{num_steps}  {status(record)}  {left} left")
+
+    return Display(update, note, lambda: None)

@@ -1,0 +1,74 @@
+"""Bits per character on held-out text, the state carried from its first character to its last."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from kfrtrl_jax.base import Array, Cell
+from kfrtrl_jax.learner import predict
+from kfrtrl_jax.readouts import Readout
+
+
+def losses(
+    cell: Cell,
+    readout: Readout,
+    parameters: dict[str, Any],
+    tokens: Array,
+    *,
+    lanes: int = 1,
+    warm_up: int = 200,
+) -> Array:
+    """The losses of all characters but the first, each predicted exactly once.
+
+    The text is cut into contiguous stretches, one for each lane, read in parallel. A lane reads the
+    `warm_up` characters before its stretch without their being counted. One lane is the exact protocol:
+    the whole text in order.
+
+    Args:
+      cell: reads tokens.
+      readout: gives logits.
+      parameters: {"cell": ..., "readout": ...}.
+      tokens: [N].
+      lanes: at most N - 1 are used.
+      warm_up: characters that a lane reads before its stretch.
+
+    Returns:
+      [T], in bits, summed over the lanes that read at the same time; the sum is over N - 1 characters.
+    """
+    count = tokens.shape[0] - 1
+    lanes = min(lanes, count)
+    stretch = -(-count // lanes)
+    warm_up = warm_up if lanes > 1 else 0
+    starts = stretch * jnp.arange(lanes)
+    initial = jax.tree.map(
+        lambda x: jnp.broadcast_to(x, (lanes, *jnp.shape(x))), cell.initial_carry()
+    )
+
+    def step(carry: Any, time: Array) -> tuple[Any, Array]:
+        positions = starts + time
+        here = jnp.clip(positions, 0, count - 1)
+        new, logits = jax.vmap(lambda c, x: predict(cell, readout, parameters, c, x))(
+            carry, tokens[here]
+        )
+        loss = optax.softmax_cross_entropy_with_integer_labels(logits, tokens[here + 1])
+        counted = (time >= 0) & (positions < count)
+        # Before the text begins there is nothing to read: the lane stays as it was.
+        begun = positions >= 0
+        carry = jax.tree.map(
+            lambda a, b: jnp.where(begun.reshape(-1, *[1] * (a.ndim - 1)), a, b), new, carry
+        )
+        return carry, jnp.sum(jnp.where(counted, loss, 0))
+
+    _, summed = jax.lax.scan(step, initial, jnp.arange(-warm_up, stretch))
+    return summed / math.log(2)
+
+
+def mean(losses: Any, num_tokens: int) -> np.ndarray:
+    """Bits per character from `losses` [..., T], added in float64."""
+    return np.sum(np.asarray(losses), axis=-1, dtype=np.float64) / (num_tokens - 1)

@@ -1,0 +1,274 @@
+"""One run, from a config to a trained network: chunks, logs, evaluations, checkpoints."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from kfrtrl_jax.training import checkpoints, display, evaluation, metrics, plots, workdir
+from kfrtrl_jax.training.program import ChunkMetrics, Program, RunState, build, check_memory
+
+CURVE = "learning_curve.png"
+# These say how far to go and where to stop on the way, not what happens there.
+FREE_FIELDS = frozenset({"num_steps"})
+
+
+Evaluate = Callable[[str, Any], float]
+
+
+class Interrupted(Exception):  # noqa: N818 - not an error: the run did as it was told
+    """A run stopped by a signal; its message says how to go on.
+
+    Attributes:
+      exit_code: 128 plus the signal's number, as a shell has it.
+    """
+
+    def __init__(self, message: str, number: int):
+        super().__init__(message)
+        self.exit_code = 128 + number
+
+
+class Progress(NamedTuple):
+    """What a run knows beside its state; it is saved with every checkpoint.
+
+    Attributes:
+      wall_time: seconds of run time so far.
+      best_loss: the lowest validation loss so far.
+      best_step: where that was.
+    """
+
+    wall_time: float = 0.0
+    best_loss: float | None = None
+    best_step: int = 0
+
+
+def train(config: Any, folder: Path) -> dict[str, Any]:
+    """Runs an experiment, or goes on with it where its last checkpoint is.
+
+    Args:
+      config: from `config.resolve`.
+      folder: the workdir; it gets config.json, metrics.jsonl, checkpoints/, tensorboard/, a picture of
+        the learning curve, final/ and, where there is held-out text, best/.
+
+    Returns:
+      The summary, also written to summary.json.
+
+    Raises:
+      ConfigError, DataError, WorkdirError, UnsupportedCellError: before anything is computed.
+      NonFiniteError: if the loss, the gradient or the state stops being finite.
+      Interrupted: if SIGTERM or ctrl-C came; the run is saved.
+    """
+    program = build(config)
+    check_memory(program, config)
+    with (
+        workdir.hold(folder),
+        catch_signals() as signals,
+        contextlib.closing(_open_checkpoints(folder, config)) as saved,
+    ):
+        return _run(config, folder, program, saved, signals)
+
+
+@contextlib.contextmanager
+def catch_signals() -> Iterator[list[int]]:
+    """Collects SIGTERM and SIGINT instead of dying of them; a second one kills as ever."""
+    received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
+    previous = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)}
+
+    def restore() -> None:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+    def handle(number: int, _: Any) -> None:
+        received.append(number)
+        restore()
+
+    for number in previous:
+        signal.signal(number, handle)
+    try:
+        yield received
+    finally:
+        restore()
+
+
+def _open_checkpoints(folder: Path, config: Any) -> checkpoints.Checkpoints:
+    workdir.claim(folder, config.to_dict(), free=FREE_FIELDS)
+    return checkpoints.open_checkpoints(folder / "checkpoints")
+
+
+def _run(
+    config: Any,
+    folder: Path,
+    program: Program,
+    saved: checkpoints.Checkpoints,
+    signals: list[int],
+) -> dict[str, Any]:
+    like = jax.eval_shape(lambda: program.init(config.seed))
+    warnings: list[str] = []
+    restored = saved.restore(like, warnings.append)
+    if restored:
+        step, state, progress = restored.step, restored.state, Progress(**restored.info)
+    else:
+        step, state, progress = 0, jax.jit(program.init)(config.seed), Progress()
+    evaluate = _evaluator(program)
+    show = display.make_display(config.num_steps, step)
+    with metrics.open_writer(folder, step) as writer, contextlib.closing(show):
+        for warning in warnings:
+            show.note(f"warning: {warning}; going back to step {step}")
+        if restored:
+            show.note(f"continuing {folder} at step {step}")
+        if step < config.num_steps:
+            run = _Run(config, folder, program, saved, writer, show, evaluate, signals)
+            state, progress = _advance(run, state, step, progress)
+    # A run that had already gone further than it is asked to now stays where it is.
+    return _finish(config, folder, program, state, progress, evaluate)
+
+
+class _Run(NamedTuple):
+    """The surroundings of a run's loop."""
+
+    config: Any
+    folder: Path
+    program: Program
+    saved: checkpoints.Checkpoints
+    writer: metrics.Writer
+    show: display.Display
+    evaluate: Evaluate
+    signals: list[int]
+
+
+def _advance(
+    run: _Run, state: RunState, step: int, progress: Progress
+) -> tuple[RunState, Progress]:
+    """Runs chunks until the last step or a signal."""
+    config = run.config
+    begun = time.monotonic() - progress.wall_time
+    abstract = jax.eval_shape(lambda: state)
+    chunk = jax.jit(run.program.run_chunk, donate_argnums=0).lower(abstract).compile()
+    lap = time.monotonic()
+    pending: tuple[ChunkMetrics, int] | None = None
+
+    def fetch(results: ChunkMetrics, at: int) -> metrics.Record:
+        """Waits for the chunk that ends at a step; its record."""
+        nonlocal lap
+        fetched = jax.device_get(results)
+        metrics.check_finite(fetched)
+        now = time.monotonic()
+        rate, lap = config.log_every / max(now - lap, 1e-9), now
+        times = {"wall_time": round(now - begun, 3), "steps_per_second": round(rate, 2)}
+        return metrics.make_record(fetched, step=at, **times)
+
+    def log(record: metrics.Record) -> None:
+        run.writer.write(record)
+        run.show.update(record)
+
+    def due(every: int) -> bool:
+        return step == config.num_steps or (every > 0 and step % every == 0)
+
+    try:
+        while step < config.num_steps and not run.signals:
+            state, results = chunk(state)
+            step += config.log_every
+            if pending is not None:
+                # The chunk before is looked at while the device is at work on this one.
+                log(fetch(*pending))
+            pending = (results, step)
+            evaluating = "valid" in run.program.held_out and due(config.eval_every)
+            if evaluating or due(config.checkpoint_every):
+                record, pending = fetch(*pending), None
+                if evaluating:
+                    record["valid_loss"] = loss = run.evaluate("valid", state.learner.parameters)
+                    if progress.best_loss is None or loss < progress.best_loss:
+                        progress = progress._replace(best_loss=loss, best_step=step)
+                        checkpoints.save_parameters(run.folder / "best", state.learner.parameters)
+                log(record)
+                progress = progress._replace(wall_time=time.monotonic() - begun)
+                if due(config.checkpoint_every):
+                    run.writer.sync()
+                    run.saved.save(step, state, progress._asdict())
+                lap = time.monotonic()
+        if pending is not None:
+            log(fetch(*pending))
+    except metrics.NonFiniteError as error:
+        last = run.saved.last_step()
+        where = (
+            "no checkpoint yet" if last is None else f"the last good checkpoint is of step {last}"
+        )
+        raise metrics.NonFiniteError(f"{error} ({where})") from None
+    if step < config.num_steps:
+        progress = progress._replace(wall_time=time.monotonic() - begun)
+        run.writer.sync()
+        run.saved.save(step, state, progress._asdict())
+        number = run.signals[0]
+        raise Interrupted(
+            f"stopped by {signal.Signals(number).name} at step {step}, all saved; "
+            f"the same command with --workdir={run.folder} continues",
+            number,
+        )
+    return state, progress
+
+
+def _evaluator(program: Program) -> Evaluate:
+    tokens = {name: jnp.asarray(array) for name, array in program.held_out.items()}
+    losses = jax.jit(program.evaluate)
+
+    def evaluate(name: str, parameters: Any) -> float:
+        return float(evaluation.mean(losses(parameters, tokens[name]), len(tokens[name])))
+
+    return evaluate
+
+
+def _finish(
+    config: Any,
+    folder: Path,
+    program: Program,
+    state: RunState,
+    progress: Progress,
+    evaluate: Evaluate,
+) -> dict[str, Any]:
+    """Final parameters, test loss, summary and picture."""
+    parameters = state.learner.parameters
+    checkpoints.save_parameters(folder / "final", parameters)
+    best, test_loss = progress.best_loss, None
+    if best is not None:
+        parameters = checkpoints.load_parameters(folder / "best", parameters)
+        if "test" in program.held_out:
+            test_loss = evaluate("test", parameters)
+    records = metrics.read(folder / metrics.METRICS)
+    summary = {
+        "step": int(state.step),
+        "wall_time": round(progress.wall_time, 3),
+        "running_loss": records[-1]["running_loss"],
+        "sequence_length": records[-1].get("sequence_length"),
+        "best_valid_loss": best,
+        "best_step": None if best is None else progress.best_step,
+        "test_loss": test_loss,
+    }
+    summary = {name: value for name, value in summary.items() if value is not None}
+    workdir.write_json(folder / "summary.json", summary)
+    title = (
+        f"{config.task.name}, {config.cell.name} {config.cell.hidden_size}, {config.estimator.name}"
+    )
+    plots.plot_run(records, folder / CURVE, title)
+    rows = {
+        "steps": f"{summary['step']:,}",
+        "run time": display.duration(progress.wall_time),
+        "running loss": f"{summary['running_loss']:.4f} bits/char",
+        "sequence length T*": summary.get("sequence_length"),
+        "best validation loss": best and f"{best:.4f} bits/char, at step {progress.best_step:,}",
+        "test loss": test_loss and f"{test_loss:.4f} bits/char, with the best parameters",
+        "learning curve": folder / CURVE,
+        "final parameters": folder / "final",
+    }
+    display.print_table(title, rows)
+    return summary

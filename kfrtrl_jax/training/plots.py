@@ -1,0 +1,179 @@
+"""Learning curves as pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from kfrtrl_jax.training.metrics import Record
+
+LABELS = {
+    "loss": "loss (bits per character)",
+    "running_loss": "running loss (bits per character)",
+    "sequence_length": "sequence length T*",
+    "valid_loss": "validation loss (bits per character)",
+}
+
+_STYLE = {
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "0.4",
+    "axes.grid": True,
+    "grid.color": "0.9",
+    "axes.axisbelow": True,
+    "axes.titlesize": 11,
+    "axes.titlelocation": "left",
+    "legend.frameon": False,
+    "lines.linewidth": 1.8,
+    "lines.solid_capstyle": "round",
+    "savefig.dpi": 150,
+}
+# Okabe and Ito's colours, which the colour-blind can tell apart.
+_COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000"]
+
+
+def plot_run(records: Sequence[Record], path: Path, title: str = "") -> None:
+    """One run: its loss, running loss and validation loss, and T* where it has one."""
+    with mpl.rc_context(_STYLE):
+        figure, (top, *rest) = _panels(2 if _has(records, "sequence_length") else 1)
+        top.plot(*_series(records, "loss"), color=_COLOURS[0], alpha=0.3, lw=1, label="loss")
+        top.plot(*_series(records, "running_loss"), color=_COLOURS[0], label="running average")
+        if _has(records, "valid_loss"):
+            style = {"marker": "o", "ms": 4, "color": _COLOURS[1]}
+            top.plot(*_series(records, "valid_loss"), label="validation", **style)
+        top.set_ylabel("bits per character")
+        top.set_ylim(bottom=0)
+        top.legend()
+        for axes in rest:
+            steps, lengths = _series(records, "sequence_length")
+            axes.step(steps, lengths, where="post", color=_COLOURS[2])
+            axes.set_ylabel(LABELS["sequence_length"])
+            axes.yaxis.get_major_locator().set_params(integer=True)
+        _finish(figure, [top, *rest], path, title)
+
+
+def plot_runs(
+    runs: Mapping[str, Sequence[Record]],
+    path: Path,
+    fields: Sequence[str] = ("running_loss",),
+    title: str = "",
+) -> None:
+    """Several runs in one figure.
+
+    Args:
+      runs: records by label.
+      path: of the picture.
+      fields: of the records, a panel each ("running_loss", "sequence_length", "valid_loss").
+      title: above it.
+    """
+    plot_groups({label: [records] for label, records in runs.items()}, path, fields, title)
+
+
+def plot_groups(
+    groups: Mapping[str, Sequence[Sequence[Record]]],
+    path: Path,
+    fields: Sequence[str] = ("running_loss",),
+    title: str = "",
+) -> None:
+    """Groups of runs, such as seeds, in one figure: the mean of each, and the range around it."""
+    with mpl.rc_context(_STYLE):
+        figure, panels = _panels(len(fields))
+        for axes, field in zip(panels, fields):
+            for (label, runs), colour in zip(groups.items(), _colours(len(groups))):
+                _draw_group(axes, runs, field, label, colour)
+            axes.set_ylabel(LABELS.get(field, field))
+            if field == "sequence_length":
+                axes.yaxis.get_major_locator().set_params(integer=True)
+        _legend(panels[0], len(groups))
+        _finish(figure, panels, path, title)
+
+
+def plot_response(
+    lines: Mapping[str, Mapping[float, Sequence[float]]],
+    path: Path,
+    x_label: str,
+    y_label: str,
+    title: str = "",
+) -> None:
+    """An outcome against a hyper-parameter: mean and standard deviation over seeds.
+
+    Args:
+      lines: for every label, the outcomes at every value of the hyper-parameter.
+      path: of the picture.
+      x_label: the hyper-parameter.
+      y_label: the outcome.
+      title: above it.
+    """
+    with mpl.rc_context(_STYLE):
+        figure, (axes,) = _panels(1)
+        for (label, points), colour in zip(lines.items(), _colours(len(lines))):
+            x = sorted(points)
+            mean = [np.mean(points[value]) for value in x]
+            spread = [np.std(points[value]) for value in x]
+            axes.errorbar(x, mean, spread, color=colour, label=label, marker="o", ms=5, capsize=3)
+        values = [value for points in lines.values() for value in points]
+        if min(values) > 0 and max(values) > 4 * min(values):
+            axes.set_xscale("log")
+        axes.set_ylabel(y_label)
+        _legend(axes, len(lines))
+        _finish(figure, [axes], path, title, x_label)
+
+
+def _panels(count: int) -> tuple[Figure, list[Axes]]:
+    figure = Figure(figsize=(7.5, 1.4 + 2.8 * count), layout="constrained")
+    grid = figure.subplots(count, 1, sharex=True, squeeze=False)
+    return figure, list(grid[:, 0])
+
+
+def _finish(
+    figure: Figure, panels: list[Axes], path: Path, title: str, x_label: str = "time steps"
+) -> None:
+    panels[0].set_title(title)
+    panels[-1].set_xlabel(x_label)
+    if x_label == "time steps":
+        panels[-1].xaxis.set_major_formatter(mpl.ticker.FuncFormatter(lambda x, _: f"{x:,.0f}"))
+    figure.savefig(path)
+
+
+def _has(records: Sequence[Record], field: str) -> bool:
+    return any(record.get(field) is not None for record in records)
+
+
+def _series(records: Sequence[Record], field: str) -> tuple[list[int], list[float]]:
+    points = [(r["step"], r[field]) for r in records if r.get(field) is not None]
+    return [step for step, _ in points], [value for _, value in points]
+
+
+def _draw_group(
+    axes: Axes, runs: Sequence[Sequence[Record]], field: str, label: str, colour: Any
+) -> None:
+    values: dict[int, list[float]] = {}
+    for records in runs:
+        for step, value in zip(*_series(records, field)):
+            values.setdefault(step, []).append(value)
+    steps = sorted(values)
+    style = {"marker": "o", "ms": 4} if field == "valid_loss" else {}
+    axes.plot(steps, [np.mean(values[s]) for s in steps], color=colour, label=label, **style)
+    if len(runs) > 1:
+        low, high = [min(values[s]) for s in steps], [max(values[s]) for s in steps]
+        axes.fill_between(steps, low, high, color=colour, alpha=0.15, lw=0)
+
+
+def _colours(count: int) -> Sequence[Any]:
+    if count <= len(_COLOURS):
+        return _COLOURS
+    return mpl.colormaps["viridis"](np.linspace(0, 0.92, count))
+
+
+def _legend(axes: Axes, count: int) -> None:
+    if count > 8:
+        axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=7)
+    elif count > 1:
+        axes.legend(fontsize=9)

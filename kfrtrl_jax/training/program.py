@@ -1,0 +1,238 @@
+"""An experiment as pure functions: a whole run is a function of its config and its seed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import psutil
+
+from kfrtrl_jax import estimators, learner, readouts
+from kfrtrl_jax.base import Array, Key
+from kfrtrl_jax.cells import CELLS, on_tokens
+from kfrtrl_jax.errors import ConfigError
+from kfrtrl_jax.estimators import ESTIMATORS
+from kfrtrl_jax.optimizers import OPTIMIZERS
+from kfrtrl_jax.tasks import TASKS
+from kfrtrl_jax.training import evaluation
+from kfrtrl_jax.training.config import arguments, one_line
+
+DECAY = 0.999
+
+
+class RunState(NamedTuple):
+    """All that a run carries from one chunk to the next.
+
+    Attributes:
+      learner: the learner's state.
+      task: the task's state.
+      losses: [K], bits per character of the last segment's time steps.
+      key: a PRNG key.
+      step: time steps so far.
+      running_loss: exponential average of the loss over time steps, in bits per character.
+    """
+
+    learner: learner.LearnerState
+    task: Any
+    losses: Array
+    key: Key
+    step: Array
+    running_loss: Array
+
+
+class ChunkMetrics(NamedTuple):
+    """What a chunk reports; all scalars.
+
+    Attributes:
+      loss: mean over the chunk, bits per character.
+      running_loss: at its end.
+      gradient_norm: mean over the chunk.
+      bad_step: the time step at which a loss, a gradient or a state stopped being finite, or -1.
+      task: the task's metrics at the end.
+      estimator: the estimator's diagnostics at the end.
+    """
+
+    loss: Array
+    running_loss: Array
+    gradient_norm: Array
+    bad_step: Array
+    task: dict[str, Array]
+    estimator: dict[str, Array]
+
+
+class Program(NamedTuple):
+    """A run as pure functions, none of them jitted yet.
+
+    Attributes:
+      init: seed -> state.
+      run_chunk: state -> (state, metrics), `log_every` time steps.
+      evaluate: (parameters, tokens [N]) -> [T], see `evaluation.losses`.
+      held_out: token arrays by name ("valid", "test"); empty where the task has none.
+    """
+
+    init: Callable[[Any], RunState]
+    run_chunk: Callable[[RunState], tuple[RunState, ChunkMetrics]]
+    evaluate: Callable[[dict[str, Any], Array], Array]
+    held_out: dict[str, Any]
+
+
+def build(config: Any, floats: Mapping[str, Any] | None = None) -> Program:
+    """Makes the program of a resolved config.
+
+    Args:
+      config: from `config.resolve`.
+      floats: JAX scalars that replace float fields of the config, by path ("optimizer.learning_rate").
+        They may be tracers: that is how one program runs many trials.
+
+    Raises:
+      ConfigError: if a factory refuses its arguments.
+      DataError: if the task's data is missing or broken.
+      UnsupportedCellError: if the cell has no structure that the estimator can use.
+    """
+    floats = floats or {}
+
+    def make(section: str, factory: Callable[..., Any], **supplied: Any) -> Any:
+        try:
+            return factory(**arguments(config, section, floats), **supplied)
+        except ValueError as error:
+            # The library's own refusals are subclasses, and already say what to do.
+            if type(error) is not ValueError:
+                raise
+            raise ConfigError(
+                f"config.{section}: {one_line(error)[len('ValueError: ') :]}"
+            ) from None
+
+    task = make("task", TASKS[config.task.name])
+    vocabulary = task.vocabulary_size
+    cell = on_tokens(make("cell", CELLS[config.cell.name], input_size=vocabulary), vocabulary)
+    token = jnp.zeros((), jnp.int32)
+    _, output = jax.eval_shape(
+        lambda key: cell.step(cell.init(key), cell.initial_carry(), token), jax.random.key(0)
+    )
+    readout = make("readout", readouts.linear, input_size=output.shape[0], output_size=vocabulary)
+    estimator = make("estimator", ESTIMATORS[config.estimator.name])
+    if config.estimator.reset_every:
+        estimator = estimators.reset_every(config.estimator.reset_every, estimator)
+    if config.estimator.copies > 1:
+        estimator = estimators.average(estimator, config.estimator.copies)
+    optimizer = make("optimizer", OPTIMIZERS[config.optimizer.name])
+    learn = learner.make_learner(
+        cell,
+        readout,
+        estimator,
+        optimizer,
+        batch_size=config.task.batch_size,
+        segment_length=config.segment_length,
+        immediate=config.immediate,
+        example_input=token,
+    )
+    length = config.segment_length
+    # Weights of a segment's losses in the running loss after it.
+    weights = (1 - DECAY) * DECAY ** jnp.arange(length - 1, -1, -1.0)
+
+    def init(seed: Any) -> RunState:
+        learner_key, task_key, key = jax.random.split(jax.random.key(seed), 3)
+        uniform = jnp.asarray(math.log2(vocabulary))
+        state = RunState(
+            learner=learn.init(learner_key),
+            task=task.init(task_key),
+            losses=jnp.full(length, uniform),
+            key=key,
+            step=jnp.zeros((), jnp.int32),
+            running_loss=uniform,
+        )
+        return jax.tree.map(_strongly_typed, state)
+
+    def run_segment(state: RunState, _: None) -> tuple[RunState, tuple[Array, Array]]:
+        key, *keys = jax.random.split(state.key, length + 1)
+        task_state, segment = jax.lax.scan(
+            lambda s, x: task.sample(s, *x), state.task, (jnp.stack(keys), state.losses)
+        )
+        learner_state, metrics = learn.step(state.learner, segment)
+        new = RunState(
+            learner=learner_state,
+            task=task_state,
+            losses=metrics.loss,
+            key=key,
+            step=state.step + length,
+            running_loss=DECAY**length * state.running_loss + weights @ metrics.loss,
+        )
+        return new, (jnp.mean(metrics.loss), metrics.gradient_norm)
+
+    def run_chunk(state: RunState) -> tuple[RunState, ChunkMetrics]:
+        new, (loss, gradient_norm) = jax.lax.scan(
+            run_segment, state, length=config.log_every // length
+        )
+        bad = ~(jnp.isfinite(loss) & jnp.isfinite(gradient_norm))
+        first = state.step + length * (jnp.argmax(bad) + 1)
+        finite = [
+            jnp.all(jnp.isfinite(leaf))
+            for leaf in jax.tree.leaves(new.learner)
+            if jnp.issubdtype(leaf.dtype, jnp.inexact)
+        ]
+        whole = jnp.where(jnp.all(jnp.stack(finite)), -1, new.step)
+        return new, ChunkMetrics(
+            loss=jnp.mean(loss),
+            running_loss=new.running_loss,
+            gradient_norm=jnp.mean(gradient_norm),
+            bad_step=jnp.where(jnp.any(bad), first, whole),
+            task=task.metrics(new.task),
+            estimator=learn.diagnostics(new.learner),
+        )
+
+    def evaluate(parameters: dict[str, Any], tokens: Array) -> Array:
+        return evaluation.losses(cell, readout, parameters, tokens, lanes=config.eval_lanes)
+
+    return Program(init, run_chunk, evaluate, task.held_out)
+
+
+def memory_available() -> int:
+    """Bytes that the first device can hold; for a CPU, what the system has free."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    return int(stats.get("bytes_limit", 0)) or psutil.virtual_memory().available
+
+
+def memory_needed(program: Program) -> tuple[int, int]:
+    """Bytes of two copies of a run's state, the old one and the new, and the estimator's share."""
+    state = jax.eval_shape(lambda: jax.tree.map(_without_key, program.init(0)))
+    return 2 * _bytes(state), 2 * _bytes(state.learner.influence)
+
+
+def check_memory(program: Program, config: Any) -> None:
+    """Refuses a run whose state cannot fit in memory; nothing is compiled or allocated for that.
+
+    Raises:
+      ConfigError: with what it needs, what there is, and the estimator's share.
+    """
+    (needed, share), available = memory_needed(program), memory_available()
+    if needed > available:
+        raise ConfigError(
+            f"the run's state needs {_size(needed)} and {_size(available)} are available; estimator "
+            f"{config.estimator.name} takes {_size(share)} of it, so choose another, or less "
+            f"task.batch_size, cell.hidden_size or estimator.copies"
+        )
+
+
+def _bytes(tree: Any) -> int:
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def _size(count: int) -> str:
+    return f"{count / 2**30:.2f} GiB" if count >= 2**28 else f"{count / 2**20:.2f} MiB"
+
+
+def is_key(leaf: Any) -> bool:
+    """Whether an array holds typed PRNG keys."""
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _without_key(leaf: Any) -> Any:
+    return jax.random.key_data(leaf) if is_key(leaf) else leaf
+
+
+def _strongly_typed(leaf: Any) -> Any:
+    """The same array without a weak type, which a restored checkpoint would not have."""
+    return leaf if is_key(leaf) else jax.lax.convert_element_type(leaf, leaf.dtype)

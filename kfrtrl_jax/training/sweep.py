@@ -1,0 +1,292 @@
+"""Many runs of one config file: trials that differ only in seed and floats are one vmapped program."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import signal
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from kfrtrl_jax.errors import ConfigError
+from kfrtrl_jax.training import config as configs
+from kfrtrl_jax.training import display, evaluation, metrics, plots, workdir
+from kfrtrl_jax.training.loop import Interrupted, catch_signals
+from kfrtrl_jax.training.program import (
+    Program,
+    build,
+    check_memory,
+    memory_available,
+    memory_needed,
+)
+
+RESULTS = "sweep.json"
+Overrides = dict[str, Any]
+
+
+def grid(**values: Iterable[Any]) -> list[Overrides]:
+    """Every combination of the values of fields: grid(**{"optimizer.learning_rate": [1e-3, 1e-4]})."""
+    return [dict(zip(values, point)) for point in itertools.product(*values.values())]
+
+
+def seeds(count: int) -> list[Overrides]:
+    """The seeds 0 to count - 1."""
+    return [{"seed": seed} for seed in range(count)]
+
+
+def product(*sweeps: Sequence[Overrides]) -> list[Overrides]:
+    """Every combination of overrides, one from each list; later ones win."""
+    return [
+        {key: value for part in parts for key, value in part.items()}
+        for parts in itertools.product(*sweeps)
+    ]
+
+
+def run_sweep(
+    config: Any, sweep: Sequence[Overrides], folder: Path, overridden: Iterable[str] = ()
+) -> list[dict[str, Any]]:
+    """Runs all trials that have no result yet.
+
+    Args:
+      config: the config that the trials override, as `config.resolve` takes it.
+      sweep: the overrides of each trial, by path.
+      folder: gets config.json (of all trials), sweep.json with the results, pictures, and a folder for
+        each trial, trials/NUMBER, with its config.json and metrics.jsonl.
+      overridden: paths that the command line has set in `config`.
+
+    Returns:
+      For each trial its result: the last record, valid_loss where there is held-out text, and
+      diverged_at, the step at which it stopped being finite, if it did.
+
+    Raises:
+      ConfigError, DataError, WorkdirError, UnsupportedCellError: before anything is computed.
+      Interrupted: if a signal came; finished groups are kept.
+    """
+    trials = [_trial(config, overrides, i, overridden) for i, overrides in enumerate(sweep)]
+    if not trials:
+        raise ConfigError("the sweep has no trials: get_sweep() returned an empty list")
+    groups = _groups(trials)
+    with workdir.hold(folder), catch_signals() as signals:
+        workdir.claim(folder, {_name(i): trial.to_dict() for i, trial in enumerate(trials)})
+        path = folder / RESULTS
+        results: dict[str, Any] = workdir.read_json(path)["results"] if path.exists() else {}
+        for number, members in enumerate(groups, 1):
+            if all(_name(i) in results for i in members):
+                continue
+            title = f"group {number} of {len(groups)}, trials {members[0]} to {members[-1]}"
+            print(f"{title}: {_describe(sweep, members)}", flush=True)
+            group = {i: trials[i] for i in members}
+            results.update(_run_group(group, folder / "trials", signals, len(groups) - number))
+            contents = {"overrides": list(sweep), "results": dict(sorted(results.items()))}
+            workdir.write_json(path, contents)
+        ordered = [results[_name(i)] for i in range(len(trials))]
+        _report(sweep, ordered, folder)
+    return ordered
+
+
+def _name(trial: int) -> str:
+    return f"{trial:03}"
+
+
+def _trial(config: Any, overrides: Overrides, number: int, overridden: Iterable[str]) -> Any:
+    plain = config.to_dict() if hasattr(config, "to_dict") else dict(config)
+    tree = json.loads(json.dumps(plain))
+    for path, value in overrides.items():
+        *parents, last = path.split(".")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = value
+    try:
+        return configs.resolve(tree, overridden={*overridden, *overrides})
+    except ConfigError as error:
+        raise ConfigError(f"trial {number} of the sweep: {error}") from error
+
+
+def _groups(trials: Sequence[Any]) -> list[list[int]]:
+    """Trials that one program can run together, no more of them than fit in memory.
+
+    Raises:
+      ConfigError: if a single trial does not fit.
+    """
+    alike: dict[str, list[int]] = {}
+    for i, trial in enumerate(trials):
+        flat = workdir.flatten(trial.to_dict())
+        varying = configs.float_fields(trial) | {"seed"}
+        key = json.dumps({name: value for name, value in flat.items() if name not in varying})
+        alike.setdefault(key, []).append(i)
+    groups = []
+    for members in alike.values():
+        config = trials[members[0]]
+        program = build(config)
+        check_memory(program, config)
+        most = max(1, memory_available() // memory_needed(program)[0])
+        groups += [members[i : i + most] for i in range(0, len(members), most)]
+    return groups
+
+
+def _run_group(
+    group: Mapping[int, Any], folder: Path, signals: list[int], groups_left: int
+) -> dict[str, Any]:
+    """Runs the trials of a group side by side; their results by name."""
+    config = next(iter(group.values()))
+    flat = [workdir.flatten(trial.to_dict()) for trial in group.values()]
+    # Floats that all trials share stay constants of the program.
+    floats = {
+        path: jnp.asarray([f[path] for f in flat])
+        for path in sorted(configs.float_fields(config))
+        if len({f[path] for f in flat}) > 1
+    }
+
+    def program(point: Mapping[str, Any]) -> Program:
+        return build(config, point)
+
+    init = jax.jit(jax.vmap(lambda seed, point: program(point).init(seed)))
+    chunk = jax.jit(jax.vmap(lambda s, point: program(point).run_chunk(s)), donate_argnums=0)
+    evaluate = jax.jit(jax.vmap(program({}).evaluate, in_axes=(0, None)))
+    held_out = program({}).held_out
+    valid = jnp.asarray(held_out["valid"]) if "valid" in held_out else None
+
+    names = [_name(i) for i in group]
+    results: dict[str, Any] = {}
+    diverged: dict[str, int] = {}
+    show = display.make_display(config.num_steps, 0)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(contextlib.closing(show))
+        writers = []
+        for name, trial in zip(names, group.values()):
+            (folder / name).mkdir(parents=True, exist_ok=True)
+            workdir.write_json(folder / name / workdir.CONFIG, trial.to_dict())
+            writers.append(
+                stack.enter_context(metrics.open_writer(folder / name, tensorboard=False))
+            )
+        state = init(jnp.asarray([f["seed"] for f in flat], jnp.uint32), floats)
+        begun = lap = time.monotonic()
+        for step in range(config.log_every, config.num_steps + 1, config.log_every):
+            if signals:
+                raise Interrupted(
+                    f"stopped by {signal.Signals(signals[0]).name} in a group at step "
+                    f"{step - config.log_every}, {groups_left} groups after it; "
+                    f"the same command goes on with this group",
+                    signals[0],
+                )
+            state, report = chunk(state, floats)
+            fetched = jax.device_get(report)
+            now = time.monotonic()
+            rate, lap = config.log_every / (now - lap), now
+            last = step == config.num_steps
+            losses = None
+            if valid is not None and (
+                last or (config.eval_every and step % config.eval_every == 0)
+            ):
+                losses = evaluation.mean(evaluate(state.learner.parameters, valid), len(valid))
+                lap = time.monotonic()
+            for i, (name, writer) in enumerate(zip(names, writers)):
+                own = jax.tree.map(lambda x, i=i: x[i], fetched)
+                if name in diverged:
+                    continue
+                if own.bad_step >= 0:
+                    diverged[name] = int(own.bad_step)
+                    results[name] = {**results.get(name, {}), "diverged_at": diverged[name]}
+                    continue
+                times = {"wall_time": round(now - begun, 3), "steps_per_second": round(rate, 2)}
+                record = metrics.make_record(own, step=step, **times)
+                if losses is not None:
+                    record["valid_loss"] = float(losses[i])
+                writer.write(record)
+                results[name] = record
+            alive = [results[name] for name in names if name not in diverged]
+            if alive:
+                show.update({**alive[0], **_means(alive)})
+    return results
+
+
+def _means(records: Sequence[metrics.Record]) -> metrics.Record:
+    return {
+        key: round(float(np.mean([r[key] for r in records])), 4)
+        for key in ("running_loss", "sequence_length", "valid_loss")
+        if all(r.get(key) is not None for r in records)
+    }
+
+
+def _describe(sweep: Sequence[Overrides], members: Sequence[int]) -> str:
+    """What the trials of a group have in common."""
+    first = sweep[members[0]]
+    shared = {
+        key: value
+        for key, value in first.items()
+        if all(sweep[i].get(key) == value for i in members)
+    }
+    return _label(shared) or f"{len(members)} trials"
+
+
+def _label(overrides: Overrides) -> str:
+    return ", ".join(
+        f"{key.removesuffix('.name').split('.')[-1]} "
+        f"{f'{value:.3g}' if isinstance(value, float) else value}"
+        for key, value in overrides.items()
+    )
+
+
+def _report(sweep: Sequence[Overrides], results: Sequence[Mapping[str, Any]], folder: Path) -> None:
+    """The table and the pictures: a row and a curve for every setting, over its seeds."""
+    settings: dict[str, list[int]] = {}
+    for i, overrides in enumerate(sweep):
+        label = _label({k: v for k, v in overrides.items() if k != "seed"}) or "all"
+        settings.setdefault(label, []).append(i)
+    outcomes = [
+        key
+        for key in ("running_loss", "sequence_length", "valid_loss")
+        if any(result.get(key) is not None for result in results)
+    ]
+    rows = []
+    for label, members in settings.items():
+        own = [results[i] for i in members]
+        failed = sum("diverged_at" in result for result in own)
+        rows.append(
+            [label, str(len(own)), *(_spread(own, key) for key in outcomes), str(failed or "")]
+        )
+    columns = ["setting", "runs", *(key.replace("_", " ") for key in outcomes), "diverged"]
+    display.print_columns("mean ± standard deviation over seeds", columns, rows)
+
+    curves = {
+        label: [metrics.read(folder / "trials" / _name(i) / metrics.METRICS) for i in members]
+        for label, members in settings.items()
+    }
+    plots.plot_groups(curves, folder / "sweep.png", outcomes)
+    pictures = [folder / "sweep.png"]
+    for path in _swept_floats(sweep):
+        lines: dict[str, dict[float, list[float]]] = {}
+        for overrides, result in zip(sweep, results):
+            if path in overrides and "diverged_at" not in result:
+                rest = {k: v for k, v in overrides.items() if k not in ("seed", path)}
+                points = lines.setdefault(_label(rest) or "all", {})
+                points.setdefault(overrides[path], []).append(result[outcomes[0]])
+        if lines:
+            pictures.append(folder / f"sweep_{path.split('.')[-1]}.png")
+            label = plots.LABELS[outcomes[0]]
+            plots.plot_response(lines, pictures[-1], path, f"final {label}")
+    print(f"results: {folder / RESULTS}; pictures: {', '.join(map(str, pictures))}")
+
+
+def _swept_floats(sweep: Sequence[Overrides]) -> list[str]:
+    values: dict[str, set[float]] = {}
+    for overrides in sweep:
+        for path, value in overrides.items():
+            if isinstance(value, float):
+                values.setdefault(path, set()).add(value)
+    return [path for path, seen in values.items() if len(seen) > 1]
+
+
+def _spread(results: Sequence[Mapping[str, Any]], key: str) -> str:
+    values = [r[key] for r in results if r.get(key) is not None and "diverged_at" not in r]
+    if not values:
+        return "-"
+    return f"{np.mean(values):.4g} ± {np.std(values):.2g}"

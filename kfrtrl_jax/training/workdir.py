@@ -1,0 +1,127 @@
+"""The folder that a run lives in: held by one process at a time, and by one config for good."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from kfrtrl_jax.errors import WorkdirError
+
+CONFIG = "config.json"
+LOCK = ".lock"
+
+
+@contextlib.contextmanager
+def hold(workdir: Path) -> Iterator[None]:
+    """Makes the folder where it is not there, and holds it until the context ends.
+
+    The lock is the system's: it is gone with the process, however that ends.
+
+    Raises:
+      WorkdirError: if a live process holds it, or if it cannot be written.
+    """
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        lock = open(workdir / LOCK, "a+")  # noqa: SIM115 - closed below, when the lock is given up
+    except OSError as error:
+        raise WorkdirError(f"workdir {workdir} cannot be written: {error.strerror}") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            holder = lock.read().strip() or "unknown"
+            raise WorkdirError(
+                f"workdir {workdir} is in use by the run with process id {holder}; "
+                f"wait for it, stop it, or choose another --workdir"
+            ) from None
+        lock.truncate(0)
+        lock.write(f"{os.getpid()}\n")
+        lock.flush()
+        yield
+
+
+def claim(workdir: Path, config: Mapping[str, Any], free: frozenset[str] = frozenset()) -> bool:
+    """Writes the resolved config to config.json, unless another config is there already.
+
+    Args:
+      workdir: a folder that this process holds.
+      config: plain nested dict.
+      free: paths of the fields that may differ from those of the run so far.
+
+    Returns:
+      Whether there was a config before: the run is a continued one.
+
+    Raises:
+      WorkdirError: if the folder belongs to a run of another config; it names the fields.
+    """
+    path = workdir / CONFIG
+    existed = path.exists()
+    new = flatten(json.loads(json.dumps(config)))
+    if existed:
+        old = flatten(read_json(path))
+        different = [
+            key
+            for key in dict.fromkeys([*old, *new])
+            if key not in free and old.get(key, _ABSENT) != new.get(key, _ABSENT)
+        ]
+        if different:
+            shown = ", ".join(
+                f"{key} ({_show(old, key)} there, {_show(new, key)} now)" for key in different[:3]
+            )
+            more = f" and {len(different) - 3} more" if len(different) > 3 else ""
+            raise WorkdirError(
+                f"workdir {workdir} was made by another config: {shown}{more}; "
+                f"choose another --workdir"
+            )
+    write_json(path, config)
+    return existed
+
+
+def flatten(tree: Any, path: str = "") -> dict[str, Any]:
+    """A nested dict as one of paths ("task.batch_size")."""
+    if not isinstance(tree, Mapping):
+        return {path: tree}
+    flat = {}
+    for key, value in tree.items():
+        flat.update(flatten(value, f"{path}.{key}" if path else key))
+    return flat
+
+
+def read_json(path: Path) -> Any:
+    """The contents of a JSON file.
+
+    Raises:
+      WorkdirError: if it cannot be read.
+    """
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise WorkdirError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes a JSON file whole or not at all."""
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file whole or not at all."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with open(temporary, "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+_ABSENT = object()
+
+
+def _show(flat: Mapping[str, Any], key: str) -> str:
+    return json.dumps(flat[key]) if key in flat else "not set"
