@@ -1,6 +1,6 @@
 """Puts runs side by side: python -m experiments.compare --runs=NAME=WORKDIR,... --out=PREFIX.
 
-Writes PREFIX.png, PREFIX.csv (run, step and the fields) and PREFIX.json (each run's config and summary).
+Writes PREFIX.png, PREFIX.csv (run, step and the fields) and PREFIX.json (configs and summaries).
 """
 
 from __future__ import annotations

@@ -179,6 +179,8 @@ class Banded:
 
     def scale_columns(self, s: Array) -> Banded:
         """This matrix times diag(s), s: [..., columns]."""
+        if not self.bands:
+            return self
         scales = jnp.stack([take(s, columns, axis=-1) for columns in self.columns.array], axis=-2)
         return dataclasses.replace(self, values=self.values * scales)
 
@@ -265,6 +267,8 @@ def through_weights(left: Matrix, weights: Array, right: Matrix) -> Matrix:
     if isinstance(right, Dense):
         return compose(left, Dense(jnp.einsum("mg,...mc->...gc", weights, right.values)))
     terms: list[Matrix] = []
+    if isinstance(left, Banded) and not left.bands:
+        return total(terms, left.shape[0], right.shape[1])
     for band, rows in enumerate(right.rows_of_columns()):
         picked = take(weights, rows, axis=-2)  # [columns, g]
         if isinstance(left, Banded):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -83,12 +84,13 @@ def explain(
       cell: for one lane.
       example_input: one lane's input.
       batch_size: B, for the costs.
-      estimators: whose costs to tell, by name; all that the library has, with their defaults, if None.
+      estimators: whose costs to tell, by name; all that the library has if None, with their defaults,
+        and where there is no default, such as for a rank, with 8.
     """
     if estimators is None:
         from kfrtrl_jax.estimators import ESTIMATORS
 
-        estimators = {name: make() for name, make in ESTIMATORS.items()}
+        estimators = dict(_with_defaults(name, make) for name, make in ESTIMATORS.items())
     linearizer = make_linearizer(cell, example_input, batch_size)
     shapes = _linearization_shapes(cell, linearizer, example_input, batch_size)
     explanation = Explanation(
@@ -100,6 +102,18 @@ def explain(
     )
     print(explanation)
     return explanation
+
+
+def _with_defaults(
+    name: str, make: Callable[..., InfluenceEstimator]
+) -> tuple[str, InfluenceEstimator]:
+    needed = {
+        key: 8
+        for key, parameter in inspect.signature(make).parameters.items()
+        if parameter.default is inspect.Parameter.empty
+    }
+    shown = ", ".join(f"{key}={value}" for key, value in needed.items())
+    return (f"{name}({shown})" if shown else name), make(**needed)
 
 
 def _linearization_shapes(

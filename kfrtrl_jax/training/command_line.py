@@ -106,7 +106,7 @@ def _read(argv: Sequence[str]) -> Invocation:
     except Exception as error:
         raise ConfigError(f"an override cannot be applied: {one_line(error)}") from error
     if flags.FLAGS["verbosity"].using_default_value:
-        flags.FLAGS.verbosity = -1
+        flags.FLAGS["verbosity"].value = -1
     if path is None:
         raise ConfigError("--config is missing; for example --config=configs/copy.py")
     if len(rest) > 1:
@@ -131,6 +131,6 @@ def _complain(error: BaseException, code: int) -> int:
 
 def _keep_compiled_programs() -> None:
     """Compiled programs are kept between runs, so that a resumed run starts at once."""
-    if jax.config.jax_compilation_cache_dir is None:
+    if jax.config.read("jax_compilation_cache_dir") is None:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         jax.config.update("jax_compilation_cache_dir", str(cache / "kfrtrl_jax"))

@@ -69,6 +69,6 @@ def losses(
     return summed / math.log(2)
 
 
-def mean(losses: Any, num_tokens: int) -> np.ndarray:
+def mean(losses: Any, num_tokens: int) -> Any:
     """Bits per character from `losses` [..., T], added in float64."""
     return np.sum(np.asarray(losses), axis=-1, dtype=np.float64) / (num_tokens - 1)

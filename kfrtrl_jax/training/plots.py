@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+import matplotlib.ticker
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -20,7 +21,7 @@ LABELS = {
     "valid_loss": "validation loss (bits per character)",
 }
 
-_STYLE = {
+_STYLE: Any = {
     "font.size": 10,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -46,7 +47,7 @@ def plot_run(records: Sequence[Record], path: Path, title: str = "") -> None:
         top.plot(*_series(records, "loss"), color=_COLOURS[0], alpha=0.3, lw=1, label="loss")
         top.plot(*_series(records, "running_loss"), color=_COLOURS[0], label="running average")
         if _has(records, "valid_loss"):
-            style = {"marker": "o", "ms": 4, "color": _COLOURS[1]}
+            style: Any = {"marker": "o", "ms": 4, "color": _COLOURS[1]}
             top.plot(*_series(records, "valid_loss"), label="validation", **style)
         top.set_ylabel("bits per character")
         top.set_ylim(bottom=0)
@@ -55,7 +56,7 @@ def plot_run(records: Sequence[Record], path: Path, title: str = "") -> None:
             steps, lengths = _series(records, "sequence_length")
             axes.step(steps, lengths, where="post", color=_COLOURS[2])
             axes.set_ylabel(LABELS["sequence_length"])
-            axes.yaxis.get_major_locator().set_params(integer=True)
+            axes.yaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
         _finish(figure, [top, *rest], path, title)
 
 
@@ -90,7 +91,7 @@ def plot_groups(
                 _draw_group(axes, runs, field, label, colour)
             axes.set_ylabel(LABELS.get(field, field))
             if field == "sequence_length":
-                axes.yaxis.get_major_locator().set_params(integer=True)
+                axes.yaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
         _legend(panels[0], len(groups))
         _finish(figure, panels, path, title)
 
@@ -159,7 +160,7 @@ def _draw_group(
         for step, value in zip(*_series(records, field)):
             values.setdefault(step, []).append(value)
     steps = sorted(values)
-    style = {"marker": "o", "ms": 4} if field == "valid_loss" else {}
+    style: Any = {"marker": "o", "ms": 4} if field == "valid_loss" else {}
     axes.plot(steps, [np.mean(values[s]) for s in steps], color=colour, label=label, **style)
     if len(runs) > 1:
         low, high = [min(values[s]) for s in steps], [max(values[s]) for s in steps]
@@ -169,7 +170,7 @@ def _draw_group(
 def _colours(count: int) -> Sequence[Any]:
     if count <= len(_COLOURS):
         return _COLOURS
-    return mpl.colormaps["viridis"](np.linspace(0, 0.92, count))
+    return list(mpl.colormaps["viridis"](np.linspace(0, 0.92, count)))
 
 
 def _legend(axes: Axes, count: int) -> None:

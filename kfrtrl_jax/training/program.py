@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import psutil
 
 from kfrtrl_jax import estimators, learner, readouts
-from kfrtrl_jax.base import Array, Key
+from kfrtrl_jax.base import Array, Key, Structure
 from kfrtrl_jax.cells import CELLS, on_tokens
 from kfrtrl_jax.errors import ConfigError
 from kfrtrl_jax.estimators import ESTIMATORS
@@ -70,12 +70,14 @@ class Program(NamedTuple):
       init: seed -> state.
       run_chunk: state -> (state, metrics), `log_every` time steps.
       evaluate: (parameters, tokens [N]) -> [T], see `evaluation.losses`.
+      structure: of the cell, as its estimator sees it.
       held_out: token arrays by name ("valid", "test"); empty where the task has none.
     """
 
     init: Callable[[Any], RunState]
     run_chunk: Callable[[RunState], tuple[RunState, ChunkMetrics]]
     evaluate: Callable[[dict[str, Any], Array], Array]
+    structure: Structure
     held_out: dict[str, Any]
 
 
@@ -186,7 +188,7 @@ def build(config: Any, floats: Mapping[str, Any] | None = None) -> Program:
     def evaluate(parameters: dict[str, Any], tokens: Array) -> Array:
         return evaluation.losses(cell, readout, parameters, tokens, lanes=config.eval_lanes)
 
-    return Program(init, run_chunk, evaluate, task.held_out)
+    return Program(init, run_chunk, evaluate, learn.linearizer.structure, task.held_out)
 
 
 def memory_available() -> int:
