@@ -15,7 +15,7 @@ from rich.table import Table
 from configs import copy
 from kfrtrl_jax import benchmarking
 
-SUITES = {"step": benchmarking.STEP_SUITE}
+SUITES = {"step": benchmarking.STEP_SUITE, "flax": benchmarking.FLAX_SUITE}
 
 _SUITE = flags.DEFINE_enum("suite", "step", list(SUITES), "What to measure.")
 _OUT = flags.DEFINE_string("out", None, "The JSON file to write.")

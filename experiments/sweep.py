@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from kfrtrl_jax.errors import ConfigError
 from kfrtrl_jax.training import command_line, config, sweep
 
 
 def run(invocation: command_line.Invocation) -> list[dict[str, Any]]:
     """Runs the trials of the config file's get_sweep() that have not been run."""
-    if not hasattr(invocation.module, "get_sweep"):
-        raise ConfigError(f"config file {invocation.path} defines no function get_sweep()")
-    trials = config.call(invocation.path, invocation.module, "get_sweep")
+    trials = config.call(invocation.path, "get_sweep")
     return sweep.run_sweep(
         invocation.config, trials, invocation.workdir, overridden=invocation.overridden
     )

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from kfrtrl_jax.base import Structure
 from kfrtrl_jax.training import config as configs
 from kfrtrl_jax.training import program as programs
 
@@ -25,12 +26,14 @@ class Case(NamedTuple):
       estimator: its name in the registry.
       n: the cell's hidden size.
       batch: lanes.
+      floor: another cell, whose training step is the floor; "" for the bare products J A.
     """
 
     cell: str
     estimator: str
     n: int
     batch: int
+    floor: str = ""
 
 
 class Row(NamedTuple):
@@ -44,7 +47,7 @@ class Row(NamedTuple):
       ratio: median over rounds of seconds over floor_seconds.
       ratio_min: the smallest.
       ratio_max: the largest.
-      floor_seconds: of the floor.
+      floor_seconds: of its floor.
       seconds: of the whole training step.
       samples: every round's (seconds, floor seconds).
     """
@@ -68,6 +71,11 @@ STEP_SUITE = (
     Case("gru", "kf_rtrl", 128, 16),
     Case("vanilla", "kf_rtrl", 128, 16),
 )
+# An unmodified cell of Flax; its floor is our own cell of the same size.
+FLAX_SUITE = (
+    Case("flax_optimized_lstm", "kf_rtrl", 128, 16, floor="lstm"),
+    Case("flax_gru", "kf_rtrl", 128, 16, floor="gru"),
+)
 
 # The batched product J A in its equivalent layouts; the floor is the fastest on the device at hand.
 _PRODUCTS: tuple[tuple[str, str], ...] = (
@@ -77,7 +85,7 @@ _PRODUCTS: tuple[tuple[str, str], ...] = (
 
 
 def measure(case: Case, config: Any, *, suite: str, rounds: int = 9, steps: int = 50) -> Row:
-    """Measures a case against the bare batched products J A of its sites.
+    """Measures a case against its floor.
 
     Args:
       case: what to measure.
@@ -86,26 +94,16 @@ def measure(case: Case, config: Any, *, suite: str, rounds: int = 9, steps: int 
       rounds: how often either is run.
       steps: time steps a run.
     """
-    config = config.copy_and_resolve_references()
-    with config.unlocked():
-        config.cell.name, config.cell.hidden_size = case.cell, case.n
-        config.estimator.name, config.task.batch_size = case.estimator, case.batch
-        config.num_steps = config.log_every = config.checkpoint_every = steps
-        config.eval_every = 0
-    config = configs.resolve(config)
-    program = programs.build(config)
-    chunk = jax.jit(program.run_chunk, donate_argnums=0)
-    state, metrics = chunk(jax.jit(program.init)(0))
-    jax.block_until_ready(metrics)
-    floor = _product_floor(program.structure, steps)
+    run, structure = _training_steps(case, case.cell, config, steps)
+    if case.floor:
+        floor, _ = _training_steps(case, case.floor, config, steps)
+    else:
+        floor = _product_floor(structure, steps)
     samples = []
     for _ in range(rounds):
         floor_seconds = _seconds(floor) / steps
-        start = time.perf_counter()
-        state, metrics = chunk(state)
-        jax.block_until_ready(metrics)
-        samples.append(((time.perf_counter() - start) / steps, floor_seconds))
-    ratios = sorted(seconds / floor for seconds, floor in samples)
+        samples.append((_seconds(run) / steps, floor_seconds))
+    ratios = sorted(seconds / floor_seconds for seconds, floor_seconds in samples)
     return Row(
         suite,
         f"{case.cell} {case.estimator}",
@@ -114,13 +112,35 @@ def measure(case: Case, config: Any, *, suite: str, rounds: int = 9, steps: int 
         _median(ratios),
         ratios[0],
         ratios[-1],
-        _median([floor for _, floor in samples]),
+        _median([floor_seconds for _, floor_seconds in samples]),
         _median([seconds for seconds, _ in samples]),
         samples,
     )
 
 
-def _product_floor(structure: Any, steps: int) -> Callable[[], Any]:
+def _training_steps(
+    case: Case, cell: str, config: Any, steps: int
+) -> tuple[Callable[[], Any], Structure]:
+    """A function that goes on training for some time steps each time it is called."""
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        config.cell = {"name": cell, "hidden_size": case.n}
+        config.estimator.name, config.task.batch_size = case.estimator, case.batch
+        config.num_steps = config.log_every = config.checkpoint_every = steps
+        config.eval_every = 0
+    program = programs.build(configs.resolve(config))
+    chunk = jax.jit(program.run_chunk, donate_argnums=0)
+    state = [jax.jit(program.init)(0)]
+
+    def run() -> Any:
+        state[0], metrics = chunk(state[0])
+        return metrics
+
+    jax.block_until_ready(run())
+    return run, program.structure
+
+
+def _product_floor(structure: Structure, steps: int) -> Callable[[], Any]:
     """`steps` batched products J A for every site, in the fastest layout."""
     b, n = structure.batch_size, structure.state_size
     key = jax.random.key(0)

@@ -272,10 +272,11 @@ def through_weights(left: Matrix, weights: Array, right: Matrix) -> Matrix:
     for band, rows in enumerate(right.rows_of_columns()):
         picked = take(weights, rows, axis=-2)  # [columns, g]
         if isinstance(left, Banded):
-            products = [
-                left.values[..., i, :, None] * take(picked, columns, axis=-1).T
-                for i, columns in enumerate(left.columns.array)
-            ]
+            # The barrier keeps XLA from transposing, and from deriving the values, once for every
+            # entry of every lane inside the loop that makes the product.
+            parts = [take(picked, columns, axis=-1).T for columns in left.columns.array]
+            parts, values = jax.lax.optimization_barrier((parts, left.values))
+            products = [values[..., i, :, None] * part for i, part in enumerate(parts)]
             product = sum(products[1:], products[0])
         else:
             product = left.values @ picked.T

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from kfrtrl_jax.base import Cell
-from kfrtrl_jax.cells.flax_cells import from_flax
+from kfrtrl_jax.cells.flax_cells import flax_gru, flax_optimized_lstm, from_flax
 from kfrtrl_jax.cells.function import from_function
 from kfrtrl_jax.cells.gru import gru
 from kfrtrl_jax.cells.lstm import lstm
@@ -16,6 +16,8 @@ CELLS: dict[str, Callable[..., Cell]] = {
     "recurrent_highway": recurrent_highway,
     "lstm": lstm,
     "gru": gru,
+    "flax_optimized_lstm": flax_optimized_lstm,
+    "flax_gru": flax_gru,
 }
 
 __all__ = [

@@ -51,6 +51,18 @@ def from_flax(module: Any, example_input: Any = None, **apply_kwargs: Any) -> Ce
     )
 
 
+def flax_optimized_lstm(*, input_size: int, hidden_size: int) -> Cell:
+    """Flax's `linen.OptimizedLSTMCell`, unmodified."""
+    x = jax.ShapeDtypeStruct((input_size,), jax.dtypes.canonicalize_dtype(float))
+    return from_flax(linen.OptimizedLSTMCell(hidden_size), x)
+
+
+def flax_gru(*, input_size: int, hidden_size: int) -> Cell:
+    """Flax's `linen.GRUCell`, unmodified."""
+    x = jax.ShapeDtypeStruct((input_size,), jax.dtypes.canonicalize_dtype(float))
+    return from_flax(linen.GRUCell(hidden_size), x)
+
+
 def _from_linen(module: linen.Module, example_input: Any, apply_kwargs: dict[str, Any]) -> Cell:
     for name in ("initialize_carry", "__call__"):
         if not hasattr(module, name):

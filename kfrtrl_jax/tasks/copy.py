@@ -85,12 +85,13 @@ def copy(
         reset = position >= 2 * state.length + 2
         up = jnp.any(reset) & (running_loss < threshold)
         sequence_length = state.sequence_length + up
-        running_loss = jnp.where(up, restart, running_loss)
-        shorter = jax.random.randint(length_key, (batch_size,), 0, shortening + 1)
+        running_loss = jnp.where(up, restart, running_loss).astype(state.running_loss.dtype)
+        shorter = jax.random.randint(length_key, (batch_size,), 0, shortening + 1, jnp.int32)
         drawn = jnp.maximum(1, sequence_length - shorter)
         length = jnp.where(reset, drawn, state.length)
         position = jnp.where(reset, 0, position)
-        bits = jnp.where(reset, jax.random.split(bits_key, batch_size), state.bits)
+        # Lane by lane, for keys of the raw kind have an axis more.
+        bits = jax.vmap(jnp.where)(reset, jax.random.split(bits_key, batch_size), state.bits)
 
         presenting = position <= length
         place = jnp.where(presenting, position - 1, position - length - 2)

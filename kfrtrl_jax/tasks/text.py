@@ -19,8 +19,8 @@ PENN_TREEBANK_FILES = {
     "valid": "ptb.valid.txt",
     "test": "ptb.test.txt",
 }
-# Of a text that is one piece, what is held out for validation and for the test.
-_HELD_OUT = 0.05
+# Of a text that comes in one: what of it goes where.
+_SHARES = {"train": 0.9, "valid": 0.05, "test": 0.05}
 
 
 class Corpus(NamedTuple):
@@ -58,7 +58,7 @@ def text(*, batch_size: int, data_dir: str = "", reset_every: int = 100) -> Task
       batch_size: B; lane i starts at the i-th of B equally spaced positions and wraps around.
       data_dir: a text file, of which the last tenth is held out; or a folder with one .txt file each
         for train, valid and test in its name; or "", for the documentation topics that come with
-        every Python.
+        every Python (they differ a little between its versions).
       reset_every: a lane starts anew where its position is a multiple of this.
 
     Raises:
@@ -108,24 +108,19 @@ def read_penn_treebank(data_dir: str = "") -> Corpus:
 def read_corpus(data_dir: str = "") -> Corpus:
     """The corpus that `text` reads.
 
-    Of a folder the vocabulary is that of the training file; of one text it is that of all of it.
+    Of a folder the vocabulary is that of the training file; of one file, and of the documentation
+    topics, it is that of the whole text, held-out parts included. Line ends are left as they are.
 
     Raises:
       DataError: see `text`.
     """
     if not data_dir:
-        from pydoc_data.topics import topics
-
-        pieces = [f"{name}\n{topics[name]}\n" for name in sorted(topics)]
-        # Every twentieth topic is for validation, the one after it for the test.
-        parts = {"train": "", "valid": "", "test": ""}
-        for i, piece in enumerate(pieces):
-            parts[{0: "valid", 1: "test"}.get(i % 20, "train")] += piece
-        return _tokens(parts, "".join(pieces), "the documentation topics")
+        parts = _documentation_topics()
+        return _tokens(parts, "".join(parts.values()), "the documentation topics")
     path = pathlib.Path(data_dir)
     if path.is_file():
         whole = _read(path)
-        held = int(len(whole) * _HELD_OUT)
+        held = int(len(whole) * _SHARES["test"])
         cuts = (len(whole) - 2 * held, len(whole) - held)
         parts = {
             "train": whole[: cuts[0]],
@@ -144,7 +139,33 @@ def read_corpus(data_dir: str = "") -> Corpus:
                 f'{data_dir} must hold one .txt file with "{part}" in its name, found {names}'
             )
         paths[part] = found[0]
+    if len(set(paths.values())) < len(paths):
+        raise DataError(
+            f"{data_dir} must hold three .txt files, one each for train, valid and test, found "
+            f"{', '.join(sorted({p.name for p in paths.values()}))}"
+        )
     return _from_files(paths)
+
+
+def _documentation_topics() -> dict[str, str]:
+    """Whole topics, in the order of their names, to the part that lacks most of its share.
+
+    Topics quote one another at length: a paragraph is taken the first time only, so that what is held
+    out is not in the training text too.
+    """
+    from pydoc_data.topics import topics
+
+    parts = dict.fromkeys(_SHARES, "")
+    seen: set[str] = set()
+    total = 0
+    for name in sorted(topics):
+        paragraphs = [p for p in topics[name].split("\n\n") if p.strip() not in seen]
+        seen.update(p.strip() for p in paragraphs)
+        piece = "\n\n".join([name, *paragraphs]) + "\n"
+        total += len(piece)
+        part = max(parts, key=lambda part: _SHARES[part] * total - len(parts[part]))
+        parts[part] += piece
+    return parts
 
 
 def _from_files(paths: dict[str, pathlib.Path]) -> Corpus:

@@ -81,7 +81,7 @@ def open_checkpoints(folder: Path, keep: int = 2) -> Checkpoints:
 
     def restore(like: Any, warn: Callable[[str], None]) -> Restored | None:
         steps = sorted(manager.all_steps(), reverse=True)
-        broken = []
+        broken: dict[int, str] = {}
         for step in steps:
             try:
                 read = manager.restore(
@@ -95,16 +95,16 @@ def open_checkpoints(folder: Path, keep: int = 2) -> Checkpoints:
                     raise ValueError("its bytes are not those that were saved")
                 state = from_arrays(read["state"], like)
             except Exception as error:
-                warn(f"the checkpoint of step {step} cannot be used ({one_line(error)[:200]})")
-                broken.append(step)
+                broken[step] = one_line(error)[:200]
                 continue
-            for newer in broken:
+            for newer, reason in broken.items():
+                warn(f"the checkpoint of step {newer} cannot be used ({reason})")
                 manager.delete(newer)
             return Restored(step, state, info)
         if broken:
             raise WorkdirError(
-                f"no checkpoint in {folder} can be used (steps {', '.join(map(str, broken))}); "
-                f"remove that folder to start from the beginning"
+                f"no checkpoint in {folder} can be used (steps {', '.join(map(str, broken))}: "
+                f"{broken[steps[0]]}); remove that folder to start from the beginning"
             )
         return None
 
@@ -170,20 +170,14 @@ def from_arrays(arrays: Mapping[str, np.ndarray], like: Any) -> Any:
     for name, (_, leaf) in zip(names, named):
         if not leaf.size:
             leaves.append(jnp.zeros(leaf.shape, leaf.dtype))
-        elif is_key(leaf):
-            key = jax.random.wrap_key_data(
-                jnp.asarray(arrays[name]), impl=jax.random.key_impl(leaf)
-            )
-            leaves.append(key)
-        else:
-            array = arrays[name]
-            if array.shape != leaf.shape or array.dtype != leaf.dtype:
-                raise ValueError(
-                    f"{name} is {array.dtype}{list(array.shape)}, "
-                    f"not {leaf.dtype}{list(leaf.shape)}"
-                )
-            # Copied once more: arrays of the host may be shared with the device, and then donated.
-            leaves.append(jnp.array(array, copy=True))
+            continue
+        # A copy: an array of the host may be shared with the device, and then donated.
+        array = jnp.array(arrays[name], copy=True)
+        array = jax.random.wrap_key_data(array) if is_key(leaf) else array
+        if array.shape != leaf.shape or array.dtype != leaf.dtype:
+            given, wanted = f"{array.dtype}{list(array.shape)}", f"{leaf.dtype}{list(leaf.shape)}"
+            raise ValueError(f"{name} is {given}, not {wanted}")
+        leaves.append(array)
     return jax.tree_util.tree_unflatten(structure, leaves)
 
 

@@ -6,18 +6,19 @@ Exit codes: 0 done, 1 a run that failed, 2 refused input, 130 and 143 stopped by
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import jax
-from absl import app, flags
-from ml_collections import config_flags
+from absl import app, flags, logging
+from ml_collections import ConfigDict, config_flags
+from ml_collections.config_flags.config_flags import ConfigFileFlagParser
 
 from kfrtrl_jax.errors import ConfigError, DataError, UnsupportedCellError, WorkdirError
-from kfrtrl_jax.training.config import call, load_module, one_line
+from kfrtrl_jax.training.config import SECTIONS, call, check_path
 from kfrtrl_jax.training.loop import Interrupted
 from kfrtrl_jax.training.metrics import NonFiniteError
 
@@ -32,16 +33,29 @@ class Invocation(NamedTuple):
     Attributes:
       config: from the config file, with the overrides applied; not yet checked.
       overridden: paths of the overrides ("estimator.name").
+      path: of the config file.
       workdir: the folder for the results.
-      module: the config file.
-      path: the config file's.
     """
 
     config: Any
     overridden: frozenset[str]
-    workdir: Path
-    module: ModuleType
     path: str
+    workdir: Path
+
+
+class _ConfigFile(ConfigFileFlagParser):
+    """Reads config files with our own errors, and gives them the sections that they leave out."""
+
+    def parse(self, path: str) -> Any:
+        file, *arguments = path.split(":", 1)
+        given = call(file, "get_config", *arguments)
+        if not isinstance(given, (ConfigDict, dict)):
+            raise ConfigError(f"get_config() of {file} must return a ConfigDict, got {given!r}")
+        config = ConfigDict(given)
+        for section in SECTIONS:
+            if section not in config:
+                config[section] = ConfigDict()
+        return config
 
 
 def define_flags() -> None:
@@ -52,6 +66,7 @@ def define_flags() -> None:
         lock_config=False,
         accept_new_attributes=True,
     )
+    flags.FLAGS["config"].parser = _ConfigFile("config", lock_config=False)
     flags.DEFINE_string(
         "workdir", None, "Folder for the results; runs/NAME for configs/NAME.py by default."
     )
@@ -93,35 +108,27 @@ def _read(argv: Sequence[str]) -> Invocation:
       ConfigError: for a broken config file or override.
       flags.Error: for flags that do not exist.
     """
-    path = _config_path(argv)
-    file, *arguments = (path or "").split(":", 1)
-    if path is not None:
-        # Read here first: what absl makes of a config file's own errors is hard to read.
-        module = load_module(file)
-        call(file, module, "get_config", *arguments)
+    for argument in argv[1:]:
+        if override := re.match(r"--?(?:no)?config\.([^=]+)", argument):
+            check_path(override[1])
     try:
         rest = flags.FLAGS(argv)
-    except flags.Error:
-        raise
-    except Exception as error:
-        raise ConfigError(f"an override cannot be applied: {one_line(error)}") from error
-    if flags.FLAGS["verbosity"].using_default_value:
-        flags.FLAGS["verbosity"].value = -1
-    if path is None:
+    except flags.Error as error:
+        # absl wraps the errors of a flag's parser in its own.
+        raise error.__context__ if isinstance(error.__context__, ConfigError) else error from None
+    verbosity = flags.FLAGS["verbosity"]
+    if verbosity.using_default_value:
+        # Else absl would show all that the libraries have to say.
+        verbosity.value, verbosity.using_default_value = logging.WARNING, False
+    if flags.FLAGS.config is None:
         raise ConfigError("--config is missing; for example --config=configs/copy.py")
     if len(rest) > 1:
         raise ConfigError(f"unexpected argument {rest[1]!r}; options are given as --name=value")
-    workdir = flags.FLAGS.workdir or f"runs/{Path(file).stem}"
-    overrides = config_flags.get_override_values(flags.FLAGS["config"])
-    return Invocation(flags.FLAGS.config, frozenset(overrides), Path(workdir), module, file)
-
-
-def _config_path(argv: Sequence[str]) -> str | None:
-    for i, argument in enumerate(argv[1:], 1):
-        name, equals, value = argument.partition("=")
-        if name in ("--config", "-config"):
-            return value if equals else argv[i + 1] if i + 1 < len(argv) else None
-    return None
+    flag = flags.FLAGS["config"]
+    path = config_flags.get_config_filename(flag).split(":", 1)[0]
+    workdir = flags.FLAGS.workdir or f"runs/{Path(path).stem}"
+    overridden = frozenset(config_flags.get_override_values(flag))
+    return Invocation(flags.FLAGS.config, overridden, path, Path(workdir))
 
 
 def _complain(error: BaseException, code: int) -> int:
@@ -131,6 +138,7 @@ def _complain(error: BaseException, code: int) -> int:
 
 def _keep_compiled_programs() -> None:
     """Compiled programs are kept between runs, so that a resumed run starts at once."""
-    if jax.config.read("jax_compilation_cache_dir") is None:
+    settings: Any = jax.config
+    if settings.jax_compilation_cache_dir is None:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         jax.config.update("jax_compilation_cache_dir", str(cache / "kfrtrl_jax"))

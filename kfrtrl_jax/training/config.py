@@ -10,11 +10,10 @@ from __future__ import annotations
 import difflib
 import inspect
 import math
+import runpy
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
-from importlib.machinery import SourceFileLoader
-from importlib.util import module_from_spec, spec_from_loader
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -154,39 +153,41 @@ def arguments(config: Any, section: str, floats: Mapping[str, Any]) -> dict[str,
     }
 
 
-def load_module(path: str) -> types.ModuleType:
-    """Runs a config file.
+def check_path(path: str) -> None:
+    """Refuses the path of an override that no config can have, whatever its components.
 
     Raises:
-      ConfigError: if there is none, if it raises, or if it has no get_config().
+      ConfigError: with the nearest names.
+    """
+    head, *rest = path.split(".")
+    if head not in SECTIONS and head not in RunFields._fields:
+        suggestion = _suggest(head, [*RunFields._fields, *SECTIONS])
+        raise ConfigError(f"config.{path} is not a field of a config{suggestion}")
+    if head in SECTIONS and not rest:
+        raise ConfigError(f"config.{head} is a section; set its fields, as in config.{head}.name")
+    if len(rest) > (head in SECTIONS):
+        raise ConfigError(f"config.{path} is not a field of a config; {head} has no such depth")
+
+
+def call(path: str, function: str, *args: str) -> Any:
+    """Runs a config file and calls one of its functions, such as get_config.
+
+    Raises:
+      ConfigError: if there is no such file or function, or if it raises.
     """
     file = Path(path)
     if not file.is_file():
         found = sorted(str(p) for p in file.parent.glob("*.py") if p.stem != "__init__")
-        raise ConfigError(f"there is no config file {path}{_suggest(str(file), found)}")
-    loader = SourceFileLoader(f"config_{file.stem}", str(file))
-    spec = spec_from_loader(loader.name, loader)
-    assert spec is not None
-    module = module_from_spec(spec)
+        raise ConfigError(f"there is no config file {path!r}{_suggest(str(file), found)}")
     try:
-        loader.exec_module(module)
+        module = runpy.run_path(path, run_name=file.stem)
+        if function not in module:
+            raise ConfigError(f"config file {path} defines no function {function}()")
+        return module[function](*args)
+    except ConfigError:
+        raise
     except Exception as error:
         raise ConfigError(f"config file {path} fails: {one_line(error)}") from error
-    if not callable(getattr(module, "get_config", None)):
-        raise ConfigError(f"config file {path} defines no function get_config()")
-    return module
-
-
-def call(path: str, module: types.ModuleType, function: str, *args: str) -> Any:
-    """Calls a function of a config file, such as get_config.
-
-    Raises:
-      ConfigError: if it raises.
-    """
-    try:
-        return getattr(module, function)(*args)
-    except Exception as error:
-        raise ConfigError(f"{function}() of {path} fails: {one_line(error)}") from error
 
 
 def one_line(error: BaseException) -> str:

@@ -39,7 +39,7 @@ def status(record: Record) -> str:
     """The numbers of a record that one watches."""
     parts = [f"loss {record['running_loss']:.3f} bits/char"]
     if "sequence_length" in record:
-        parts.append(f"T* {record['sequence_length']}")
+        parts.append(f"T* {record['sequence_length']:g}")
     if "valid_loss" in record:
         parts.append(f"valid {record['valid_loss']:.3f}")
     return "  ".join([*parts, f"{record['steps_per_second']:.0f} steps/s"])

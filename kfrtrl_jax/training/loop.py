@@ -219,7 +219,7 @@ def _advance(
 
 
 def _evaluator(program: Program) -> Evaluate:
-    tokens = {name: jnp.asarray(array) for name, array in program.held_out.items()}
+    tokens = {name: jnp.asarray(array, jnp.int32) for name, array in program.held_out.items()}
     losses = jax.jit(program.evaluate)
 
     def evaluate(name: str, parameters: Any) -> float:

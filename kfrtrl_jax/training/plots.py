@@ -119,9 +119,12 @@ def plot_response(
             mean = [np.mean(points[value]) for value in x]
             spread = [np.std(points[value]) for value in x]
             axes.errorbar(x, mean, spread, color=colour, label=label, marker="o", ms=5, capsize=3)
-        values = [value for points in lines.values() for value in points]
-        if min(values) > 0 and max(values) > 4 * min(values):
+        values = sorted({value for points in lines.values() for value in points})
+        if values[0] > 0 and values[-1] > 4 * values[0]:
             axes.set_xscale("log")
+        if len(values) <= 8:
+            axes.set_xticks(values, [f"{value:.3g}" for value in values])
+            axes.set_xticks([], minor=True)
         axes.set_ylabel(y_label)
         _legend(axes, len(lines))
         _finish(figure, [axes], path, title, x_label)

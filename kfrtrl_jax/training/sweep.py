@@ -149,7 +149,7 @@ def _run_group(
         return build(config, point)
 
     init = jax.jit(jax.vmap(lambda seed, point: program(point).init(seed)))
-    chunk = jax.jit(jax.vmap(lambda s, point: program(point).run_chunk(s)), donate_argnums=0)
+    jitted = jax.jit(jax.vmap(lambda s, point: program(point).run_chunk(s)), donate_argnums=0)
     evaluate = jax.jit(jax.vmap(program({}).evaluate, in_axes=(0, None)))
     held_out = program({}).held_out
     valid = jnp.asarray(held_out["valid"]) if "valid" in held_out else None
@@ -168,7 +168,9 @@ def _run_group(
                 stack.enter_context(metrics.open_writer(folder / name, tensorboard=False))
             )
         state = init(jnp.asarray([f["seed"] for f in flat], jnp.uint32), floats)
-        begun = lap = time.monotonic()
+        begun = time.monotonic()
+        chunk = jitted.lower(state, floats).compile()
+        lap = time.monotonic()
         for step in range(config.log_every, config.num_steps + 1, config.log_every):
             if signals:
                 raise Interrupted(
@@ -229,10 +231,17 @@ def _describe(sweep: Sequence[Overrides], members: Sequence[int]) -> str:
 
 def _label(overrides: Overrides) -> str:
     return ", ".join(
-        f"{key.removesuffix('.name').split('.')[-1]} "
-        f"{f'{value:.3g}' if isinstance(value, float) else value}"
+        _shown(value) if key.endswith(".name") else f"{_short(key)} {_shown(value)}"
         for key, value in overrides.items()
     )
+
+
+def _short(path: str) -> str:
+    return path.removesuffix(".name").split(".")[-1]
+
+
+def _shown(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def _report(sweep: Sequence[Overrides], results: Sequence[Mapping[str, Any]], folder: Path) -> None:
@@ -246,14 +255,16 @@ def _report(sweep: Sequence[Overrides], results: Sequence[Mapping[str, Any]], fo
         for key in ("running_loss", "sequence_length", "valid_loss")
         if any(result.get(key) is not None for result in results)
     ]
+    keys = list(dict.fromkeys(key for overrides in sweep for key in overrides if key != "seed"))
     rows = []
-    for label, members in settings.items():
+    for members in settings.values():
         own = [results[i] for i in members]
         failed = sum("diverged_at" in result for result in own)
-        rows.append(
-            [label, str(len(own)), *(_spread(own, key) for key in outcomes), str(failed or "")]
-        )
-    columns = ["setting", "runs", *(key.replace("_", " ") for key in outcomes), "diverged"]
+        chosen = [_shown(sweep[members[0]].get(key, "")) for key in keys]
+        spreads = [_spread(own, key) for key in outcomes]
+        rows.append([*chosen, str(len(own)), *spreads, str(failed or "")])
+    names = [*map(_short, keys), "runs", *outcomes, "diverged"]
+    columns = [name.replace("_", " ") for name in names]
     display.print_columns("mean ± standard deviation over seeds", columns, rows)
 
     curves = {

@@ -1,0 +1,34 @@
+"""Fetches the Penn Treebank: python -m experiments.data --out=DIR."""
+
+from __future__ import annotations
+
+import sys
+
+from absl import app, flags
+
+from kfrtrl_jax.errors import DataError
+from kfrtrl_jax.tasks import download
+
+_OUT = flags.DEFINE_string("out", None, "Folder for the three files.")
+_URL = flags.DEFINE_string("url", download.PENN_TREEBANK_URL, "Where they are fetched from.")
+_FORCE = flags.DEFINE_bool("force", False, "Replace files that are there with other content.")
+
+
+def main(argv: list[str]) -> int:
+    """Fetches what is missing; 2 if any of the files could not be had."""
+    if not _OUT.value or len(argv) > 1:
+        print("error: give the folder by --out=DIR and nothing else", file=sys.stderr)
+        return 2
+    code = 0
+    for name in download.PENN_TREEBANK_SHA256:
+        try:
+            new = download.fetch(_OUT.value, name, url=_URL.value, force=_FORCE.value)
+            print(f"{name}: {'fetched' if new else 'there already'}")
+        except DataError as error:
+            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+            code = 2
+    return code
+
+
+if __name__ == "__main__":
+    app.run(main)
