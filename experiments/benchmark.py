@@ -8,12 +8,13 @@ import platform
 import sys
 
 import jax
-from absl import app, flags
+from absl import flags
 from rich.console import Console
 from rich.table import Table
 
 from configs import copy
 from kfrtrl_jax import benchmarking
+from kfrtrl_jax.training import command_line
 
 SUITES = {"step": benchmarking.STEP_SUITE, "flax": benchmarking.FLAX_SUITE}
 
@@ -22,9 +23,8 @@ _OUT = flags.DEFINE_string("out", None, "The JSON file to write.")
 _ROUNDS = flags.DEFINE_integer("rounds", 9, "Runs of each row and of its floor.", lower_bound=1)
 
 
-def main(argv: list[str]) -> None:
+def main() -> int:
     """Prints a table and writes the samples."""
-    del argv
     console = Console()
     table = Table("name", "n", "batch", "ratio", "min", "max", "ms", "floor ms")
     rows = []
@@ -55,7 +55,8 @@ def main(argv: list[str]) -> None:
             "rows": [row._asdict() for row in rows],
         }
         out.write_text(json.dumps(result, indent=1) + "\n")
+    return 0
 
 
 if __name__ == "__main__":
-    app.run(main)
+    command_line.run_plain(main)

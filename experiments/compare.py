@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import csv
 import pathlib
-import sys
 
-from absl import app, flags
+from absl import flags
 
-from kfrtrl_jax.errors import WorkdirError
-from kfrtrl_jax.training import metrics, plots, workdir
+from kfrtrl_jax.errors import ConfigError
+from kfrtrl_jax.training import command_line, metrics, plots, workdir
 
 _RUNS = flags.DEFINE_list("runs", [], "NAME=WORKDIR pairs of `experiments.train`.")
 _OUT = flags.DEFINE_string("out", "comparison", "Prefix of the files to write.")
@@ -22,24 +21,19 @@ _FIELDS = flags.DEFINE_list(
 _TITLE = flags.DEFINE_string("title", "", "Above the picture.")
 
 
-def main(argv: list[str]) -> int:
+def main() -> int:
     """Reads the runs and writes the three files."""
-    del argv
     folders = dict(run.partition("=")[::2] for run in _RUNS.value)
-    try:
-        if not folders:
-            raise WorkdirError("--runs is missing; for example --runs=kf_rtrl=runs/copy")
-        about, records = {}, {}
-        for name, folder in folders.items():
-            path = pathlib.Path(folder)
-            about[name] = {
-                "config": workdir.read_json(path / workdir.CONFIG),
-                "summary": workdir.read_json(path / "summary.json"),
-            }
-            records[name] = metrics.read(path / metrics.METRICS)
-    except WorkdirError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    if not folders or not all(folders.values()):
+        raise ConfigError("--runs takes NAME=WORKDIR pairs, for example --runs=kf_rtrl=runs/copy")
+    about, records = {}, {}
+    for name, folder in folders.items():
+        path = pathlib.Path(folder)
+        about[name] = {
+            "config": workdir.read_json(path / workdir.CONFIG),
+            "summary": workdir.read_json(path / "summary.json"),
+        }
+        records[name] = metrics.read(path / metrics.METRICS)
     out = pathlib.Path(_OUT.value)
     out.parent.mkdir(parents=True, exist_ok=True)
     plots.plot_runs(records, out.with_suffix(".png"), _FIELDS.value, _TITLE.value)
@@ -54,4 +48,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    command_line.run_plain(main)

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import sys
 
-from absl import app, flags
+from absl import flags
 
-from kfrtrl_jax.errors import DataError
+from kfrtrl_jax.errors import ConfigError, DataError
 from kfrtrl_jax.tasks import download
+from kfrtrl_jax.training import command_line
 
 _OUT = flags.DEFINE_string("out", None, "Folder for the three files.")
 _URL = flags.DEFINE_string("url", download.PENN_TREEBANK_URL, "Where they are fetched from.")
 _FORCE = flags.DEFINE_bool("force", False, "Replace files that are there with other content.")
 
 
-def main(argv: list[str]) -> int:
+def main() -> int:
     """Fetches what is missing; 2 if any of the files could not be had."""
-    if not _OUT.value or len(argv) > 1:
-        print("error: give the folder by --out=DIR and nothing else", file=sys.stderr)
-        return 2
+    if not _OUT.value:
+        raise ConfigError("give the folder by --out=DIR")
     code = 0
     for name in download.PENN_TREEBANK_SHA256:
         try:
@@ -31,4 +31,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    command_line.run_plain(main)

@@ -58,7 +58,6 @@ def fetch(
                 f"{path} is not the file it should be (SHA-256 {there}, expected "
                 f"{checksums[name]}); --force replaces it"
             )
-        path.parent.mkdir(parents=True, exist_ok=True)
         content = _download(url.rstrip("/") + "/" + name, timeout)
         if _sha256(content) != checksums[name]:
             raise DataError(
@@ -86,6 +85,7 @@ def _download(address: str, timeout: float) -> bytes:
 
 def _write(path: pathlib.Path, content: bytes) -> None:
     """Atomic: a reader sees the old file or the new one, also if the machine stops."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with open(temporary, "wb") as file:

@@ -94,6 +94,28 @@ def run(program: Callable[[Invocation], Any]) -> None:
     app.run(main, flags_parser=_parse)
 
 
+def run_plain(program: Callable[[], int]) -> None:
+    """Runs a program that has flags of its own and no config; it returns the exit code."""
+
+    def parse(argv: Sequence[str]) -> None:
+        try:
+            rest = flags.FLAGS(argv)
+            if len(rest) > 1:
+                raise ConfigError(
+                    f"unexpected argument {rest[1]!r}; options are given as --name=value"
+                )
+        except (ConfigError, flags.Error) as error:
+            sys.exit(_complain(error, 2))
+
+    def main(_: None) -> int:
+        try:
+            return program()
+        except REFUSED as error:
+            return _complain(error, 2)
+
+    app.run(main, flags_parser=parse)
+
+
 def _parse(argv: Sequence[str]) -> Invocation:
     try:
         return _read(argv)

@@ -2,15 +2,16 @@
 
 import importlib
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kfrtrl_jax import estimators
-from tests.trajectories import BATCH_SIZE, SMALL_CELLS, influence_rows, push_all, run
+from kfrtrl_jax import cells, estimators
+from tests.cells.test_flax_cells import CELLS as FLAX_CELLS
+from tests.cells.test_flax_cells import LayerNormLSTM, X
+from tests.estimators import monte_carlo
+from tests.trajectories import SMALL_CELLS
 
-STEPS, DRAWS, CHUNK, PROJECTIONS = 12, 20_480, 1_024, 6
 UNBIASED = {
     "uoro": estimators.uoro(),
     "kf_rtrl": estimators.kf_rtrl(),
@@ -19,27 +20,21 @@ UNBIASED = {
 
 
 def deviations(estimator, cell):
-    """Of a few random projections of the mean of G~ from those of G, in standard errors."""
-    trajectory = run(cell, STEPS)
-    n = trajectory.linearizer.structure.state_size
-    cotangents = jax.random.normal(jax.random.key(11), (PROJECTIONS, BATCH_SIZE, n))
-    exact_state = push_all(estimators.rtrl(), trajectory, jax.random.key(0))
-    exact = influence_rows(estimators.rtrl(), trajectory, exact_state, cotangents)
-    directions = jax.random.normal(jax.random.key(12), exact.shape)
+    return monte_carlo.deviations(estimator, cell, draws=20_480, steps=12)
 
-    @jax.jit
-    def chunk(keys):
-        def draw(key):
-            state = push_all(estimator, trajectory, key)
-            rows = influence_rows(estimator, trajectory, state, cotangents)
-            return jnp.sum(rows * directions, axis=1)
 
-        return jax.vmap(draw)(keys)
+BROUGHT_CELLS = {
+    "linen_optimized_lstm": FLAX_CELLS["linen_optimized_lstm"],
+    "linen_mgu": FLAX_CELLS["linen_mgu"],
+    "nnx_gru": FLAX_CELLS["nnx_gru"],
+    "stack": lambda: cells.from_flax(LayerNormLSTM(3), X),
+}
 
-    keys = jax.random.split(jax.random.key(13), DRAWS).reshape(-1, CHUNK)
-    draws = np.concatenate([chunk(k) for k in keys])
-    error = draws.std(axis=0, ddof=1) / np.sqrt(len(draws))
-    return (draws.mean(axis=0) - jnp.sum(exact * directions, axis=1)) / error
+
+@pytest.mark.parametrize("cell", BROUGHT_CELLS)
+@pytest.mark.parametrize("name", ["uoro", "kf_rtrl"])
+def test_mean_over_draws_is_the_exact_influence_of_a_brought_cell(name, cell):
+    assert np.max(np.abs(deviations(UNBIASED[name], BROUGHT_CELLS[cell]()))) < 4
 
 
 @pytest.mark.parametrize("cell", SMALL_CELLS)

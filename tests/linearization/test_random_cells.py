@@ -59,9 +59,7 @@ SUPPORTED = {
     "two_matrices": lambda p, k, v, w: v @ p(k, N, N) + w @ p(k + "b", N, N) + p(k + "c", N),
     "split_sums": lambda p, k, v, w: sum(
         a * b
-        for a, b in zip(
-            jnp.split(v @ p(k, N, 2 * N), 2), jnp.split(w @ p(k + "b", N, 2 * N), 2)
-        )
+        for a, b in zip(jnp.split(v @ p(k, N, 2 * N), 2), jnp.split(w @ p(k + "b", N, 2 * N), 2))
     ),
     "shared": lambda p, k, v, w: v @ p("shared", N, N),
     "tied": lambda p, k, v, w: v @ p("shared", N, N).T,
@@ -73,9 +71,9 @@ SUPPORTED = {
     "peephole": lambda p, k, v, w: p(k, N) * v + w @ p(k + "b", N, N),
     "quotient": lambda p, k, v, w: v / (1 + p(k, N) ** 2),
     "rows": lambda p, k, v, w: (jnp.stack([v, w]) @ p(k, N, N)).sum(0),
-    "heads": lambda p, k, v, w: jnp.einsum(
-        "hi,hij->hj", v.reshape(2, 2), p(k, 2, 2, 2)
-    ).reshape(-1),
+    "heads": lambda p, k, v, w: jnp.einsum("hi,hij->hj", v.reshape(2, 2), p(k, 2, 2, 2)).reshape(
+        -1
+    ),
     "vmapped": lambda p, k, v, w: jax.vmap(lambda row: row @ v)(p(k, N, N)),
     "look_up": lambda p, k, v, w: p(k, 3, N)[(v[0] > 0).astype(int)] * w,
     "choice": lambda p, k, v, w: jnp.where(v > 0, p(k, N), w),

@@ -125,6 +125,21 @@ def test_curriculum_stays_while_the_loss_is_high():
     np.testing.assert_array_equal(batch.reset, (np.arange(500) % 4 == 0)[:, None].repeat(4, 1))
 
 
+def test_lanes_that_start_together_raise_the_length_once():
+    # Of losses of 0, it takes 2589 to get from 2.0 below 0.15, and 693 from 0.3: ln(ratio) / ln(0.999).
+    # With one bit every lane starts at every fourth step.
+    star, averages, _ = run(np.zeros(3300), batch_size=8, shortening=0)
+    first = 2592
+    assert star[first - 1] == 1
+    assert star[first] == 2
+    np.testing.assert_allclose(averages[first - 1], 2.0 * 0.999 ** (first - 1), rtol=1e-10)
+    assert averages[first] == 0.3
+    # The strings are of two bits now, six steps: the first start that is 693 steps later or more.
+    second = first + 6 * 116
+    assert star[second - 1] == 2
+    assert star[second] == 3
+
+
 def test_every_lane_starts_at_the_first_step():
     task = tasks.copy(batch_size=5)
     assert task.vocabulary_size == 4
@@ -163,13 +178,12 @@ def test_seeds_and_float_arguments_may_be_mapped():
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
 def test_state_keeps_its_types_in_a_scan(x64, make_key, dtype):
     with jax.enable_x64(x64):
-        # Two lanes: as many as a raw key has words.
-        task = tasks.copy(batch_size=2)
+        task = tasks.copy(batch_size=3)
         state = task.init(make_key(0))
         new, batch = jax.eval_shape(task.sample, state, make_key(1), dtype(1.0))
         before = jax.tree.map(lambda x: (x.shape, x.dtype), state)
         assert jax.tree.map(lambda x: (x.shape, x.dtype), new) == before
-        assert {x.shape for x in batch} == {(2,)}
+        assert {x.shape for x in batch} == {(3,)}
 
 
 @pytest.mark.parametrize("kwargs", [{"batch_size": 0}, {"batch_size": 1, "shortening": -1}])

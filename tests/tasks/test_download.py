@@ -79,7 +79,7 @@ def test_address_needs_no_slash_at_its_end(server, tmp_path):
 
 def test_corrupt_answer_is_not_written(server, tmp_path):
     server[1][f"/{NAME}"] = CONTENT[:-1] + b"!"
-    message = refused(tmp_path, server)
+    message = refused(tmp_path / "new", server)
     assert CHECKSUMS[NAME] in message
     assert server[0] + NAME in message
     assert os.listdir(tmp_path) == []
