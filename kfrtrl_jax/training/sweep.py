@@ -70,7 +70,9 @@ def run_sweep(
       Interrupted: if a signal came; finished groups are kept.
     """
     if not isinstance(sweep, list) or not all(isinstance(trial, dict) for trial in sweep):
-        raise ConfigError(f"get_sweep() must return a list of dicts of overrides, got {sweep!r:.60}")
+        raise ConfigError(
+            f"get_sweep() must return a list of dicts of overrides, got {sweep!r:.60}"
+        )
     trials = [_trial(config, overrides, i, overridden) for i, overrides in enumerate(sweep)]
     if not trials:
         raise ConfigError("the sweep has no trials: get_sweep() returned an empty list")

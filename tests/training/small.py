@@ -1,0 +1,45 @@
+"""Configs that compile and run in a moment."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kfrtrl_jax.training.config import resolve
+from kfrtrl_jax.training.workdir import flatten
+
+COPY: dict[str, Any] = {
+    "num_steps": 60,
+    "log_every": 10,
+    "checkpoint_every": 20,
+    "cell": {"name": "vanilla", "hidden_size": 4},
+    "estimator": {"name": "kf_rtrl"},
+    "task": {"name": "copy", "batch_size": 2},
+    "optimizer": {"name": "adam", "learning_rate": 1e-2},
+}
+
+
+def nested(changes: dict[str, Any]) -> dict[str, Any]:
+    """COPY with fields changed by path; None takes a field away."""
+    flat = {**flatten(COPY), **changes}
+    tree: dict[str, Any] = {}
+    for path, value in flat.items():
+        if value is not None:
+            *parents, last = path.split(".")
+            node = tree
+            for parent in parents:
+                node = node.setdefault(parent, {})
+            node[last] = value
+    return tree
+
+
+def small(changes: dict[str, Any] | None = None) -> Any:
+    """The same, resolved."""
+    return resolve(nested(changes or {}))
+
+
+def text(folder: Any) -> dict[str, Any]:
+    """Changes for a run on a small text, which is written to the folder."""
+    folder.mkdir(exist_ok=True)
+    for part, count in (("train", 40), ("valid", 5), ("test", 5)):
+        (folder / f"{part}.txt").write_text("the cat sat on the mat. " * count)
+    return {"task.name": "text", "task.data_dir": str(folder), "eval_every": 20, "eval_lanes": 3}

@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from kfrtrl_jax.errors import WorkdirError
+from kfrtrl_jax.training.checkpoints import load_parameters, open_checkpoints, save_parameters
+
+
+class State(NamedTuple):
+    weights: dict[str, Any]
+    key: Any
+    step: Any
+    empty: Any
+
+
+def make(seed: int) -> State:
+    key = jax.random.key(seed)
+    weights = {"w": jax.random.normal(key, (64, 64)), "half": jnp.ones(3, jnp.bfloat16) / 3}
+    return State(weights, jax.random.split(key, 2), jnp.asarray(seed, jnp.int32), jnp.zeros((0, 2)))
+
+
+def assert_equal(a: State, b: State) -> None:
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        assert x.dtype == y.dtype
+        if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+            x, y = jax.random.key_data(x), jax.random.key_data(y)
+        assert np.array_equal(np.asarray(x), np.asarray(y))
+
+
+def write(folder, steps=(10, 20, 30)):
+    checkpoints = open_checkpoints(folder)
+    for step in steps:
+        checkpoints.save(step, make(step), {"wall_time": step / 10})
+    checkpoints.close()
+
+
+def read(folder):
+    warnings: list[str] = []
+    checkpoints = open_checkpoints(folder)
+    restored = checkpoints.restore(jax.eval_shape(lambda: make(0)), warnings.append)
+    steps = checkpoints.last_step()
+    checkpoints.close()
+    return restored, warnings, steps
+
+
+def spoil(folder) -> None:
+    files = [file for file in folder.rglob("*") if file.is_file()]
+    for file in files:
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def test_a_state_comes_back_bit_for_bit(tmp_path):
+    write(tmp_path)
+    restored, warnings, _ = read(tmp_path)
+    assert restored.step == 30
+    assert restored.info == {"wall_time": 3.0}
+    assert warnings == []
+    assert_equal(restored.state, make(30))
+
+
+def test_the_last_two_are_kept(tmp_path):
+    write(tmp_path)
+    assert sorted(int(p.name) for p in tmp_path.iterdir() if p.name.isdigit()) == [20, 30]
+
+
+def test_nothing_written_is_nothing_restored(tmp_path):
+    assert read(tmp_path) == (None, [], None)
+
+
+def test_a_broken_checkpoint_gives_way_to_the_one_before(tmp_path):
+    write(tmp_path)
+    spoil(tmp_path / "30")
+    restored, warnings, newest = read(tmp_path)
+    assert restored.step == newest == 20
+    assert_equal(restored.state, make(20))
+    assert len(warnings) == 1
+    assert warnings[0].startswith("the checkpoint of step 30 cannot be used (")
+    assert "\n" not in warnings[0]
+
+
+def test_a_changed_value_is_noticed(tmp_path):
+    write(tmp_path, steps=(10,))
+    checkpoints = open_checkpoints(tmp_path)
+    checkpoints.save(20, make(20), {})
+    checkpoints.close()
+    metadata = next((tmp_path / "20" / "info").glob("metadata"))
+    text = metadata.read_text()
+    start = text.index('"digest":') + len('"digest": "')
+    metadata.write_text(text[:start] + ("0" * 8) + text[start + 8 :])
+    restored, warnings, _ = read(tmp_path)
+    assert restored.step == 10
+    assert "its bytes are not those that were saved" in warnings[0]
+
+
+def test_a_write_that_was_cut_off_is_no_checkpoint(tmp_path):
+    write(tmp_path)
+    (tmp_path / "30").rename(tmp_path / "30.orbax-checkpoint-tmp")
+    restored, _, _ = read(tmp_path)
+    assert restored.step == 20
+
+
+def test_where_none_is_left_there_is_one_clear_line(tmp_path):
+    write(tmp_path)
+    spoil(tmp_path / "20")
+    spoil(tmp_path / "30")
+    with pytest.raises(
+        WorkdirError, match=r"no checkpoint in .* can be used \(steps 30, 20: "
+    ) as e:
+        read(tmp_path)
+    assert "\n" not in str(e.value)
+    assert (tmp_path / "30").exists()
+
+
+def test_a_state_of_another_shape_is_refused(tmp_path):
+    write(tmp_path, steps=(10,))
+    checkpoints = open_checkpoints(tmp_path)
+    like = make(0)._replace(step=jnp.zeros(3, jnp.int32))
+    with pytest.raises(WorkdirError, match=r"step is int32\[\], not int32\[3\]"):
+        checkpoints.restore(like, lambda line: None)
+    checkpoints.close()
+
+
+def test_parameters_are_written_and_overwritten(tmp_path):
+    for seed in (1, 2):
+        save_parameters(tmp_path / "best", make(seed).weights)
+    loaded = load_parameters(tmp_path / "best", make(0).weights)
+    assert np.array_equal(loaded["w"], make(2).weights["w"])
+    with pytest.raises(WorkdirError, match="no parameters can be read from"):
+        load_parameters(tmp_path / "none", make(0).weights)

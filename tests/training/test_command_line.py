@@ -1,0 +1,137 @@
+"""The program as its users start it, in processes of its own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from kfrtrl_jax.errors import WorkdirError
+from kfrtrl_jax.training import metrics, workdir
+from tests.training.test_loop import assert_same_parameters, records
+
+SMALL = [
+    "--config=configs/copy.py",
+    "--config.cell.name=vanilla",
+    "--config.cell.hidden_size=4",
+    "--config.task.batch_size=2",
+    "--config.log_every=20",
+    "--config.checkpoint_every=100",
+    "--config.num_steps=8000",
+]
+
+
+def start(*arguments: str, cache=None) -> subprocess.Popen[str]:
+    """Starts experiments.train from the repository's root."""
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    if cache is not None:
+        environment["JAX_COMPILATION_CACHE_DIR"] = str(cache)
+    return subprocess.Popen(
+        [sys.executable, "-m", "experiments.train", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        cwd=os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))),
+    )
+
+
+def wait_for_step(run: subprocess.Popen[str], folder, step: int) -> None:
+    """Until the run has logged a step."""
+    path = folder / "metrics.jsonl"
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline and run.poll() is None:
+        lines = metrics.read(path) if path.exists() else []
+        if lines and lines[-1]["step"] >= step:
+            return
+        time.sleep(0.01)
+    pytest.fail(f"no step {step}: {run.communicate()}")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["--config=configs/copy.py", "--config.estimator.name=kfrtrl"],
+            "error: config.estimator.name: there is no estimator 'kfrtrl'; did you mean kf_rtrl",
+        ),
+        (
+            ["--config=configs/copy.py", "--config.seed=1", "--workdri=x"],
+            "error: Unknown command line flag 'workdri'. Did you mean: workdir ?",
+        ),
+        (
+            ["--config=configs/ptb.py", "--config.task.data_dir=/none"],
+            "error: /none has no ptb.train.txt",
+        ),
+    ],
+)
+def test_refused_input_is_one_line_and_exit_code_2(arguments, message, tmp_path):
+    run = start(*arguments, f"--workdir={tmp_path / 'run'}")
+    out, err = run.communicate(timeout=300)
+    assert run.returncode == 2
+    assert err.startswith(message)
+    assert err.count("\n") == 1
+    assert out == ""
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_fails_is_one_line_and_exit_code_1(tmp_path):
+    run = start(
+        *SMALL,
+        "--config.optimizer.name=sgd",
+        "--config.optimizer.learning_rate=1e38",
+        f"--workdir={tmp_path / 'run'}",
+    )
+    _, err = run.communicate(timeout=300)
+    assert run.returncode == 1
+    assert err.startswith("error: the loss, the gradient or the state is no longer finite at step ")
+    assert err.count("\n") == 1
+
+
+def test_a_run_stopped_and_killed_and_resumed_is_the_run_that_was_left_alone(tmp_path):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    # The uninterrupted run compiles; the others may find what they need in its cache.
+    alone = start(*SMALL, f"--workdir={whole}", cache=tmp_path / "cache")
+    first = start(*SMALL, f"--workdir={parts}", cache=tmp_path / "other")
+    wait_for_step(first, parts, 300)
+    with pytest.raises(WorkdirError, match=f"process id {first.pid};"), workdir.hold(parts):
+        pass
+    first.send_signal(signal.SIGTERM)
+    _, err = first.communicate(timeout=300)
+    assert first.returncode == 143
+    assert err.startswith("stopped by SIGTERM at step ")
+    assert f"--workdir={parts} continues" in err
+    stopped = metrics.read(parts / "metrics.jsonl")[-1]["step"]
+
+    second = start(*SMALL, f"--workdir={parts}", cache=tmp_path / "cache")
+    wait_for_step(second, parts, stopped + 500)
+    second.kill()
+    second.communicate(timeout=300)
+    assert second.returncode == -signal.SIGKILL
+
+    third = start(*SMALL, f"--workdir={parts}", cache=tmp_path / "cache")
+    out, err = third.communicate(timeout=300)
+    assert third.returncode == 0, err
+    assert err == ""
+    assert f"continuing {parts} at step" in out
+    alone_out, alone_err = alone.communicate(timeout=300)
+    assert alone.returncode == 0, alone_err
+    assert "running loss" in alone_out
+
+    assert records(parts) == records(whole)
+    final = [load(folder / "final") for folder in (parts, whole)]
+    assert_same_parameters(*final)
+    last = [load(folder / "checkpoints" / "8000" / "state") for folder in (parts, whole)]
+    assert_same_parameters(*last)
+
+
+def load(folder):
+    """All arrays in a folder that Orbax wrote, by name."""
+    import orbax.checkpoint as ocp
+
+    checkpointer = ocp.Checkpointer(ocp.StandardCheckpointHandler())
+    return checkpointer.restore(folder, args=ocp.args.StandardRestore())

@@ -1,0 +1,182 @@
+from __future__ import annotations
+
+import json
+
+import ml_collections
+import pytest
+
+from configs import copy, ptb, sweep_copy, text
+from kfrtrl_jax.errors import ConfigError
+from kfrtrl_jax.training.config import arguments, call, check_path, float_fields, resolve
+from tests.training.small import COPY, nested, small
+
+
+def test_defaults_are_filled_in_from_the_factories():
+    config = small()
+    assert config.estimator.to_dict() == {"name": "kf_rtrl", "copies": 1, "reset_every": 0}
+    assert config.optimizer.clip_norm == 1.0
+    assert config.readout.init_scale == 0.01
+    assert config.seed == 0
+    assert json.loads(json.dumps(config.to_dict())) == config.to_dict()
+
+
+def test_a_whole_config_resolves_to_itself():
+    config = small()
+    assert resolve(config.to_dict()) == config
+
+
+def test_the_input_is_left_as_it_is():
+    config = ml_collections.ConfigDict(COPY)
+    before = config.to_dict()
+    resolve(config)
+    assert config.to_dict() == before
+
+
+def test_an_integer_is_a_number():
+    rate = small({"optimizer.learning_rate": 1}).optimizer.learning_rate
+    assert rate == 1.0
+    assert isinstance(rate, float)
+
+
+MESSAGES = [
+    ({"num_step": 3}, "config.num_step is not a field of a config; did you mean num_steps?"),
+    ({"num_steps": None}, "config.num_steps is missing (an integer)"),
+    ({"num_steps": "60"}, "config.num_steps must be an integer, got '60'"),
+    ({"num_steps": 60.0}, "config.num_steps must be an integer, got 60.0"),
+    ({"num_steps": True}, "config.num_steps must be an integer, got True"),
+    ({"num_steps": 0}, "config.num_steps must be in [1, 2147483647], got 0"),
+    ({"seed": -1}, "config.seed must be in [0, 4294967295], got -1"),
+    ({"num_steps": 65}, "config.num_steps must be a multiple of log_every (10), got 65; "
+     "nearest: 60 or 70"),
+    ({"segment_length": 3}, "config.log_every must be a multiple of segment_length (3), got 10; "
+     "nearest: 9 or 12"),
+    ({"eval_every": 5}, "config.eval_every must be a multiple of log_every (10), got 5; "
+     "nearest: 10"),
+    ({"immediate": "exakt"}, "config.immediate cannot be 'exakt'; did you mean exact?"),
+    ({"estimator.name": None}, "config.estimator.name is missing; one of "),
+    ({"estimator.name": "kfrtrl"}, "config.estimator.name: there is no estimator 'kfrtrl'; "
+     "did you mean kf_rtrl"),
+    ({"estimator.name": "zzz"}, "config.estimator.name: there is no estimator 'zzz'; one of rtrl, "),
+    ({"estimator.name": 3}, "config.estimator.name: there is no estimator 3; one of rtrl, "),
+    ({"estimator.copis": 3}, "config.estimator.copis is not a field of estimator kf_rtrl; "
+     "did you mean copies?"),
+    ({"estimator.copies": 0}, "config.estimator.copies must be at least 1, got 0"),
+    ({"estimator.reset_every": -1}, "config.estimator.reset_every must be at least 0, got -1"),
+    ({"cell.hidden_size": None}, "config.cell.hidden_size is missing (an integer)"),
+    ({"cell.hidden_size": 0}, "config.cell.hidden_size must be at least 1, got 0"),
+    ({"cell.input_size": 3}, "config.cell.input_size is not a field of cell vanilla; "
+     "did you mean hidden_size"),
+    ({"cell.forget_bias": 1.0}, "config.cell.forget_bias is not a field of cell vanilla; one of "
+     "name, hidden_size, init_scale"),
+    ({"task.batch_size": 0}, "config.task.batch_size must be at least 1, got 0"),
+    ({"task.name": "copi"}, "config.task.name: there is no task 'copi'; did you mean copy?"),
+    ({"optimizer.learning_rate": 0.0}, "config.optimizer.learning_rate must be more than 0, got 0.0"),
+    ({"optimizer.learning_rate": "fast"}, "config.optimizer.learning_rate must be a number, "
+     "got 'fast'"),
+    ({"optimizer.learning_rate": float("nan")}, "config.optimizer.learning_rate must be a finite "
+     "number, got nan"),
+    ({"optimizer.b1": 1.0}, "config.optimizer.b1 must be in [0, 1), got 1.0"),
+    ({"optimizer.name": "adamm"}, "config.optimizer.name: there is no optimizer 'adamm'; "
+     "did you mean adam?"),
+    ({"readout": 3}, "config.readout must be a section with fields, got 3"),
+    ({"readout.name": "linear"}, "config.readout.name is not a field of config.readout; one of "
+     "init_scale"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("changes", "message"), MESSAGES)
+def test_a_refusal_is_one_line_that_names_the_field(changes, message):
+    with pytest.raises(ConfigError) as raised:
+        resolve(nested(changes))
+    assert str(raised.value).startswith(message)
+    assert "\n" not in str(raised.value)
+    if not message.endswith((" ", "rtrl", "size")):
+        assert str(raised.value) == message
+
+
+def test_a_config_must_be_a_mapping():
+    with pytest.raises(ConfigError, match="a config must be a ConfigDict or a dict, got 3"):
+        resolve(3)
+
+
+def test_another_name_on_top_of_a_config_file_leaves_the_old_ones_fields_behind():
+    changes = {"cell.name": "vanilla", "cell.depth": 2}
+    with pytest.raises(ConfigError, match=r"config\.cell\.depth is not a field of cell vanilla"):
+        resolve(nested(changes))
+    assert "depth" not in resolve(nested(changes), overridden={"cell.name"}).cell
+    with pytest.raises(ConfigError, match=r"config\.cell\.depth is not a field of cell vanilla"):
+        resolve(nested(changes), overridden={"cell.name", "cell.depth"})
+
+
+def test_float_fields_are_those_that_the_factories_call_float():
+    assert float_fields(small()) >= {
+        "optimizer.learning_rate",
+        "optimizer.clip_norm",
+        "cell.init_scale",
+        "task.threshold",
+    }
+    assert "cell.hidden_size" not in float_fields(small())
+
+
+def test_arguments_are_the_factorys_own():
+    given = arguments(small(), "optimizer", {"optimizer.learning_rate": 7.0})
+    assert given["learning_rate"] == 7.0
+    assert "name" not in given
+    assert arguments(small(), "estimator", {}) == {}
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        (
+            "estimtor.name",
+            "config.estimtor.name is not a field of a config; did you mean estimator",
+        ),
+        ("estimator", "config.estimator is a section; set its fields, as in config.estimator.name"),
+        ("cell.a.b", "config.cell.a.b is not a field of a config; cell has no such depth"),
+        ("seed.a", "config.seed.a is not a field of a config; seed has no such depth"),
+    ],
+)
+def test_override_paths_are_checked(path, message):
+    with pytest.raises(ConfigError) as raised:
+        check_path(path)
+    assert str(raised.value).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("def get_config():\n    return foo\n", "fails: NameError: name 'foo' is not defined"),
+        ("x =\n", "fails: SyntaxError: "),
+        ("x = 1\n", "defines no function get_config"),
+    ],
+)
+def test_a_broken_config_file_is_one_line(tmp_path, source, message):
+    path = tmp_path / "broken.py"
+    path.write_text(source)
+    with pytest.raises(ConfigError, match=message) as raised:
+        call(str(path), "get_config")
+    assert "\n" not in str(raised.value)
+
+
+def test_a_missing_config_file_gets_the_nearest_names(tmp_path):
+    (tmp_path / "copy.py").write_text("")
+    with pytest.raises(ConfigError) as raised:
+        call(str(tmp_path / "copi.py"), "get_config")
+    wanted = f"there is no config file '{tmp_path}/copi.py'; did you mean {tmp_path}/copy.py?"
+    assert str(raised.value) == wanted
+
+
+@pytest.mark.parametrize("module", [copy, ptb, text, sweep_copy])
+@pytest.mark.parametrize("estimator", ["kf_rtrl", "rtrl", "uoro", "truncated"])
+def test_every_config_takes_every_estimator(module, estimator):
+    config = module.get_config()
+    config.estimator.name = estimator
+    assert resolve(config, overridden={"estimator.name"}).estimator.name == estimator
+
+
+@pytest.mark.parametrize("module", [ptb, text])
+def test_text_configs_take_tbptt(module):
+    config = module.get_config()
+    config.estimator.name, config.segment_length = "truncated", 25
+    assert resolve(config).segment_length == 25

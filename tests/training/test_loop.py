@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+
+import jax
+import matplotlib.image
+import numpy as np
+import pytest
+
+from kfrtrl_jax.errors import WorkdirError
+from kfrtrl_jax.training import checkpoints, evaluation, loop, metrics, program
+from tests.training.small import small, text
+
+TIMES = ("wall_time", "steps_per_second")
+
+
+def records(folder):
+    """The lines of metrics.jsonl without what a clock says."""
+    return [
+        {name: value for name, value in record.items() if name not in TIMES}
+        for record in metrics.read(folder / "metrics.jsonl")
+    ]
+
+
+def parameters(folder, config):
+    like = jax.eval_shape(lambda: program.build(config).init(0)).learner.parameters
+    return checkpoints.load_parameters(folder, like)
+
+
+def assert_same_parameters(a, b):
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        assert np.array_equal(x, y)
+
+
+@pytest.fixture(scope="module")
+def text_run(tmp_path_factory):
+    """A finished run on text: (its config, its folder, its summary)."""
+    folder = tmp_path_factory.mktemp("text")
+    config = small(text(folder / "data"))
+    return config, folder / "run", loop.train(config, folder / "run")
+
+
+def test_a_run_leaves_all_that_it_should(text_run):
+    config, folder, summary = text_run
+    lines = metrics.read(folder / "metrics.jsonl")
+    assert [line["step"] for line in lines] == [10, 20, 30, 40, 50, 60]
+    assert all({"loss", "running_loss", "gradient_norm", *TIMES} <= set(line) for line in lines)
+    assert any(name.startswith("estimator/") for name in lines[0])
+    assert [line["step"] for line in lines if "valid_loss" in line] == [20, 40, 60]
+    assert json.loads((folder / "config.json").read_text()) == config.to_dict()
+    assert json.loads((folder / "summary.json").read_text()) == summary
+    assert list((folder / "tensorboard").glob("events*"))
+    assert matplotlib.image.imread(folder / "learning_curve.png").ndim == 3
+
+
+def test_the_best_parameters_are_those_of_the_lowest_validation_loss(text_run):
+    config, folder, summary = text_run
+    lines = [line for line in metrics.read(folder / "metrics.jsonl") if "valid_loss" in line]
+    best = min(lines, key=lambda line: line["valid_loss"])
+    assert summary["best_valid_loss"] == best["valid_loss"]
+    assert summary["best_step"] == best["step"]
+    built = program.build(config)
+    loaded = parameters(folder / "best", config)
+    for part, name in (("valid", "best_valid_loss"), ("test", "test_loss")):
+        tokens = built.held_out[part]
+        loss = evaluation.mean(jax.jit(built.evaluate)(loaded, tokens), len(tokens))
+        np.testing.assert_allclose(loss, summary[name], rtol=1e-12)
+
+
+def test_a_run_in_two_parts_is_the_run_in_one(text_run, tmp_path):
+    config, folder, _ = text_run
+    shorter = small({**text(folder.parent / "data"), "num_steps": 20})
+    loop.train(shorter, tmp_path / "run")
+    longer = loop.train(config, tmp_path / "run")
+    assert records(tmp_path / "run") == records(folder)
+    assert_same_parameters(
+        parameters(tmp_path / "run" / "final", config), parameters(folder / "final", config)
+    )
+    lines = metrics.read(tmp_path / "run" / "metrics.jsonl")
+    times = [line["wall_time"] for line in lines]
+    assert times == sorted(times)
+    assert longer["step"] == 60
+
+
+def test_a_broken_checkpoint_costs_the_steps_since_the_one_before(text_run, tmp_path, capsys):
+    config, folder, summary = text_run
+    shutil.copytree(folder, tmp_path / "run")
+    for file in (tmp_path / "run" / "checkpoints" / "60").rglob("*"):
+        if file.is_file():
+            file.write_bytes(b"")
+    again = loop.train(config, tmp_path / "run")
+    shown = capsys.readouterr().out
+    assert "warning: the checkpoint of step 60 cannot be used" in shown
+    assert "going back to step 40" in shown
+    assert records(tmp_path / "run") == records(folder)
+    for name in ("running_loss", "best_valid_loss", "best_step", "test_loss"):
+        assert again[name] == summary[name]
+
+
+def test_a_finished_run_has_nothing_left_to_do(text_run, capsys):
+    config, folder, summary = text_run
+    before = (folder / "metrics.jsonl").read_text()
+    assert loop.train(config, folder) == summary
+    assert (folder / "metrics.jsonl").read_text() == before
+
+
+def test_a_folder_of_another_config_is_refused(text_run):
+    _, folder, _ = text_run
+    other = small({**text(folder.parent / "data"), "seed": 1})
+    with pytest.raises(WorkdirError, match=r"made by another config: seed \(0 there, 1 now\);"):
+        loop.train(other, folder)
+
+
+def test_numbers_that_are_not_finite_stop_the_run_and_leave_the_last_good_checkpoint(tmp_path):
+    rate = {"optimizer.name": "sgd", "optimizer.learning_rate": 1e307, "checkpoint_every": 10}
+    config = small({**rate, "log_every": 1, "checkpoint_every": 1, "num_steps": 60})
+    with pytest.raises(metrics.NonFiniteError) as raised:
+        loop.train(config, tmp_path)
+    message = str(raised.value)
+    assert "\n" not in message
+    step = int(message.split(" at step ")[1].split(";")[0])
+    assert f"(the last good checkpoint is of step {step - 1})" in message
+    assert (tmp_path / "checkpoints" / str(step - 1)).is_dir()
+    assert records(tmp_path)[-1]["step"] == step - 1
+
+
+def test_a_signal_is_noted_and_a_second_one_acts():
+    before = signal.getsignal(signal.SIGTERM)
+    with loop.catch_signals() as received:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert received == [signal.SIGTERM]
+        assert signal.getsignal(signal.SIGTERM) == before
+    assert signal.getsignal(signal.SIGTERM) == before

@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+import jax
+import numpy as np
+import pytest
+
+from kfrtrl_jax.errors import ConfigError
+from kfrtrl_jax.training import program
+from tests.training.small import small, text
+
+
+def test_a_chunk_is_what_its_config_says():
+    config = small({"segment_length": 5, "estimator.copies": 2, "estimator.reset_every": 7})
+    built = program.build(config)
+    state, metrics = jax.jit(built.run_chunk)(jax.jit(built.init)(0))
+    assert state.step == config.log_every
+    assert state.losses.shape == (5,)
+    assert metrics.bad_step == -1
+    assert metrics.loss > 0
+    assert metrics.task == {"sequence_length": 1}
+
+
+def test_running_loss_is_the_average_of_every_step():
+    built = program.build(small({"log_every": 4, "segment_length": 4}))
+    state = jax.jit(built.init)(0)
+    expected = 2.0
+    chunk = jax.jit(built.run_chunk)
+    for _ in range(2):
+        state, metrics = chunk(state)
+        for loss in state.losses:
+            expected = 0.999 * expected + 0.001 * float(loss)
+        np.testing.assert_allclose(metrics.running_loss, expected, rtol=1e-12)
+        np.testing.assert_allclose(metrics.loss, np.mean(state.losses), rtol=1e-12)
+
+
+def test_the_step_at_which_numbers_stop_being_finite_is_reported():
+    config = small({"optimizer.name": "sgd", "optimizer.learning_rate": 1e308})
+    built = program.build(config)
+    _, metrics = jax.jit(built.run_chunk)(jax.jit(built.init)(0))
+    assert 1 <= metrics.bad_step <= config.log_every
+
+
+def test_a_state_that_does_not_fit_is_refused_before_anything_compiles(monkeypatch):
+    monkeypatch.setattr(program, "memory_available", lambda: 2**20)
+    config = small({"cell.hidden_size": 100_000, "estimator.name": "rtrl"})
+    with pytest.raises(ConfigError) as raised:
+        program.check_memory(program.build(config), config)
+    message = str(raised.value)
+    assert "1.00 MiB are available" in message
+    assert "estimator rtrl takes" in message
+    assert "\n" not in message
+
+
+def test_what_a_state_needs_is_two_copies_of_it():
+    built = program.build(small())
+    state = jax.jit(built.init)(0)
+    arrays = [
+        jax.random.key_data(leaf) if program.is_key(leaf) else leaf
+        for leaf in jax.tree.leaves(state)
+    ]
+    needed, share = program.memory_needed(built)
+    assert needed == 2 * sum(array.nbytes for array in arrays)
+    influence = jax.tree.leaves(state.learner.influence)
+    assert share == 2 * sum(array.nbytes for array in influence)
+
+
+def test_a_factorys_refusal_names_the_section():
+    config = small({"cell.name": "recurrent_highway", "cell.depth": 0})
+    with pytest.raises(ConfigError, match=r"config\.cell: depth must be at least 1, got 0"):
+        program.build(config)
+
+
+def test_text_has_held_out_parts(tmp_path):
+    built = program.build(small(text(tmp_path)))
+    assert set(built.held_out) == {"valid", "test"}
