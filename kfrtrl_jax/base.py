@@ -92,10 +92,12 @@ class Linearization(NamedTuple):
     Attributes:
       jacobian: J = ds_t/ds_{t-1}, [B, n, n].
       sites: one for each site of the structure.
+      leak: the part of J that goes through no pre-activation, ds_t/ds_{t-1} at fixed z, [B, n, n].
     """
 
     jacobian: BlockColumns
     sites: tuple[Site, ...]
+    leak: BlockColumns
 
 
 SiteGradients = tuple[Array, ...]

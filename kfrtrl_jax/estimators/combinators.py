@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from kfrtrl_jax.base import Array, InfluenceEstimator, Key, Linearization, SiteGradients, Structure
+from kfrtrl_jax.matrices import BlockColumns
 
 
 def average(estimator: InfluenceEstimator, copies: int) -> InfluenceEstimator:
@@ -71,12 +71,14 @@ def reset_every(period: int, estimator: InfluenceEstimator) -> InfluenceEstimato
     def push(state: ResetEveryState, linearization: Linearization, key: Key) -> ResetEveryState:
         # To forget is to push a step whose state owes nothing to the one before.
         keep = state.age != 0
-        blocks = tuple(
-            dataclasses.replace(block, values=jnp.where(keep, block.values, 0))
-            for block in linearization.jacobian.blocks
+
+        def cut(matrix: BlockColumns) -> BlockColumns:
+            return jax.tree.map(lambda values: jnp.where(keep, values, 0), matrix)
+
+        cut_off = linearization._replace(
+            jacobian=cut(linearization.jacobian), leak=cut(linearization.leak)
         )
-        cut = linearization._replace(jacobian=type(linearization.jacobian)(blocks))
-        return ResetEveryState(estimator.push(state.inner, cut, key), (state.age + 1) % period)
+        return ResetEveryState(estimator.push(state.inner, cut_off, key), (state.age + 1) % period)
 
     def pull(state: ResetEveryState, cotangent: Array) -> SiteGradients:
         return estimator.pull(state.inner, cotangent)

@@ -9,7 +9,7 @@ from kfrtrl_jax.base import Array, Key, Structure
 from kfrtrl_jax.errors import UnsupportedCellError
 
 # What needs no structure of a cell beyond that it can be differentiated.
-UNSTRUCTURED = ("rtrl", "uoro", "truncated")
+UNSTRUCTURED = ("rtrl", "uoro", "forward_gradient", "snap", "truncated")
 
 
 def random_signs(key: Key, shape: tuple[int, ...], dtype: jnp.dtype) -> Array:

@@ -387,6 +387,7 @@ def _eliminate(
         )
 
     sums: dict[Variable, list[Matrix]] = {source: [direct(source)] for source in local.sources}
+    leak = BlockColumns(tuple(_scaled(sums[v][0], keep) for v in local.states))
     derivatives: dict[Variable, Matrix] = {}
     for i in reversed(range(len(local.pre_activations))):
         z = local.pre_activations[i]
@@ -411,7 +412,8 @@ def _eliminate(
             derivatives[v] = total(sums[v], state_size, math.prod(v.shape))
 
     jacobian = BlockColumns(tuple(_scaled(derivatives[v], keep) for v in local.states))
-    return Linearization(jacobian, tuple(_site(plan, derivatives, environment) for plan in plans))
+    sites = tuple(_site(plan, derivatives, environment) for plan in plans)
+    return Linearization(jacobian, sites, leak)
 
 
 def _placed(block: Matrix, start: int, rows: int) -> Matrix:

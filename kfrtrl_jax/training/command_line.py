@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,7 +44,13 @@ class Invocation(NamedTuple):
 
 
 class _ConfigFile(ConfigFileFlagParser):
-    """Reads config files with our own errors, and gives them the sections that they leave out."""
+    """Reads config files with our own errors, and gives them the sections that they leave out.
+
+    Attributes:
+      sections: those of a training config; none for a program with fields of its own.
+    """
+
+    sections: Collection[str] = ()
 
     def parse(self, path: str) -> Any:
         file, *arguments = path.split(":", 1)
@@ -52,21 +58,28 @@ class _ConfigFile(ConfigFileFlagParser):
         if not isinstance(given, (ConfigDict, dict)):
             raise ConfigError(f"get_config() of {file} must return a ConfigDict, got {given!r}")
         config = ConfigDict(given)
-        for section in SECTIONS:
+        for section in self.sections:
             if section not in config:
                 config[section] = ConfigDict()
         return config
 
 
-def define_flags() -> None:
-    """Defines --config, with its overrides, and --workdir."""
+def define_flags(sections: Collection[str] = tuple(SECTIONS)) -> None:
+    """Defines --config, with its overrides, and --workdir.
+
+    Args:
+      sections: those that a config has even if its file leaves them out; none for a program whose
+        configs are not those of a training run, and which checks them itself.
+    """
     config_flags.DEFINE_config_file(
         "config",
         help_string="Config file; override fields by --config.section.field=value.",
         lock_config=False,
         accept_new_attributes=True,
     )
-    flags.FLAGS["config"].parser = _ConfigFile("config", lock_config=False)
+    parser = _ConfigFile("config", lock_config=False)
+    parser.sections = sections
+    flags.FLAGS["config"].parser = parser
     flags.DEFINE_string(
         "workdir", None, "Folder for the results; runs/NAME for configs/NAME.py by default."
     )
@@ -131,7 +144,9 @@ def _read(argv: Sequence[str]) -> Invocation:
       flags.Error: for flags that do not exist.
     """
     for argument in argv[1:]:
-        if override := re.match(r"--?(?:no)?config\.([^=]+)", argument):
+        override = re.match(r"--?(?:no)?config\.([^=]+)", argument)
+        parser: Any = flags.FLAGS["config"].parser
+        if override and parser.sections:
             check_path(override[1])
     try:
         rest = flags.FLAGS(argv)

@@ -1,0 +1,57 @@
+import importlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from kfrtrl_jax import estimators
+from kfrtrl_jax.base import Site
+from kfrtrl_jax.matrices import Banded, Dense, Index
+from tests.estimators.monte_carlo import deviations
+from tests.trajectories import SMALL_CELLS, push_all, run
+
+module = importlib.import_module("kfrtrl_jax.estimators.ktp")
+
+
+@pytest.mark.parametrize(("cell", "rank"), [("vanilla", 1), ("deep_recurrent_highway", 3)])
+def test_ktp_is_unbiased(cell, rank):
+    """With a banded D and with a dense one."""
+    assert np.max(np.abs(deviations(estimators.ktp(rank), SMALL_CELLS[cell]))) < 4
+
+
+def test_equal_signs_are_caught(monkeypatch):
+    monkeypatch.setattr(module, "random_signs", lambda key, shape, dtype: jnp.ones(shape, dtype))
+    with np.errstate(divide="ignore"):  # the draws are then all the same
+        assert np.max(np.abs(deviations(estimators.ktp(2), SMALL_CELLS["vanilla"], 64))) > 100
+
+
+@pytest.mark.parametrize("rank", [1, 3])
+def test_a_diagonal_derivative_is_reduced_with_the_least_noise(rank):
+    """s^2 / r - sum of sigma^2 for every draw, where every term gets the same share of sigma."""
+    sigma = jnp.asarray([[0.5, 1.0, 2.0, 2.0, 1.5, 0.5]])  # columns 0 and 3, 1 and 4, 2 and 5
+    diagonal = Banded(sigma[:, None], Index(np.arange(6)[None]), 6)
+    x, y = module._rank_one_terms(Site(jnp.ones((1, 2)), diagonal), rank, jax.random.key(0))
+    noise = jnp.sum((jnp.einsum("bnr,bgr->bng", x, y) - diagonal.dense()) ** 2)
+    assert noise == pytest.approx(jnp.sum(sigma) ** 2 / rank - jnp.sum(sigma**2))
+
+
+def test_a_derivative_of_full_rank_r_is_kept_exactly():
+    dense = Dense(jax.random.normal(jax.random.key(1), (2, 4, 3)))
+    x, y = module._rank_one_terms(Site(jnp.ones((2, 2)), dense), 3, jax.random.key(0))
+    np.testing.assert_allclose(jnp.einsum("bnr,bgr->bng", x, y), dense.values)
+
+
+def test_saturated_cell_gives_zeros_and_no_nan():
+    trajectory, estimator = run(SMALL_CELLS["vanilla"], 8), estimators.ktp(2)
+    saturated = trajectory._replace(params=jax.tree.map(lambda w: 1e6 * w, trajectory.params))
+    state = push_all(estimator, saturated, jax.random.key(1))
+    products = jnp.einsum("bmr,bnr,bgr->bmng", *(factors[0] for factors in state))
+    assert jnp.all(products == 0)
+    state = push_all(estimator, trajectory, jax.random.key(2))
+    assert all(jnp.all(jnp.isfinite(x)) and jnp.any(x != 0) for x in jax.tree.leaves(state))
+
+
+def test_ktp_refuses_rank_zero():
+    with pytest.raises(ValueError, match="rank must be at least 1"):
+        estimators.ktp(0)

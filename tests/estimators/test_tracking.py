@@ -1,0 +1,100 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from kfrtrl_jax import estimators
+from kfrtrl_jax.errors import ConfigError
+from tests.trajectories import SMALL_CELLS, influence_rows, push_all, run
+
+STEPS = 6
+
+
+def is_gates(label):
+    return "gates" in label
+
+
+@pytest.fixture(scope="module")
+def gru():
+    return run(SMALL_CELLS["gru"], STEPS)
+
+
+def site_gradients(estimator, trajectory, key=0):
+    @jax.jit
+    def gradients():
+        cotangent = jax.random.normal(jax.random.key(3), (2, 4))
+        return estimator.pull(push_all(estimator, trajectory, jax.random.key(key)), cotangent)
+
+    return gradients()
+
+
+def tracked_figures(estimator, trajectory):
+    both = estimators.tracked(estimator, estimators.rtrl())
+    return jax.jit(lambda: both.diagnostics(push_all(both, trajectory, jax.random.key(0))))()
+
+
+def test_tracking_does_not_change_the_estimator(gru):
+    for a, b in zip(
+        site_gradients(estimators.tracked(estimators.uoro(), estimators.rtrl()), gru),
+        site_gradients(estimators.uoro(), gru),
+        strict=True,
+    ):
+        np.testing.assert_allclose(a, b, rtol=1e-12)
+
+
+def test_tracked_figures_of_known_estimates(gru):
+    exact = tracked_figures(estimators.rtrl(), gru)
+    assert exact["cosine"] == pytest.approx(1)
+    assert exact["relative_error"] == pytest.approx(0)
+    rtrl = estimators.rtrl()
+    half = rtrl._replace(pull=lambda s, c: tuple(-0.5 * g for g in rtrl.pull(s, c)))
+    opposite = tracked_figures(half, gru)
+    assert opposite["cosine"] == pytest.approx(-1)
+    assert opposite["relative_error"] == pytest.approx(1.5)
+    nothing = tracked_figures(estimators.truncated(), gru)
+    assert nothing["cosine"] == 0
+    assert nothing["relative_error"] == pytest.approx(1)
+
+
+def test_tracked_keeps_the_estimators_own_diagnostics(gru):
+    figures = tracked_figures(estimators.kf_rtrl(), gru)
+    assert {"input_factor_norm_0", "cosine", "relative_error"} <= set(figures)
+    assert jnp.abs(figures["cosine"]) <= 1
+
+
+def test_partition_of_exact_estimators_is_exact(gru):
+    both = estimators.partition(is_gates, estimators.rtrl(), estimators.ok(10))
+    cotangents = jax.random.normal(jax.random.key(3), (2, 2, 4))
+    rows = [
+        influence_rows(e, gru, push_all(e, gru, jax.random.key(0)), cotangents)
+        for e in (both, estimators.rtrl())
+    ]
+    np.testing.assert_allclose(rows[0], rows[1], atol=1e-10)
+
+
+def test_partition_gives_each_site_to_its_estimator(gru):
+    both = estimators.partition(is_gates, estimators.snap(), estimators.truncated())
+    snap = site_gradients(estimators.snap(), gru)
+    labels = [site.label for site in gru.linearizer.structure.sites]
+    for label, got, expected in zip(labels, site_gradients(both, gru), snap, strict=True):
+        np.testing.assert_allclose(got, expected * is_gates(label), atol=1e-12)
+
+
+def test_partition_names_the_labels_where_all_go_to_one(gru):
+    for predicate, word in [(lambda label: False, "none"), (lambda label: True, "all")]:
+        estimator = estimators.partition(predicate, estimators.rtrl(), estimators.uoro())
+        with pytest.raises(ConfigError, match=f"holds of {word} of the sites 'gates'"):
+            estimator.init(gru.linearizer.structure)
+
+
+def test_averages_of_partitions_of_tracked_estimators_compose(gru):
+    estimator = estimators.average(
+        estimators.partition(
+            is_gates,
+            estimators.tracked(estimators.kf_rtrl(), estimators.rtrl()),
+            estimators.uoro(),
+        ),
+        2,
+    )
+    state = push_all(estimator, gru, jax.random.key(0))
+    assert jnp.isfinite(estimator.diagnostics(state)["chosen/cosine"])
