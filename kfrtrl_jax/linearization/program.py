@@ -214,8 +214,7 @@ def _inner_jaxpr(eqn: Any, inputs: Sequence[Atom]) -> Any | None:
     """The closed jaxpr to read in an equation's place, or None where it stays as it is."""
     name = eqn.primitive.name
     if name in _TRANSPARENT:
-        jaxpr = eqn.params["jaxpr"] if "jaxpr" in eqn.params else eqn.params["call_jaxpr"]
-        return jaxpr if hasattr(jaxpr, "consts") else core.ClosedJaxpr(jaxpr, ())
+        return _closed(eqn.params["jaxpr" if "jaxpr" in eqn.params else "call_jaxpr"])
     if not _meet(inputs):
         return None
     roles = [atom.role for atom in inputs]
@@ -238,11 +237,24 @@ def _inner_jaxpr(eqn: Any, inputs: Sequence[Atom]) -> Any | None:
     return None if simpler is None else jax.make_jaxpr(simpler)(*arguments)
 
 
+def _closed(jaxpr: Any) -> Any:
+    return jaxpr if hasattr(jaxpr, "consts") else core.ClosedJaxpr(jaxpr, ())
+
+
 def _iterations(eqn: Any) -> Callable[..., Any]:
     """A scan as its iterations one after another."""
-    body = core.jaxpr_as_fun(eqn.params["jaxpr"])
+    closed = _closed(eqn.params["jaxpr"])
+    body = core.jaxpr_as_fun(closed)
     length, reverse = eqn.params["length"], eqn.params["reverse"]
-    num_consts, num_carry = eqn.params["num_consts"], eqn.params["num_carry"]
+
+    # Which operands and results are scanned over is told by their additional axis: the parameters that
+    # say so have other names in other versions of JAX.
+    def count_scanned(outer: Sequence[Any], inner: Sequence[Any]) -> int:
+        return sum(v.aval.ndim > a.aval.ndim for v, a in zip(outer, inner))
+
+    num_carry = len(eqn.outvars) - count_scanned(eqn.outvars, closed.jaxpr.outvars)
+    num_xs = count_scanned(eqn.invars, closed.jaxpr.invars)
+    num_consts = len(eqn.invars) - num_carry - num_xs
 
     def iterations(*values: Any) -> Any:
         consts = values[:num_consts]
@@ -346,7 +358,7 @@ def _sum_of_cases(eqn: Any, roles: Sequence[Role]) -> Callable[..., Any] | None:
 
 def _chosen_branch(eqn: Any) -> Callable[..., Any]:
     """A conditional as a choice between the results of all its branches."""
-    branches = [core.jaxpr_as_fun(branch) for branch in eqn.params["branches"]]
+    branches = [core.jaxpr_as_fun(_closed(branch)) for branch in eqn.params["branches"]]
 
     def chosen(which: Any, *operands: Any) -> Any:
         results = [branch(*operands) for branch in branches]

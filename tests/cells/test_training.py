@@ -1,0 +1,62 @@
+"""Cells learn as they came: the copy task, KF-RTRL, a few hundred steps."""
+
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+from flax import linen as nn
+from flax import nnx
+
+from kfrtrl_jax import cells, estimators, readouts, tasks
+from kfrtrl_jax.learner import make_learner
+from tests.cells import test_brought_cells as brought
+from tests.cells.test_flax_cells import LayerNormLSTM
+
+X = jax.ShapeDtypeStruct((4,), jnp.float32)
+TRAINED = {
+    "linen_simple": lambda: cells.from_flax(nn.SimpleCell(16), X),
+    "linen_lstm": lambda: cells.from_flax(nn.LSTMCell(16), X),
+    "linen_optimized_lstm": lambda: cells.from_flax(nn.OptimizedLSTMCell(16), X),
+    "linen_gru": lambda: cells.from_flax(nn.GRUCell(16), X),
+    "linen_mgu": lambda: cells.from_flax(nn.MGUCell(16), X),
+    "nnx_simple": lambda: cells.from_flax(lambda rngs: nnx.SimpleCell(4, 16, rngs=rngs)),
+    "nnx_lstm": lambda: cells.from_flax(lambda rngs: nnx.LSTMCell(4, 16, rngs=rngs)),
+    "nnx_optimized_lstm": lambda: cells.from_flax(
+        lambda rngs: nnx.OptimizedLSTMCell(4, 16, rngs=rngs)
+    ),
+    "nnx_gru": lambda: cells.from_flax(lambda rngs: nnx.GRUCell(4, 16, rngs=rngs)),
+    "stack": lambda: cells.from_flax(LayerNormLSTM(8, jnp.float32), X),
+    **brought.BROUGHT,
+}
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_a_cell_learns_as_it_came(name, monkeypatch):
+    monkeypatch.setattr(brought, "INPUT_SIZE", 4)
+    with jax.enable_x64(False):
+        task = tasks.copy(batch_size=8)
+        cell = TRAINED[name]()
+        width = jax.eval_shape(
+            lambda key: cell.step(cell.init(key), cell.initial_carry(), jnp.zeros(4))[1],
+            jax.random.key(0),
+        ).shape[0]
+        learner = make_learner(
+            cells.on_tokens(cell, 4),
+            readouts.linear(input_size=width, output_size=4),
+            estimators.kf_rtrl(),
+            optax.adam(5e-3),
+            batch_size=8,
+            example_input=jnp.int32(0),
+        )
+
+        def step(carry, key):
+            state, task_state, loss = carry
+            task_state, batch = task.sample(task_state, key, loss)
+            state, metrics = learner.step(state, jax.tree.map(lambda x: x[None], batch))
+            return (state, task_state, metrics.loss[0]), metrics.loss[0]
+
+        first = (learner.init(jax.random.key(0)), task.init(jax.random.key(1)), jnp.float32(2.0))
+        keys = jax.random.split(jax.random.key(2), 1500)
+        _, losses = jax.jit(lambda c, k: jax.lax.scan(step, c, k))(first, keys)
+    # Three of the four targets of the shortest sequence are certain, the other is a bit to remember.
+    assert losses[-100:].mean() < 0.5 * losses[:20].mean()
