@@ -38,6 +38,8 @@ class Explanation(NamedTuple):
       derivatives: for each site, what its D is.
       jacobian: for each leaf of the carry, what its columns of J are.
       direct: paths of parameters that never reach the state and get their direct gradient only.
+      linearization_flops: floating-point operations of finding J and every D in one step, all lanes
+        together, as XLA counts them before it optimizes.
       costs: by estimator.
     """
 
@@ -45,6 +47,7 @@ class Explanation(NamedTuple):
     derivatives: tuple[str, ...]
     jacobian: tuple[str, ...]
     direct: tuple[str, ...]
+    linearization_flops: float
     costs: dict[str, Cost]
 
     def __str__(self) -> str:
@@ -60,6 +63,7 @@ class Explanation(NamedTuple):
         if self.direct:
             lines.append(f"direct gradient only: {', '.join(self.direct)}")
         lines += [f"no structure: {problem}" for problem in self.structure.problems]
+        lines.append(f"J and D: {self.linearization_flops:.3g} floating-point operations a step")
         for name, cost in self.costs.items():
             if cost.state_bytes is None:
                 lines.append(f"{name}: cannot use it")
@@ -92,12 +96,14 @@ def explain(
 
         estimators = dict(_with_defaults(name, make) for name, make in ESTIMATORS.items())
     linearizer = make_linearizer(cell, example_input, batch_size)
-    shapes = _linearization_shapes(cell, linearizer, example_input, batch_size)
+    linearize = _linearize_something(cell, linearizer, example_input, batch_size)
+    shapes = jax.eval_shape(linearize, jax.random.key(0))
     explanation = Explanation(
         structure=linearizer.structure,
         derivatives=tuple(_kind(site.derivative) for site in shapes.sites),
         jacobian=tuple(_kind(block) for block in shapes.jacobian.blocks),
         direct=linearizer.direct,
+        linearization_flops=_flops(linearize, jax.random.key(0)),
         costs={name: _cost(e, linearizer.structure, shapes) for name, e in estimators.items()},
     )
     print(explanation)
@@ -116,9 +122,9 @@ def _with_defaults(
     return (f"{name}({shown})" if shown else name), make(**needed)
 
 
-def _linearization_shapes(
+def _linearize_something(
     cell: Cell, linearizer: Linearizer, example_input: Any, batch_size: int
-) -> Linearization:
+) -> Callable[[Array], Linearization]:
     def linearize(key: Array) -> Linearization:
         def lanes(tree: Any) -> Any:
             return jax.tree.map(lambda x: jnp.broadcast_to(x, (batch_size, *jnp.shape(x))), tree)
@@ -128,7 +134,12 @@ def _linearization_shapes(
             cell.init(key), lanes(cell.initial_carry()), lanes(x), jnp.ones(batch_size)
         )
 
-    return jax.eval_shape(linearize, jax.random.key(0))
+    return linearize
+
+
+def _flops(function: Callable[..., Any], *arguments: Any) -> float:
+    analysis = jax.jit(function).lower(*arguments).cost_analysis() or {}
+    return float(analysis.get("flops", 0.0))
 
 
 def _kind(matrix: Matrix) -> str:
@@ -147,6 +158,4 @@ def _cost(
     except UnsupportedCellError as error:
         return Cost(None, None, str(error))
     size = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(state))
-    lowered = jax.jit(estimator.push).lower(state, linearization, jax.random.key(0))
-    analysis = lowered.cost_analysis() or {}
-    return Cost(size, float(analysis.get("flops", 0.0)), "")
+    return Cost(size, _flops(estimator.push, state, linearization, jax.random.key(0)), "")

@@ -142,6 +142,8 @@ def test_explain_tells_sites_derivatives_and_costs(capsys):
     assert printed.strip() == str(explanation)
     assert "hn/kernel" in printed
     assert "D diagonal" in printed
+    assert f"J and D: {explanation.linearization_flops:.3g}" in printed
+    assert explanation.linearization_flops > 0
     assert explanation.costs["rtrl"].state_bytes > explanation.costs["kf_rtrl"].state_bytes > 0
 
 
