@@ -20,7 +20,7 @@ train: $(READY)
 	$(BIN)/python -m experiments.train --config=configs/copy.py --workdir=runs/copy $(ARGS)
 
 test: $(READY)
-	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile $(ARGS)
+	$(BIN)/python -m pytest --numprocesses=2 --dist=worksteal $(ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -21,7 +21,7 @@ from tests.trajectories import flat
 
 N, X = 4, 3
 DRAWS = settings(
-    max_examples=int(os.environ.get("KFRTRL_RANDOM_CELLS", "20")),
+    max_examples=int(os.environ.get("KFRTRL_RANDOM_CELLS", "10")),
     deadline=None,
     suppress_health_check=list(HealthCheck),
     derandomize="KFRTRL_RANDOM_CELLS" not in os.environ,
