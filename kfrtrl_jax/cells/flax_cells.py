@@ -64,9 +64,7 @@ def flax_gru(*, input_size: int, hidden_size: int) -> Cell:
 
 
 def _from_linen(module: linen.Module, example_input: Any, apply_kwargs: dict[str, Any]) -> Cell:
-    for name in ("initialize_carry", "__call__"):
-        if not hasattr(module, name):
-            raise TypeError(f"{type(module).__name__} is no recurrent cell: it has no {name}")
+    _require_cell(module)
     shape = jax.numpy.shape(example_input)
     dtype = jax.numpy.result_type(example_input)
 
@@ -113,9 +111,7 @@ def _from_nnx(
     make: Callable[[nnx.Rngs], nnx.Module], example_input: Any, apply_kwargs: dict[str, Any]
 ) -> Cell:
     first = make(nnx.Rngs(0))
-    for name in ("initialize_carry", "__call__"):
-        if not hasattr(first, name):
-            raise TypeError(f"{type(first).__name__} is no recurrent cell: it has no {name}")
+    _require_cell(first)
     # The graph is that of the cell as its own call leaves it: nothing in it depends on the key.
     graph, _, others = _split(first)
     has_others = bool(jax.tree.leaves(others))
@@ -145,6 +141,12 @@ def _from_nnx(
 
     cell = from_function(step, init, initial_carry)
     return cell._replace(restart=restart if has_others else None)
+
+
+def _require_cell(module: Any) -> None:
+    for name in ("initialize_carry", "__call__"):
+        if not hasattr(module, name):
+            raise TypeError(f"{type(module).__name__} is no recurrent cell: it has no {name}")
 
 
 def _split(module: nnx.Module) -> tuple[Any, Any, Any]:

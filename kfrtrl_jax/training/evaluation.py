@@ -11,7 +11,7 @@ import numpy as np
 import optax
 
 from kfrtrl_jax.base import Array, Cell
-from kfrtrl_jax.learner import predict
+from kfrtrl_jax.learner import initial_lanes, predict
 from kfrtrl_jax.readouts import Readout
 
 
@@ -46,9 +46,7 @@ def losses(
     stretch = -(-count // lanes)
     warm_up = warm_up if lanes > 1 else 0
     starts = stretch * jnp.arange(lanes)
-    initial = jax.tree.map(
-        lambda x: jnp.broadcast_to(x, (lanes, *jnp.shape(x))), cell.initial_carry()
-    )
+    initial = initial_lanes(cell, lanes)
 
     def step(carry: Any, time: Array) -> tuple[Any, Array]:
         positions = starts + time
