@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from kfrtrl_jax.matrices import BlockColumns, Index, Matrix
 
@@ -36,6 +37,22 @@ class Cell(NamedTuple):
     restart: Callable[[Carry], Carry] | None = None
 
 
+class Mask(Index):
+    """A static boolean array that hashes and compares by value: where a matrix can be non-zero."""
+
+    def __init__(self, array: np.ndarray):
+        self.array = np.ascontiguousarray(array, dtype=bool)
+        self._key = (self.array.shape, b"mask" + np.packbits(self.array).tobytes())
+
+    def __repr__(self) -> str:
+        return f"Mask{self.array.shape}"
+
+    @property
+    def density(self) -> float:
+        """The part of the entries that can be non-zero."""
+        return float(np.mean(self.array))
+
+
 class SiteShape(NamedTuple):
     """One place where parameters enter a step: a product z = W^T a of parameters with data.
 
@@ -45,12 +62,20 @@ class SiteShape(NamedTuple):
       label: the parameters' paths in the user's tree.
       bands: where D = ds/dz can be non-zero if it is banded: its columns [bands, n], -1 for none (see
         `matrices.Banded`); None if it is dense.
+      derivative: where D can be non-zero if it is dense, [n, g]; None for everywhere.
+      weights: which entries of W can be non-zero, [m, g], whatever the parameters are: a fixed mask
+        sets the others to 0, and no parameter has a gradient there. None for all of them.
+      problem: why the parameter could not be put into a product with data, in which case m is 1 and g
+        the size of the whole parameter; None for a product or sum.
     """
 
     input_size: int
     output_size: int
     label: str
     bands: Index | None = None
+    derivative: Mask | None = None
+    weights: Mask | None = None
+    problem: str | None = None
 
 
 class Structure(NamedTuple):
@@ -61,15 +86,24 @@ class Structure(NamedTuple):
       state_size: n.
       sites: the cell's sites.
       dtype: of the carry.
-      problems: why parameters could not be put into products with data, a line each; they are then
-        sites with input_size 1 as wide as the whole parameter. Empty for a well-structured cell.
+      jacobian: which entries of J can be non-zero, [n, n]; None for all of them.
     """
 
     batch_size: int
     state_size: int
     sites: tuple[SiteShape, ...]
     dtype: Any
-    problems: tuple[str, ...] = ()
+    jacobian: Mask | None = None
+
+    def without_masks(self) -> Structure:
+        """The same, with nothing known to be zero but what the bands of D leave out."""
+        sites = tuple(site._replace(derivative=None, weights=None) for site in self.sites)
+        return self._replace(sites=sites, jacobian=None)
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """Those of its sites, a line each; empty for a well-structured cell."""
+        return tuple(site.problem for site in self.sites if site.problem)
 
 
 class Site(NamedTuple):
@@ -121,4 +155,25 @@ class InfluenceEstimator(NamedTuple):
     init: Callable[[Structure], Any]
     push: Callable[[Any, Linearization, Key], Any]
     pull: Callable[[Any, Array], SiteGradients]
+    diagnostics: Callable[[Any], dict[str, Array]] = _no_diagnostics
+
+
+class CreditEstimator(NamedTuple):
+    """An approximation of a state's credit: its part in the losses of its lane that are yet to come.
+
+    Credit is d(sum of those losses)/ds, in nats, whatever B and the segment.
+
+    Attributes:
+      init: (structure, key) -> state.
+      predict: (state, carry [B, n]) -> credit [B, n].
+      update: (state, carry [B, n], target [B, n]) -> state, the target a better credit of that carry.
+      share: how much of the gradient between segments the credit gives, from 0 to 1; the influence
+        estimator gives the rest.
+      diagnostics: state -> named scalars worth logging.
+    """
+
+    init: Callable[[Structure, Key], Any]
+    predict: Callable[[Any, Array], Array]
+    update: Callable[[Any, Array, Array], Any]
+    share: float | Array = 1.0
     diagnostics: Callable[[Any], dict[str, Array]] = _no_diagnostics

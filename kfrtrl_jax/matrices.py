@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,8 @@ Array = jax.Array
 
 # A gather is only worth its cost where the indices are not a few runs of consecutive numbers.
 _MAX_SLICES = 8
+# J times at most one vector for this many rows is cheaper by its factors than by J itself.
+_FEW_VECTORS = 16
 
 
 class Index:
@@ -60,6 +63,16 @@ def take(x: Array, indices: np.ndarray, axis: int) -> Array:
         else:
             parts.append(jax.lax.slice_in_dim(x, first, first + length, axis=x.ndim + axis))
     return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=axis)
+
+
+def materialized(x: Array) -> Array:
+    """`x`, which XLA writes to memory before anything reads it.
+
+    On CPUs XLA fuses what is cheap to compute into loops that read it many times over, and drops
+    optimization barriers before it does; a division counts as dear. The divisor is 1 (NaN where x is),
+    which XLA cannot know.
+    """
+    return x / jnp.where(x == x, 1, x)
 
 
 @jax.tree_util.register_dataclass
@@ -112,7 +125,7 @@ class Banded:
     diagonal has one band, the derivative by two stacked gates two.
 
     Attributes:
-      values: [..., bands, rows].
+      values: [..., bands, rows]. A numpy array is of ones, known as such before any step.
       columns: [bands, rows], static: the column of each entry, -1 for none. A row's columns differ.
       num_columns: static.
     """
@@ -172,9 +185,9 @@ class Banded:
         """X + scale * self, for x: [..., rows, columns] and scale: [...]."""
         column = np.arange(self.num_columns)
         scaled = scale[..., None, None] * self.values
-        for band, columns in enumerate(self.columns.array):
+        for columns, values in _packed(self.columns.array, scaled):
             here = jnp.asarray(columns)[:, None] == column
-            x = x + jnp.where(here, scaled[..., band, :, None], 0).astype(x.dtype)
+            x = x + jnp.where(here, materialized(values)[..., None], 0).astype(x.dtype)
         return x
 
     def scale_columns(self, s: Array) -> Banded:
@@ -186,6 +199,27 @@ class Banded:
 
 
 Matrix = Dense | Banded
+
+
+def _packed(columns: np.ndarray, values: Array) -> list[tuple[np.ndarray, Array]]:
+    """The same entries in as few lists as a row has, each with the columns and values of all rows.
+
+    Unlike a band's, the columns of one list may repeat.
+
+    Args:
+      columns: [bands, rows].
+      values: [..., bands, rows].
+    """
+    count = int((columns >= 0).sum(axis=0).max(initial=0))
+    # The bands of each row with those that have an entry first.
+    order = np.argsort(columns < 0, axis=0, kind="stable")[:count]
+    packed = []
+    for bands in order:
+        value = values[..., bands[0] if bands.size else 0, :]
+        for band in np.unique(bands):
+            value = jnp.where(bands == band, values[..., band, :], value)
+        packed.append((np.take_along_axis(columns, bands[None], axis=0)[0], value))
+    return packed
 
 
 def _sum_of_squares(x: Array, axes: tuple[int, ...]) -> Array:
@@ -272,16 +306,19 @@ def through_weights(left: Matrix, weights: Array, right: Matrix) -> Matrix:
     for band, rows in enumerate(right.rows_of_columns()):
         picked = take(weights, rows, axis=-2)  # [columns, g]
         if isinstance(left, Banded):
-            # The barrier keeps XLA from transposing, and from deriving the values, once for every
-            # entry of every lane inside the loop that makes the product.
-            parts = [take(picked, columns, axis=-1).T for columns in left.columns.array]
-            parts, values = jax.lax.optimization_barrier((parts, left.values))
+            # Written out, or the loop that makes the product would transpose, and derive the values,
+            # once for every entry of every lane.
+            parts = [
+                materialized(take(picked, columns, axis=-1).T) for columns in left.columns.array
+            ]
+            values = materialized(left.values)
             products = [values[..., i, :, None] * part for i, part in enumerate(parts)]
             product = sum(products[1:], products[0])
         else:
             product = left.values @ picked.T
-        scale = take(right.values[..., band, :], rows, axis=-1)
-        terms.append(Dense(product * scale[..., None, :]))
+        if not isinstance(right.values, np.ndarray):
+            product = product * take(right.values[..., band, :], rows, axis=-1)[..., None, :]
+        terms.append(Dense(product))
     return total(terms, left.shape[0], right.shape[1])
 
 
@@ -303,26 +340,43 @@ def side_by_side(matrices: Sequence[Matrix]) -> Matrix:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
+class Product:
+    """A term left @ weights.T @ right of a block, not multiplied out.
+
+    Attributes:
+      left: n x g.
+      weights: [m, g], the same in all lanes; None until they are known.
+      right: m x columns.
+      block: static: which block of columns it is a term of.
+    """
+
+    left: Banded
+    weights: Any
+    right: Matrix
+    block: int = dataclasses.field(metadata={"static": True})
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class BlockColumns:
     """A matrix in blocks of columns, one block for each leaf of the carry, each dense or banded.
 
     Attributes:
       blocks: the blocks from left to right, each with all rows.
+      rest: the blocks less the terms in `products`; None if there are no such terms. Who multiplies a
+        few vectors needs no more than these two: then XLA leaves out what makes the blocks.
+      products: see `rest`.
     """
 
     blocks: tuple[Matrix, ...]
+    rest: tuple[Matrix, ...] | None = None
+    products: tuple[Product, ...] = ()
 
     def times(self, x: Array) -> Array:
         """The product with x: [..., n, k], giving [..., n, k]."""
-        start, result = 0, None
-        for block in self.blocks:
-            stop = start + block.shape[1]
-            if not (isinstance(block, Banded) and block.bands == 0):
-                piece = x if len(self.blocks) == 1 else x[..., start:stop, :]
-                term = block.times(piece)
-                result = term if result is None else result + term
-            start = stop
-        return jnp.zeros_like(x) if result is None else result
+        if self.rest is not None and x.shape[-1] * _FEW_VECTORS <= x.shape[-2]:
+            return self._times_few(x)
+        return _times(self.blocks, x)
 
     def times_vector(self, v: Array) -> Array:
         """The product with v: [..., n], giving [..., n]."""
@@ -331,3 +385,39 @@ class BlockColumns:
     def dense(self) -> Array:
         """[..., n, n]."""
         return jnp.concatenate([block.dense() for block in self.blocks], axis=-1)
+
+    def scaled(self, scale: Array) -> BlockColumns:
+        """This matrix times a number for each lane, scale: [...]; 0 times anything is 0."""
+
+        def times_scale(matrix: Any) -> Any:
+            s = scale[..., None, None].astype(matrix.values.dtype)
+            return dataclasses.replace(matrix, values=jnp.where(s == 0, 0, s * matrix.values))
+
+        return BlockColumns(
+            tuple(times_scale(block) for block in self.blocks),
+            None if self.rest is None else tuple(times_scale(block) for block in self.rest),
+            tuple(dataclasses.replace(p, left=times_scale(p.left)) for p in self.products),
+        )
+
+    def _times_few(self, x: Array) -> Array:
+        assert self.rest is not None
+        starts = np.cumsum([0, *(block.shape[1] for block in self.blocks)])
+        result = _times(self.rest, x)
+        for p in self.products:
+            piece = x[..., starts[p.block] : starts[p.block + 1], :]
+            inputs = jnp.swapaxes(p.right.times(piece), -1, -2)
+            result = result + p.left.times(jnp.swapaxes(inputs @ p.weights, -1, -2))
+        return result
+
+
+def _times(blocks: Sequence[Matrix], x: Array) -> Array:
+    """The product of blocks of columns with x: [..., n, k]."""
+    start, result = 0, None
+    for block in blocks:
+        stop = start + block.shape[1]
+        if not (isinstance(block, Banded) and block.bands == 0):
+            piece = x if len(blocks) == 1 else x[..., start:stop, :]
+            term = block.times(piece)
+            result = term if result is None else result + term
+        start = stop
+    return jnp.zeros_like(x) if result is None else result

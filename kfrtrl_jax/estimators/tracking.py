@@ -13,6 +13,8 @@ from kfrtrl_jax.base import Array, InfluenceEstimator, Key, Linearization, SiteG
 from kfrtrl_jax.errors import ConfigError
 
 _PROBES = 8
+# A fold that no split of the same key gives: split(key, k)[1] is fold_in(key, 1).
+_OTHER = 0x7FFFFFFF
 
 
 class TrackedState(NamedTuple):
@@ -51,7 +53,9 @@ def tracked(estimator: InfluenceEstimator, reference: InfluenceEstimator) -> Inf
         # The key itself for the estimator, which is then the same whether tracked or not.
         return state._replace(
             inner=estimator.push(state.inner, linearization, key),
-            reference=reference.push(state.reference, linearization, jax.random.fold_in(key, 1)),
+            reference=reference.push(
+                state.reference, linearization, jax.random.fold_in(key, _OTHER)
+            ),
         )
 
     def pull(state: TrackedState, cotangent: Array) -> SiteGradients:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from kfrtrl_jax.base import Array, Cell, InfluenceEstimator, Linearization, Structure
+from kfrtrl_jax.base import Array, Cell, InfluenceEstimator, Linearization, Mask, Structure
 from kfrtrl_jax.errors import UnsupportedCellError
 from kfrtrl_jax.linearization.linearizer import Linearizer, make_linearizer
 from kfrtrl_jax.matrices import Banded, Matrix
@@ -55,10 +55,12 @@ class Explanation(NamedTuple):
             f"state: n = {self.structure.state_size}, {self.structure.batch_size} lanes of "
             f"{jnp.dtype(self.structure.dtype).name}; "
             f"J by leaf of the carry: {', '.join(self.jacobian)}"
+            f"{_density(self.structure.jacobian)}"
         ]
         for site, derivative in zip(self.structure.sites, self.derivatives):
             lines.append(
-                f"site: [{site.input_size} x {site.output_size}] of {site.label}; D {derivative}"
+                f"site: [{site.input_size} x {site.output_size}] of {site.label}"
+                f"{_density(site.weights)}; D {derivative}{_density(site.derivative)}"
             )
         if self.direct:
             lines.append(f"direct gradient only: {', '.join(self.direct)}")
@@ -148,6 +150,10 @@ def _kind(matrix: Matrix) -> str:
     if matrix.bands <= 1:
         return "diagonal" if matrix.bands else "zero"
     return f"diagonal in {matrix.bands} bands"
+
+
+def _density(mask: Mask | None) -> str:
+    return "" if mask is None else f" ({mask.density:.1%} can be non-zero)"
 
 
 def _cost(

@@ -16,15 +16,16 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kfrtrl_jax.base import Cell, Linearization, Site, SiteGradients, SiteShape, Structure
+from kfrtrl_jax import matrices
+from kfrtrl_jax.base import Cell, Linearization, Mask, Site, SiteGradients, SiteShape, Structure
 from kfrtrl_jax.errors import UnsupportedCellError
-from kfrtrl_jax.linearization.patterns import DENSE, Pattern, propagate
+from kfrtrl_jax.linearization.patterns import DENSE, Pattern, copies, propagate
 from kfrtrl_jax.linearization.program import (
     Environment,
     Program,
@@ -40,12 +41,14 @@ from kfrtrl_jax.linearization.sites import (
     Discovery,
     PreActivation,
     Product,
+    Rest,
     Scaling,
     SitePlan,
     discover,
     parameter_paths,
     plan_sites,
 )
+from kfrtrl_jax.linearization.zeros import nonzero_masks
 from kfrtrl_jax.matrices import (
     Banded,
     BlockColumns,
@@ -64,6 +67,8 @@ Array = jax.Array
 # Rows of one target that share a source element need separate vector-Jacobian products; past this
 # many, one for each row is as good.
 _MAX_COLORS = 16
+# Rows of a boolean matrix with no more entries than this are combined one by one.
+_FEW = 16
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -130,28 +135,47 @@ def make_linearizer(cell: Cell, example_input: Any, batch_size: int) -> Lineariz
     states = [v for v in program.carry if jnp.issubdtype(v.dtype, jnp.inexact)]
     local = _Local(program, discovery, states)
 
-    def one_lane(params: Any, carry: Any, x: Any, keep: Array) -> Linearization:
+    def one_lane(
+        params: Any, carry: Any, x: Any, keep: Array
+    ) -> tuple[Linearization, tuple[Array, ...]]:
         environment: Environment = dict(zip(program.parameters, jax.tree.leaves(params)))
         environment.update(zip(program.carry, jax.tree.leaves(carry)))
         environment.update(zip(program.inputs, jax.tree.leaves(x)))
         environment = evaluate((*discovery.prefix, *discovery.equations), environment)
         return _eliminate(local, plans, environment, keep)
 
-    shapes = jax.eval_shape(one_lane, params, carry, example_input, jnp.ones(()))
+    def linearize(params: Any, carry: Any, x: Any, keep: Array) -> Linearization:
+        linearization, weights = jax.vmap(one_lane, in_axes=(None, 0, 0, 0), out_axes=(0, None))(
+            params, carry, x, keep
+        )
+        jacobian = linearization.jacobian
+        products = tuple(
+            dataclasses.replace(p, weights=w) for p, w in zip(jacobian.products, weights)
+        )
+        return linearization._replace(jacobian=dataclasses.replace(jacobian, products=products))
+
+    shapes, _ = jax.eval_shape(one_lane, params, carry, example_input, jnp.ones(()))
+    masks = nonzero_masks(discovery.prefix)
+    reach = _reach(local, masks)
+
+    def shape(plan: SitePlan, site: Site) -> SiteShape:
+        bands = site.derivative.columns if isinstance(site.derivative, Banded) else None
+        return SiteShape(
+            input_size=plan.input_size,
+            output_size=plan.output_size,
+            label=" + ".join(parameter_paths(program, discovery.prefix, plan.weights())),
+            bands=bands,
+            derivative=_mask([reach[v] for v in plan.sources()]) if bands is None else None,
+            weights=_mask([plan.nonzero(masks)]),
+            problem=plan.problem,
+        )
+
     structure = Structure(
         batch_size=batch_size,
         state_size=sum(math.prod(v.shape) for v in states),
-        sites=tuple(
-            SiteShape(
-                input_size=plan.input_size,
-                output_size=plan.output_size,
-                label=" + ".join(parameter_paths(program, discovery.prefix, plan.weights())),
-                bands=site.derivative.columns if isinstance(site.derivative, Banded) else None,
-            )
-            for plan, site in zip(plans, shapes.sites)
-        ),
+        sites=tuple(map(shape, plans, shapes.sites)),
         dtype=jnp.result_type(*(v.dtype for v in states)),
-        problems=discovery.problems,
+        jacobian=_mask([reach[v] for v in states]),
     )
 
     def gradient(params: Any, site_gradients: SiteGradients) -> Any:
@@ -183,7 +207,7 @@ def make_linearizer(cell: Cell, example_input: Any, batch_size: int) -> Lineariz
     reaching = {path for site in structure.sites for path in site.label.split(" + ")}
     return Linearizer(
         structure,
-        jax.vmap(one_lane, in_axes=(None, 0, 0, 0)),
+        linearize,
         gradient,
         flatten_cotangent,
         _output_of(program, jax.tree.structure(output)),
@@ -249,6 +273,7 @@ class _Local:
             discovery.equations, [*program.new_carry, *read_by_terms], self.sources
         )
         patterns = propagate(self.equations, self.sources)
+        self._copies = copies(self.equations, self.sources, patterns)
         self.new_states = [
             _target(atom, _flat, patterns, self.sources)
             for atom, v in zip(program.new_carry, program.carry)
@@ -289,6 +314,11 @@ class _Local:
         for target, value in zip(targets, values):
             jacobians[target] = {}
             banded = {v: columns for v, columns in target.relations.items() if columns is not None}
+            copied = self._copied(target)
+            for v in [v for v in banded if v in copied]:
+                bands = banded.pop(v)
+                ones = cast(Array, (bands >= 0).astype(value.dtype))  # see Banded
+                jacobians[target][v] = Banded(ones, Index(bands), math.prod(v.shape))
             if banded:
                 by_color = [
                     cotangents(target, jnp.asarray(target.colors == color, value.dtype))
@@ -298,7 +328,7 @@ class _Local:
                     jacobians[target][v] = _banded(
                         [cs[place[v]] for cs in by_color], bands, target.colors
                     )
-            if len(banded) < len(target.relations):
+            if any(columns is None for columns in target.relations.values()):
                 rows = jax.vmap(lambda seed, t=target: cotangents(t, seed))(
                     jnp.eye(target.rows, dtype=value.dtype)
                 )
@@ -306,6 +336,12 @@ class _Local:
                     if columns is None:
                         jacobians[target][v] = Dense(rows[place[v]])
         return jacobians
+
+    def _copied(self, target: Target) -> frozenset[Variable]:
+        """The sources that a target holds elements of unchanged."""
+        if not isinstance(target.value, Variable):
+            return frozenset()
+        return self._copies.get(target.value, frozenset())
 
 
 def _flat(value: Any) -> Any:
@@ -369,8 +405,11 @@ def _colors(relations: dict[Variable, np.ndarray], rows: int) -> np.ndarray | No
 
 def _eliminate(
     local: _Local, plans: Sequence[SitePlan], environment: Environment, keep: Array
-) -> Linearization:
-    """J and every D of one lane, through the cuts from the last to the first."""
+) -> tuple[Linearization, tuple[Array, ...]]:
+    """J and every D of one lane, through the cuts from the last to the first.
+
+    The weights of J's products, which have no lanes, are apart from them.
+    """
     jacobians = local.jacobians(environment)
     rows = [target.rows for target in local.new_states]
     state_size = sum(rows)
@@ -387,7 +426,12 @@ def _eliminate(
         )
 
     sums: dict[Variable, list[Matrix]] = {source: [direct(source)] for source in local.sources}
-    leak = BlockColumns(tuple(_scaled(sums[v][0], keep) for v in local.states))
+    for v in local.states:
+        sums[v] = [_scaled(sums[v][0], keep)]
+    leak = BlockColumns(tuple(sums[v][0] for v in local.states))
+    rest = {v: list(sums[v]) for v in local.states}
+    products: list[matrices.Product] = []
+    weights_of_products: list[Array] = []
     derivatives: dict[Variable, Matrix] = {}
     for i in reversed(range(len(local.pre_activations))):
         z = local.pre_activations[i]
@@ -398,22 +442,110 @@ def _eliminate(
             if target is None:
                 continue
             for source, relation in jacobians[target].items():
+                left = derivative
+                if source in local.states:
+                    # On the smaller matrix, so that J itself is written once and never scaled.
+                    if isinstance(left, Banded):
+                        left = _scaled(left, keep)
+                    else:
+                        relation = _scaled(relation, keep)
                 if isinstance(term, Product):
                     weights = term.matrix(environment[term.weights])
-                    contribution = through_weights(derivative, weights, relation)
+                    contribution = through_weights(left, weights, relation)
                 elif isinstance(term, Scaling):
                     weights = term.vector(environment[term.weights])
-                    contribution = compose(derivative.scale_columns(weights), relation)
+                    contribution = compose(left.scale_columns(weights), relation)
                 else:
-                    contribution = compose(derivative, relation)
+                    contribution = compose(left, relation)
                 sums[source].append(contribution)
+                if source not in rest:
+                    continue
+                if isinstance(term, Product) and isinstance(left, Banded):
+                    block = local.states.index(source)
+                    products.append(matrices.Product(left, None, relation, block))
+                    weights_of_products.append(weights)
+                else:
+                    rest[source].append(contribution)
     for v in local.sources:
         if v not in derivatives:
             derivatives[v] = total(sums[v], state_size, math.prod(v.shape))
 
-    jacobian = BlockColumns(tuple(_scaled(derivatives[v], keep) for v in local.states))
+    jacobian = BlockColumns(tuple(derivatives[v] for v in local.states))
+    if products:
+        jacobian = BlockColumns(
+            jacobian.blocks,
+            tuple(total(rest[v], state_size, math.prod(v.shape)) for v in local.states),
+            tuple(products),
+        )
     sites = tuple(_site(plan, derivatives, environment) for plan in plans)
-    return Linearization(jacobian, sites, leak)
+    return Linearization(jacobian, sites, leak), tuple(weights_of_products)
+
+
+def _reach(local: _Local, masks: dict[Variable, np.ndarray]) -> dict[Variable, np.ndarray]:
+    """For every source, where the new state's derivative by it can be non-zero: [n, size].
+
+    The elimination below once more, on where its matrices can be non-zero.
+
+    Args:
+      local: the local relations.
+      masks: where parameter-only values can be non-zero, for those with known zeros.
+    """
+    starts = np.cumsum([0, *(target.rows for target in local.new_states)])
+    reach = {v: np.zeros((starts[-1], math.prod(v.shape)), bool) for v in local.sources}
+    for target, start, stop in zip(local.new_states, starts, starts[1:]):
+        for source, columns in target.relations.items():
+            reach[source][start:stop] = _boolean(columns, target.rows, math.prod(source.shape))
+    for i in reversed(range(len(local.pre_activations))):
+        z = local.pre_activations[i]
+        for j, term in enumerate(z.terms):
+            if isinstance(term, Bias):
+                continue
+            target = local.reads[i, j]
+            mask = None if isinstance(term, Rest) else masks.get(term.weights)
+            derivative = reach[z.variable]
+            if isinstance(term, Scaling) and mask is not None:
+                derivative = derivative & term.vector(mask)
+            elif isinstance(term, Product) and mask is not None:
+                derivative = _boolean_product(derivative, term.nonzero(mask).T)
+            for source, columns in target.relations.items():
+                relation = _boolean(columns, target.rows, math.prod(source.shape))
+                if isinstance(term, Product) and mask is None:
+                    reached = np.outer(derivative.any(axis=1), relation.any(axis=0))
+                else:
+                    reached = _boolean_product(relation.T, derivative.T).T
+                reach[source] |= reached
+    return reach
+
+
+def _boolean(columns: np.ndarray | None, rows: int, size: int) -> np.ndarray:
+    """Where a local Jacobian of the given bands can be non-zero, [rows, size]."""
+    if columns is None:
+        return np.ones((rows, size), bool)
+    matrix = np.zeros((rows, size), bool)
+    for band in columns:
+        present = np.flatnonzero(band >= 0)
+        matrix[present, band[present]] = True
+    return matrix
+
+
+def _boolean_product(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """The product of boolean matrices; where rows of `left` are nearly empty no product is formed."""
+    counts = left.sum(axis=1)
+    if counts.max(initial=0) > _FEW:
+        return (left.astype(np.float32) @ right.astype(np.float32)) > 0
+    _, columns = np.nonzero(left)
+    first = np.cumsum(counts) - counts
+    product = np.zeros((len(left), right.shape[1]), bool)
+    for k in range(int(counts.max(initial=0))):
+        having = np.flatnonzero(counts > k)
+        product[having] |= right[columns[first[having] + k]]
+    return product
+
+
+def _mask(parts: Sequence[np.ndarray | None]) -> Mask | None:
+    """Boolean matrices side by side, or None where they hold everything."""
+    whole = [part for part in parts if part is not None]
+    return Mask(np.concatenate(whole, axis=1)) if not all(map(np.all, whole)) else None
 
 
 def _placed(block: Matrix, start: int, rows: int) -> Matrix:

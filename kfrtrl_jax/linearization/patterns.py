@@ -29,6 +29,7 @@ _ELEMENTWISE = frozenset(
 _MOVES_ONE = frozenset(
     "broadcast_in_dim expand_dims reshape rev slice squeeze transpose copy".split()
 )
+_MOVES = _MOVES_ONE | {"concatenate", "split"}
 
 
 class DenseRelation:
@@ -74,6 +75,36 @@ def propagate(
             if variable not in patterns
         )
     return patterns
+
+
+def copies(
+    equations: Iterable[Equation], sources: Sequence[Variable], patterns: dict[Variable, Pattern]
+) -> dict[Variable, frozenset[Variable]]:
+    """For every variable, the sources that it holds elements of unchanged, where it depends on them.
+
+    The derivative by such a source is then 1 at each entry of its pattern.
+
+    Args:
+      equations: in order.
+      sources: as in `propagate`.
+      patterns: what `propagate` says.
+    """
+    unchanged = {v: frozenset([v]) for v in sources}
+    for equation in equations:
+        if equation.name not in _MOVES:
+            continue
+        for variable in equation.outputs:
+            if variable not in unchanged:
+                unchanged[variable] = frozenset(
+                    source
+                    for source in patterns.get(variable, {})
+                    if all(
+                        source in unchanged.get(atom, ())
+                        for atom in equation.inputs
+                        if isinstance(atom, Variable) and source in patterns.get(atom, {})
+                    )
+                )
+    return unchanged
 
 
 def _pattern(patterns: dict[Variable, Pattern], atom: Atom) -> Pattern:

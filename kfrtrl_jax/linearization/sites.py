@@ -11,7 +11,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -59,8 +59,14 @@ class Product(NamedTuple):
 
     def matrix(self, value: Any) -> Any:
         """[m, g] from the operand's value."""
-        columns = value.transpose(self.weight_axes).reshape(self.input_size, -1)
-        return take(columns, self.select, axis=-1)
+        return take(self._columns(value), self.select, axis=-1)
+
+    def nonzero(self, mask: np.ndarray) -> np.ndarray:
+        """[m, g] from a mask of the operand."""
+        return self._columns(mask)[:, self.select]
+
+    def _columns(self, value: Any) -> Any:
+        return value.transpose(self.weight_axes).reshape(self.input_size, -1)
 
     def vector(self, value: Any) -> Any:
         """[m] from the data operand's value, or its pattern of indices."""
@@ -147,16 +153,15 @@ class Discovery:
       equations: those that the new carry needs, parameter-only ones apart.
       prefix: the parameter-only equations (what constants they need is in both).
       pre_activations: in order of evaluation.
-      opaque: parameter-only values that meet data in an operation of no known structure; the whole
-        value is then its own site.
-      problems: for each opaque one, what the operation is and why it does not fit.
+      opaque: parameter-only values that meet data in an operation of no known structure, with what the
+        operation is and why it does not fit ("" for one that is itself a new state); the whole value
+        is then its own site.
     """
 
     equations: tuple[Equation, ...]
     prefix: tuple[Equation, ...]
     pre_activations: tuple[PreActivation, ...]
-    opaque: tuple[Variable, ...]
-    problems: tuple[str, ...]
+    opaque: dict[Variable, str]
 
 
 def discover(program: Program) -> Discovery:
@@ -220,13 +225,7 @@ def discover(program: Program) -> Discovery:
     pre_activations = [PreActivation(variable, terms) for variable, terms in sums.items()]
     order = {v: i for i, e in enumerate(body) for v in e.outputs}
     pre_activations.sort(key=lambda z: order[z.variable])
-    return Discovery(
-        tuple(body),
-        tuple(prefix),
-        tuple(pre_activations),
-        tuple(opaque),
-        tuple(problem for problem in opaque.values() if problem),
-    )
+    return Discovery(tuple(body), tuple(prefix), tuple(pre_activations), opaque)
 
 
 def _only_selected(readers: list[Equation | None]) -> bool:
@@ -313,12 +312,14 @@ class SitePlan:
       pre_activations: whose z are put side by side.
       scaling: for an element-wise weight, its term; the derivative is D diag(v).
       opaque: for a value of no structure, the value.
+      problem: why it has none.
     """
 
     inputs: tuple[SiteInput, ...]
     pre_activations: tuple[PreActivation, ...]
     scaling: Scaling | None = None
     opaque: Variable | None = None
+    problem: str | None = None
 
     @property
     def input_size(self) -> int:
@@ -332,6 +333,12 @@ class SitePlan:
             return math.prod(self.opaque.shape)
         return sum(z.size for z in self.pre_activations)
 
+    def sources(self) -> list[Variable]:
+        """What the columns of D belong to: its pre-activations, or the opaque value."""
+        if self.opaque is not None:
+            return [self.opaque]
+        return [z.variable for z in self.pre_activations]
+
     def weights(self) -> list[Variable]:
         """The parameter-only values that the site's block of weights holds, each once."""
         if self.opaque is not None:
@@ -344,6 +351,46 @@ class SitePlan:
             found.update(dict.fromkeys(bias.weights for bias in z.biases))
         return list(found)
 
+    def _rows(self) -> dict[Any, tuple[int, int]]:
+        """For each vector of data by its key, and the biases by None, its first row and its end."""
+        rows: dict[Any, tuple[int, int]] = {}
+        start = 0
+        for site_input in self.inputs:
+            key = None if site_input.product is None else site_input.product.data_key
+            rows[key] = (start, start + site_input.size)
+            start += site_input.size
+        return rows
+
+    def nonzero(self, masks: Mapping[Variable, np.ndarray]) -> np.ndarray | None:
+        """Which entries of the block of weights can be non-zero, [m, g]; None for all of them.
+
+        Args:
+          masks: where parameter-only values can be non-zero, for those with known zeros.
+        """
+        if not any(weights in masks for weights in self.weights()):
+            return None
+        if self.opaque is not None:
+            return masks[self.opaque].reshape(1, -1)
+
+        def mask_of(weights: Variable) -> np.ndarray:
+            return masks.get(weights, np.ones(weights.shape, bool))
+
+        rows = self._rows()
+        whole = np.zeros((self.input_size, self.output_size), bool)
+        column = 0
+        if self.scaling is not None:
+            whole[0] = self.scaling.vector(masks[self.scaling.weights])
+        for z in self.pre_activations if self.scaling is None else ():
+            columns = slice(column, column + z.size)
+            for product in z.products:
+                whole[slice(*rows[product.data_key]), columns] |= product.nonzero(
+                    mask_of(product.weights)
+                )
+            for bias in z.biases:
+                whole[slice(*rows[None]), columns] |= mask_of(bias.weights).reshape(-1)[bias.select]
+            column += z.size
+        return None if whole.all() else whole
+
     def cotangents(self, block: Any) -> list[tuple[Variable, Any]]:
         """The gradient of each of `weights()`, from the gradient of the block, [m, g]."""
         if self.opaque is not None:
@@ -352,12 +399,7 @@ class SitePlan:
             weights = self.scaling.weights
             whole = _spread(block, [(self.scaling.select, 0)], math.prod(weights.shape))
             return [(weights, whole.reshape(weights.shape))]
-        rows: dict[Any, tuple[int, int]] = {}
-        start = 0
-        for site_input in self.inputs:
-            key = None if site_input.product is None else site_input.product.data_key
-            rows[key] = (start, start + site_input.size)
-            start += site_input.size
+        rows = self._rows()
         # One parameter may stand in several places: what each place takes of it is put together.
         products: dict[Any, list[tuple[Product, int]]] = {}
         biases: dict[Any, list[tuple[Bias, int]]] = {}
@@ -432,5 +474,8 @@ def plan_sites(discovery: Discovery) -> tuple[SitePlan, ...]:
         for z in discovery.pre_activations
         for scaling in z.scalings
     ]
-    plans += [SitePlan((), (), opaque=value) for value in discovery.opaque]
+    plans += [
+        SitePlan((), (), opaque=value, problem=problem or None)
+        for value, problem in discovery.opaque.items()
+    ]
     return tuple(plans)

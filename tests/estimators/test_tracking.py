@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from kfrtrl_jax import estimators
-from kfrtrl_jax.errors import ConfigError
+from kfrtrl_jax.base import Cell
+from kfrtrl_jax.errors import ConfigError, UnsupportedCellError
 from tests.trajectories import SMALL_CELLS, influence_rows, push_all, run
 
 STEPS = 6
@@ -85,6 +86,42 @@ def test_partition_names_the_labels_where_all_go_to_one(gru):
         estimator = estimators.partition(predicate, estimators.rtrl(), estimators.uoro())
         with pytest.raises(ConfigError, match=f"holds of {word} of the sites 'gates'"):
             estimator.init(gru.linearizer.structure)
+
+
+def opaque():
+    """h' = max(v, tanh(W^T [x; h])): v is in no product or sum."""
+
+    def step(params, h, x):
+        h = jnp.maximum(params["v"], jnp.tanh(jnp.concatenate([x, h]) @ params["weights"]))
+        return h, h
+
+    def init(key):
+        return {"v": jnp.linspace(-1, 0.5, 4), "weights": jax.random.normal(key, (7, 4))}
+
+    return Cell(init, lambda: jnp.zeros(4), step)
+
+
+def test_partition_takes_a_cell_whose_opaque_parameter_goes_to_an_estimator_that_takes_it():
+    trajectory = run(opaque(), STEPS)
+    structure = trajectory.linearizer.structure
+    (problem,) = structure.problems
+    assert [site.label for site in structure.sites if site.problem == problem] == ["v"]
+    with pytest.raises(UnsupportedCellError, match="max"):
+        estimators.kf_rtrl().init(structure)
+    weights_by_kf = estimators.partition(
+        lambda label: label == "weights", estimators.kf_rtrl(), estimators.rtrl()
+    )
+    labels = [site.label for site in structure.sites]
+    exact = site_gradients(estimators.rtrl(), trajectory)
+    for label, got, want in zip(
+        labels, site_gradients(weights_by_kf, trajectory), exact, strict=True
+    ):
+        assert np.allclose(got, want, atol=1e-12) == (label == "v")
+    weights_by_rtrl = estimators.partition(
+        lambda label: label == "weights", estimators.rtrl(), estimators.kf_rtrl()
+    )
+    with pytest.raises(UnsupportedCellError, match="max"):
+        weights_by_rtrl.init(structure)
 
 
 def test_averages_of_partitions_of_tracked_estimators_compose(gru):

@@ -98,6 +98,12 @@ SUPPORTED = {
     "mean": lambda p, k, v, w: v.mean() + w,
     "attention": lambda p, k, v, w: jax.nn.softmax(jnp.outer(v, w)) @ w,
     "stopped": lambda p, k, v, w: jax.lax.stop_gradient(v) * w,
+    "masked": lambda p, k, v, w: v @ (p(k, N, N) * (np.arange(N * N) % 3 == 0).reshape(N, N)),
+    "triangular": lambda p, k, v, w: jnp.tril(p(k, N, N), -1) @ v + jnp.triu(p(k + "b", N, N)) @ w,
+    "sparse": lambda p, k, v, w: jnp.zeros((N, N)).at[:2, [0, 3]].set(jnp.tanh(p(k, 2, 2))) @ v,
+    "padded": lambda p, k, v, w: (
+        w * jnp.pad(p(k, 2), (1, 1)) + jnp.concatenate([v[:1], p(k + "b", 3)])
+    ),
     "product_of_sums": lambda p, k, v, w: jnp.tanh(v @ p(k, N, N) + 1) * (w - 2.0),
 }
 
@@ -151,8 +157,15 @@ def make_cell(program, operations):
     )
 
 
+def assert_zero_outside(mask, matrix):
+    assert mask is None or not np.any(np.asarray(matrix)[~mask.array])
+
+
 def check(cell):
-    """The linearizer, once J and all gradients through the sites are compared with `jax.jacobian`."""
+    """The linearizer, once J and all gradients through the sites are compared with `jax.jacobian`.
+
+    What the structure says is zero has to be: of J, and of the D of each site.
+    """
     key_c, key_h, key_x = jax.random.split(jax.random.key(7), 3)
     params = cell.init(jax.random.key(3))
     carry = (jax.random.normal(key_c, (N,)), jax.random.normal(key_h, (N,)))
@@ -178,11 +191,17 @@ def check(cell):
         by_params, by_carry = jax.jacobian(new_state, argnums=(0, 1))(params, carry)
         rows = jnp.concatenate([b.reshape(2 * N, -1) for b in jax.tree.leaves(by_params)], axis=1)
         columns = jnp.concatenate(jax.tree.leaves(by_carry), axis=1)
-        return (linearization.jacobian.dense()[0], columns), (got, rows)
+        derivatives = [site.derivative.dense()[0] for site in linearization.sites]
+        return (linearization.jacobian.dense()[0], columns), (got, rows), derivatives
 
-    for got, want in compare(params, carry, x):
+    *pairs, derivatives = compare(params, carry, x)
+    for got, want in pairs:
         scale = 1 + np.abs(want).max()
         np.testing.assert_allclose(got / scale, want / scale, atol=1e-10)
+    structure = linearizer.structure
+    assert_zero_outside(structure.jacobian, pairs[0][0])
+    for site, derivative in zip(structure.sites, derivatives):
+        assert_zero_outside(site.derivative, derivative)
     return linearizer
 
 
