@@ -7,10 +7,20 @@ A step takes a segment of K time steps. With immediate="exact" its gradient is
 so truncated() makes it TBPTT(K), and K = 1 updates the parameters at every time step. With
 immediate="estimated", the papers' form, the loss at time t meets the estimate G~_t, which already holds
 the segment: the immediate Jacobian is then part of the noise.
+
+With a credit c, an estimate of what a state does to the losses after its segment, the gradient is
+
+    (backpropagation inside the segment) + (1 - share) (dL/ds at its start) G~ at its start
+        + share (c at its end, pulled back through the segment).
+
+Parameters in one segment and a loss in a later one meet twice: through the influence in the later one,
+through the credit in the earlier one. The shares add up to 1, so with both exact the sum over segments
+is the exact gradient. With share 1 the estimator is out of use.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
@@ -19,7 +29,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from kfrtrl_jax.base import Array, Cell, InfluenceEstimator, Key
+from kfrtrl_jax.base import Array, Cell, CreditEstimator, InfluenceEstimator, Key
 from kfrtrl_jax.errors import UnsupportedCellError
 from kfrtrl_jax.linearization import Linearizer, make_linearizer
 from kfrtrl_jax.readouts import Readout
@@ -37,6 +47,7 @@ class LearnerState(NamedTuple):
       carry: the cell's, [B, ...].
       influence: the estimator's state.
       key: a PRNG key.
+      credit: the credit estimator's state; empty without one.
     """
 
     parameters: dict[str, Any]
@@ -44,6 +55,7 @@ class LearnerState(NamedTuple):
     carry: Any
     influence: Any
     key: Key
+    credit: Any = ()
 
 
 class StepMetrics(NamedTuple):
@@ -66,7 +78,7 @@ class Learner(NamedTuple):
       step: (state, segment) -> (state, metrics), fit for `jax.lax.scan`. A segment is a `Batch` with a
         leading axis of K time steps: inputs, targets and reset [K, B].
       gradient: (state, segment) -> (gradient, state, loss [K] in nats): step without the update.
-      diagnostics: state -> named scalars of the estimator.
+      diagnostics: state -> named scalars of the estimator, and of the credit under "credit/".
       linearizer: the cell's.
     """
 
@@ -121,6 +133,7 @@ def make_learner(
     example_input: Any,
     segment_length: int = 1,
     immediate: Literal["exact", "estimated"] = "exact",
+    credit: CreditEstimator | None = None,
     loss: Loss = optax.softmax_cross_entropy_with_integer_labels,
 ) -> Learner:
     """Makes a learner.
@@ -134,19 +147,32 @@ def make_learner(
       example_input: one lane's input x, for its shape and type.
       segment_length: K, time steps for each update.
       immediate: "exact" or "estimated", see above.
+      credit: of states for the losses after their segment, see above; it costs a second backward pass
+        through the segment, and none where its share is the constant 1.
       loss: (prediction, target) -> scalar in nats, for one lane.
 
     Returns:
       The learner. The gradient is that of the mean loss over lanes and time steps.
 
     Raises:
-      ValueError: if segment_length is less than 1 or immediate unknown.
+      ValueError: if segment_length is less than 1, immediate unknown or "estimated" beside a credit, or
+        the credit's share outside [0, 1].
       UnsupportedCellError: if the cell has no structure that the estimator can use.
     """
     if segment_length < 1:
         raise ValueError(f"segment_length must be at least 1, got {segment_length}")
     if immediate not in ("exact", "estimated"):
         raise ValueError(f'immediate must be "exact" or "estimated", got {immediate!r}')
+    # A share that is an array may be a tracer, which has no value to look at.
+    share = None if credit is None or isinstance(credit.share, jax.Array) else credit.share
+    if credit is not None:
+        if share is not None and not 0 <= share <= 1:
+            raise ValueError(f"the share of a credit must be in [0, 1], got {share}")
+        if immediate == "estimated":
+            raise ValueError(
+                'a credit is pulled back through the segment, which immediate="estimated" does not '
+                'backpropagate through; use immediate="exact"'
+            )
     linearizer = make_linearizer(cell, example_input, batch_size)
     # An estimator refuses a cell in its init: better now than when training starts.
     jax.eval_shape(lambda: estimator.init(linearizer.structure))
@@ -159,11 +185,16 @@ def make_learner(
     predictions = segment_length * batch_size
 
     def init(key: Key) -> LearnerState:
-        cell_key, readout_key, key = jax.random.split(key, 3)
+        cell_key, readout_key, key, *rest = jax.random.split(key, 3 if credit is None else 4)
         parameters = {"cell": cell.init(cell_key), "readout": readout.init(readout_key)}
         carry = initial_lanes(cell, batch_size)
         return LearnerState(
-            parameters, optimizer.init(parameters), carry, estimator.init(linearizer.structure), key
+            parameters,
+            optimizer.init(parameters),
+            carry,
+            estimator.init(linearizer.structure),
+            key,
+            () if credit is None else credit.init(linearizer.structure, *rest),
         )
 
     def forward(parameters: Any, carry: Any, batch: Any) -> tuple[Any, tuple[Any, Array]]:
@@ -183,11 +214,14 @@ def make_learner(
         pulled = estimator.pull(influence, linearizer.flatten_cotangent(cotangent))
         return linearizer.gradient(parameters["cell"], pulled)
 
-    def exact(state: LearnerState, segment: Batch, keys: Key) -> tuple[Any, tuple[Any, Any], Array]:
+    def unroll(parameters: Any, carry: Any, segment: Batch) -> tuple[Any, tuple[Any, Array]]:
+        return _scan(lambda c, batch: forward(parameters, c, batch), carry, segment, segment_length)
+
+    def differentiate(state: LearnerState, segment: Batch) -> tuple[Any, Any, Any, Any]:
+        """(gradient inside the segment, cotangent at its start, credit, what `unroll` gives)."""
+
         def total(parameters: Any, carry: Any) -> tuple[Array, tuple[Any, Any, Array]]:
-            carry, (starts, losses) = _scan(
-                lambda c, batch: forward(parameters, c, batch), carry, segment, segment_length
-            )
+            carry, (starts, losses) = unroll(parameters, carry, segment)
             return jnp.sum(losses) / predictions, (carry, starts, losses)
 
         # The carry may hold integers, which have no derivative: they are given as constants.
@@ -195,19 +229,54 @@ def make_learner(
         (gradient, cotangent), (carry, starts, losses) = jax.grad(
             lambda p, c: total(p, _combine(c, rest)), argnums=(0, 1), has_aux=True
         )(state.parameters, inexact)
-        past = influence_gradient(state.parameters, state.influence, _combine(cotangent, rest))
-        gradient["cell"] = jax.tree.map(jnp.add, gradient["cell"], past)
+        return gradient, _combine(cotangent, rest), (), (carry, (starts, losses))
+
+    def differentiate_with_credit(state: LearnerState, segment: Batch) -> tuple[Any, Any, Any, Any]:
+        """The same, the gradient going on into the future by the credit's share."""
+        assert credit is not None
+        inexact, rest = _partition(state.carry)
+
+        def ends(parameters: Any, carry: Any) -> tuple[tuple[Array, Array], Any]:
+            carry, (starts, losses) = unroll(parameters, _combine(carry, rest), segment)
+            return (losses, linearizer.flatten_cotangent(carry)), (carry, (starts, losses))
+
+        (losses, end), pullback, unrolled = jax.vjp(ends, state.parameters, inexact, has_aux=True)
+        future = credit.predict(state.credit, end).astype(end.dtype)
+        add = functools.partial(jax.tree.map, jnp.add)
+        past = None
+        if share == 1:
+            gradient, start = pullback((jnp.ones_like(losses), future))
+        else:
+            gradient, past = pullback((jnp.ones_like(losses), jnp.zeros_like(end)))
+            late, start = pullback((jnp.zeros_like(losses), future))
+            gradient, start = add(gradient, _scaled(late, credit.share)), add(past, start)
+            past = _combine(_scaled(past, (1 - credit.share) / predictions), rest)
+        new = credit.update(
+            state.credit,
+            linearizer.flatten_cotangent(state.carry),
+            linearizer.flatten_cotangent(_combine(start, rest)),
+        )
+        return _scaled(gradient, 1 / predictions), past, new, unrolled
+
+    def exact(state: LearnerState, segment: Batch, keys: Key) -> tuple[Any, LearnerState, Array]:
+        gradient, cotangent, credit_state, (carry, (starts, losses)) = (
+            differentiate if credit is None else differentiate_with_credit
+        )(state, segment)
+        if cotangent is not None:
+            past = influence_gradient(state.parameters, state.influence, cotangent)
+            gradient["cell"] = jax.tree.map(jnp.add, gradient["cell"], past)
         influence, _ = _scan(
             lambda g, step: (push(state.parameters, g, *step), None),
             state.influence,
             (starts, segment, keys),
             segment_length,
         )
-        return gradient, (carry, influence), losses
+        new_state = state._replace(carry=carry, influence=influence, credit=credit_state)
+        return gradient, new_state, losses
 
     def estimated(
         state: LearnerState, segment: Batch, keys: Key
-    ) -> tuple[Any, tuple[Any, Any], Array]:
+    ) -> tuple[Any, LearnerState, Array]:
         parameters = state.parameters
         assert output_of is not None
 
@@ -235,14 +304,13 @@ def make_learner(
             one, (state.carry, state.influence), (segment, keys), segment_length
         )
         gradient = jax.tree.map(lambda g: jnp.sum(g, axis=0), gradients)
-        return gradient, (carry, influence), losses
+        return gradient, state._replace(carry=carry, influence=influence), losses
 
     def gradient_of(state: LearnerState, segment: Any) -> tuple[Any, LearnerState, Array]:
         key, *keys = jax.random.split(state.key, segment_length + 1)
         form = exact if immediate == "exact" else estimated
-        gradient, (carry, influence), losses = form(state, segment, jnp.stack(keys))
-        new_state = state._replace(carry=carry, influence=influence, key=key)
-        return gradient, new_state, jnp.mean(losses, axis=1)
+        gradient, new_state, losses = form(state, segment, jnp.stack(keys))
+        return gradient, new_state._replace(key=key), jnp.mean(losses, axis=1)
 
     def step(state: LearnerState, segment: Any) -> tuple[LearnerState, StepMetrics]:
         gradient, state, losses = gradient_of(state, segment)
@@ -254,7 +322,11 @@ def make_learner(
         return state._replace(parameters=parameters, optimizer_state=optimizer_state), metrics
 
     def diagnostics(state: LearnerState) -> dict[str, Array]:
-        return estimator.diagnostics(state.influence)
+        named = {} if credit is None else credit.diagnostics(state.credit)
+        return {
+            **estimator.diagnostics(state.influence),
+            **{f"credit/{name}": value for name, value in named.items()},
+        }
 
     return Learner(init, step, gradient_of, diagnostics, linearizer)
 
@@ -265,6 +337,10 @@ def _scan(f: Callable[..., Any], init: Any, xs: Any, length: int) -> Any:
         return jax.lax.scan(f, init, xs)
     carry, y = f(init, jax.tree.map(lambda x: x[0], xs))
     return carry, jax.tree.map(lambda leaf: leaf[None], y)
+
+
+def _scaled(tree: Any, factor: float | Array) -> Any:
+    return jax.tree.map(lambda x: (x * factor).astype(x.dtype), tree)
 
 
 def _partition(tree: Any) -> tuple[Any, Any]:

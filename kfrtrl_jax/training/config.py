@@ -1,8 +1,8 @@
 """Experiment configs: read from a file, checked, and made whole before anything compiles.
 
-A config is a nested dict of plain values. Its sections `cell`, `estimator`, `task` and `optimizer` each
-name a factory of the library; the other fields of a section are that factory's keyword arguments, so
-that the factory's signature is the section's schema and there is none to keep beside it.
+A config is a nested dict of plain values. Its sections `cell`, `estimator`, `credit`, `task` and
+`optimizer` each name a factory of the library; the other fields of a section are that factory's keyword
+arguments, so that the factory's signature is the section's schema and there is none to keep beside it.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from ml_collections import FrozenConfigDict
 
 from kfrtrl_jax import readouts
 from kfrtrl_jax.cells import CELLS
+from kfrtrl_jax.credit import CREDIT
 from kfrtrl_jax.errors import ConfigError
 from kfrtrl_jax.estimators import ESTIMATORS
 from kfrtrl_jax.optimizers import OPTIMIZERS
@@ -63,17 +64,20 @@ class Section(NamedTuple):
       factories: by name; a section without names has the one factory "".
       supplied: arguments of the factories that do not come from the config.
       extra: fields that all of them have beside their arguments, with their defaults.
+      name: of the factory where the config names none; None if it has to.
     """
 
     factories: Mapping[str, Callable[..., Any]]
     supplied: frozenset[str] = frozenset()
     extra: Mapping[str, int] = types.MappingProxyType({})
+    name: str | None = None
 
 
 SECTIONS: dict[str, Section] = {
     "cell": Section(CELLS, frozenset({"input_size"})),
     "readout": Section({"": readouts.linear}, frozenset({"input_size", "output_size"})),
     "estimator": Section(ESTIMATORS, extra={"copies": 1, "reset_every": 0}),
+    "credit": Section(CREDIT, name="none"),
     "task": Section(TASKS),
     "optimizer": Section(OPTIMIZERS),
 }
@@ -86,6 +90,7 @@ _BOUNDS: dict[str, str] = {
     "eval_lanes": "[1, inf)",
     "copies": "[1, inf)",
     "seed": "[0, 4294967295]",
+    "share": "[0, 1]",
     "learning_rate": "(0, inf)",
     "clip_norm": "[0, inf)",
     "init_scale": "[0, inf)",
@@ -94,6 +99,7 @@ _BOUNDS: dict[str, str] = {
     "b2": "[0, 1)",
     "decay": "[0, 1)",
     "momentum": "[0, 1)",
+    "sparsity": "[0, 1)",
 }
 
 
@@ -131,6 +137,7 @@ def resolve(config: Any, overridden: Iterable[str] = ()) -> FrozenConfigDict:
     for name, section in SECTIONS.items():
         whole[name] = _resolve_section(name, section, given.get(name, {}), overridden)
     _check_multiples(whole)
+    _check_credit(whole)
     return FrozenConfigDict(whole)
 
 
@@ -222,7 +229,7 @@ def _resolve_section(
     given = dict(given)
     if "" in section.factories:
         return _check_fields(path, given, _section_fields(section, ""), path)
-    choice = given.pop("name", None)
+    choice = given.pop("name", section.name)
     if choice is None:
         raise ConfigError(f"{path}.name is missing; one of {', '.join(section.factories)}")
     if not isinstance(choice, str) or choice not in section.factories:
@@ -321,6 +328,21 @@ def _check_multiples(config: Mapping[str, Any]) -> None:
                 f"config.{field} must be a multiple of {unit} ({step}), got {value}; "
                 f"nearest: {nearest}"
             )
+
+
+def _check_credit(config: Mapping[str, Any]) -> None:
+    if config["credit"]["name"] == "none":
+        return
+    if config["immediate"] == "estimated":
+        raise ConfigError(
+            'config.immediate = "estimated" backpropagates through no segment, which a credit needs: '
+            'use immediate = "exact" or credit.name = "none"'
+        )
+    if config["credit"]["share"] == 1 and config["estimator"]["name"] != "truncated":
+        raise ConfigError(
+            "config.credit.share = 1 leaves the past-facing estimator no part: use "
+            'estimator.name = "truncated" or a share below 1'
+        )
 
 
 def _suggest(given: str, names: Iterable[str]) -> str:

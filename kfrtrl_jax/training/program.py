@@ -13,6 +13,7 @@ import psutil
 from kfrtrl_jax import estimators, learner, readouts
 from kfrtrl_jax.base import Array, Key, Structure
 from kfrtrl_jax.cells import CELLS, on_tokens
+from kfrtrl_jax.credit import CREDIT
 from kfrtrl_jax.errors import ConfigError
 from kfrtrl_jax.estimators import ESTIMATORS
 from kfrtrl_jax.optimizers import OPTIMIZERS
@@ -52,7 +53,7 @@ class ChunkMetrics(NamedTuple):
       gradient_norm: mean over the chunk.
       bad_step: the time step at which a loss, a gradient or a state stopped being finite, or -1.
       task: the task's metrics at the end.
-      estimator: the estimator's diagnostics at the end.
+      estimator: the diagnostics of the estimator, and of the credit, at the end.
     """
 
     loss: Array
@@ -129,6 +130,7 @@ def build(config: Any, floats: Mapping[str, Any] | None = None) -> Program:
         batch_size=config.task.batch_size,
         segment_length=config.segment_length,
         immediate=config.immediate,
+        credit=make("credit", CREDIT[config.credit.name]),
         example_input=token,
     )
     length = config.segment_length

@@ -16,6 +16,7 @@ def test_defaults_are_filled_in_from_the_factories():
     assert config.estimator.to_dict() == {"name": "kf_rtrl", "copies": 1, "reset_every": 0}
     assert config.optimizer.clip_norm == 1.0
     assert config.readout.init_scale == 0.01
+    assert config.credit.to_dict() == {"name": "none"}
     assert config.seed == 0
     assert json.loads(json.dumps(config.to_dict())) == config.to_dict()
 
@@ -38,6 +39,7 @@ def test_an_integer_is_a_number():
     assert isinstance(rate, float)
 
 
+DNI = {"credit.name": "dni"}
 MESSAGES = [
     ({"num_step": 3}, "config.num_step is not a field of a config; did you mean num_steps?"),
     ({"num_steps": None}, "config.num_steps is missing (an integer)"),
@@ -78,6 +80,14 @@ MESSAGES = [
     ({"optimizer.b1": 1.0}, "config.optimizer.b1 must be in [0, 1), got 1.0"),
     ({"optimizer.name": "adamm"}, "config.optimizer.name: there is no optimizer 'adamm'; "
      "did you mean adam?"),
+    ({"credit.name": "dnl"}, "config.credit.name: there is no credit 'dnl'; did you mean dni?"),
+    ({"credit.share": 0.5}, "config.credit.share is not a field of credit none; one of name"),
+    ({**DNI, "credit.share": 1.5}, "config.credit.share must be in [0, 1], got 1.5"),
+    ({**DNI, "credit.hidden_units": -1}, "config.credit.hidden_units must be at least 0, got -1"),
+    (DNI, "config.credit.share = 1 leaves the past-facing estimator no part: use "
+     'estimator.name = "truncated" or a share below 1'),
+    ({**DNI, "immediate": "estimated"}, 'config.immediate = "estimated" backpropagates through no '
+     'segment, which a credit needs: use immediate = "exact" or credit.name = "none"'),
     ({"readout": 3}, "config.readout must be a section with fields, got 3"),
     ({"readout.name": "linear"}, "config.readout.name is not a field of config.readout; one of "
      "init_scale"),
@@ -116,6 +126,15 @@ def test_float_fields_are_those_that_the_factories_call_float():
         "task.threshold",
     }
     assert "cell.hidden_size" not in float_fields(small())
+
+
+def test_a_credit_shares_the_gradient_with_an_estimator():
+    config = small({**DNI, "credit.share": 0.5})
+    wanted = {"name": "dni", "hidden_units": 0, "learning_rate": 1e-3, "share": 0.5}
+    assert config.credit.to_dict() == wanted
+    assert {"credit.share", "credit.learning_rate"} <= float_fields(config)
+    assert small({**DNI, "estimator.name": "truncated"}).credit.share == 1.0
+    assert resolve(config.to_dict()) == config
 
 
 def test_arguments_are_the_factorys_own():

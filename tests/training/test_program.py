@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import contextlib
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from kfrtrl_jax.errors import ConfigError
-from kfrtrl_jax.training import program
+from kfrtrl_jax.training import checkpoints, program
 from tests.training.small import small, text
 
 
@@ -62,6 +65,31 @@ def test_what_a_state_needs_is_two_copies_of_it():
     assert needed == 2 * sum(array.nbytes for array in arrays)
     influence = jax.tree.leaves(state.learner.influence)
     assert share == 2 * sum(array.nbytes for array in influence)
+
+
+def test_a_run_with_a_credit_goes_on_from_its_checkpoint(tmp_path):
+    """One program holds many shares, and each run is the same before and after a checkpoint."""
+    shares = jnp.asarray([0.25, 0.5])
+    changes = {"credit.name": "dni", "segment_length": 2, "estimator.name": "truncated"}
+    config = small(changes)
+
+    def built(share):
+        return program.build(config, {"credit.share": share})
+
+    state = jax.jit(jax.vmap(lambda share: built(share).init(0)))(shares)
+    chunk = jax.jit(jax.vmap(lambda state, share: built(share).run_chunk(state)))
+    state, _ = chunk(state, shares)
+    with contextlib.closing(checkpoints.open_checkpoints(tmp_path)) as saved:
+        saved.save(10, state, {})
+        restored = saved.restore(jax.eval_shape(lambda: state), pytest.fail)
+    ahead, metrics = chunk(state, shares)
+    again, _ = chunk(restored.state, shares)
+    named, renamed = checkpoints.to_arrays(ahead), checkpoints.to_arrays(again)
+    assert all(np.array_equal(named[name], renamed[name]) for name in named)
+    weights = ahead.learner.credit.parameters["output"]
+    assert jnp.linalg.norm(weights[0] - weights[1]) > 0
+    assert jnp.all(metrics.estimator["credit/norm"] > 0)
+    assert jnp.all(jnp.abs(metrics.estimator["credit/bootstrap_cosine"]) <= 1)
 
 
 def test_a_factorys_refusal_names_the_section():
