@@ -1,13 +1,23 @@
 """Online training of recurrent networks: KF-RTRL and the estimators it is compared with."""
 
-from kfrtrl_jax import cells, estimators, linearization, optimizers, readouts, tasks
-from kfrtrl_jax.base import Cell, InfluenceEstimator, Linearization, Site, SiteShape, Structure
+from kfrtrl_jax import cells, credit, estimators, linearization, optimizers, readouts, tasks
+from kfrtrl_jax.base import (
+    Cell,
+    CreditEstimator,
+    InfluenceEstimator,
+    Linearization,
+    Site,
+    SiteShape,
+    Structure,
+)
+from kfrtrl_jax.compilation import compiler_options
 from kfrtrl_jax.learner import Learner, LearnerState, StepMetrics, make_learner, predict
 from kfrtrl_jax.tasks.base import Batch, Task
 
 __all__ = [
     "Batch",
     "Cell",
+    "CreditEstimator",
     "InfluenceEstimator",
     "Learner",
     "LearnerState",
@@ -18,6 +28,8 @@ __all__ = [
     "Structure",
     "Task",
     "cells",
+    "compiler_options",
+    "credit",
     "estimators",
     "linearization",
     "make_learner",

@@ -16,6 +16,7 @@ from kfrtrl_jax.base import (
     Structure,
 )
 from kfrtrl_jax.estimators.common import balance, norm, random_signs, require_products
+from kfrtrl_jax.matrices import materialized
 
 
 class KfRtrlState(NamedTuple):
@@ -31,9 +32,11 @@ class KfRtrlState(NamedTuple):
 
 
 def kf_rtrl() -> InfluenceEstimator:
-    """u <- c1 p1 u + c2 p2 a, A <- c1 (J A) / p1 + c2 D / p2, for random signs c1, c2.
+    """u <- p1 u + c p2 a, A <- (J A) / p1 + c D / p2, for a random sign c.
 
-    p1 and p2 make the two factors of either product equal in norm, which makes the noise least.
+    p1 and p2 make the two factors of either product equal in norm, which makes the noise least. The
+    paper has a sign for either term; only their product c is in u (x) A.
+
     Unbiased; O(n g) memory and O(n^2 g) work a lane and site. A site whose input is the constant 1 has
     m = 1 and is kept exactly, with u = 1: there is nothing to factor.
 
@@ -53,7 +56,7 @@ def kf_rtrl() -> InfluenceEstimator:
 
     def push(state: KfRtrlState, linearization: Linearization, key: Key) -> KfRtrlState:
         batch, dtype = state.input_factor[0].shape[0], state.input_factor[0].dtype
-        signs = random_signs(key, (len(linearization.sites), 2, batch), dtype)
+        signs = random_signs(key, (len(linearization.sites), batch), dtype)
         pairs = [
             _push_site(u, linearization.jacobian.times(a), site, c)
             for u, a, site, c in zip(
@@ -78,23 +81,22 @@ def kf_rtrl() -> InfluenceEstimator:
     return InfluenceEstimator(init, push, pull, diagnostics)
 
 
-def _push_site(u: Array, carried: Array, site: Site, signs: Array) -> tuple[Array, Array]:
+def _push_site(u: Array, carried: Array, site: Site, sign: Array) -> tuple[Array, Array]:
     """The new pair of one site.
 
     Args:
       u: [B, m].
       carried: J A, [B, n, g].
       site: a and D.
-      signs: [2, B].
+      sign: [B].
     """
     if u.shape[1] == 1:
         scale = site.input[:, 0]
         return u, site.derivative.add_to(carried, scale)
-    up1, down1 = (signs[0] * p for p in balance(norm(u), norm(carried)))
-    up2, down2 = (
-        signs[1] * p for p in balance(norm(site.input), jnp.sqrt(site.derivative.squared_norm()))
-    )
+    up1, down1 = balance(norm(u), norm(carried))
+    up2, down2 = balance(norm(site.input), jnp.sqrt(site.derivative.squared_norm()))
+    down1 = materialized(down1.astype(carried.dtype))
     return (
-        up1[:, None] * u + up2[:, None] * site.input,
-        site.derivative.add_to(down1[:, None, None] * carried, down2),
+        up1[:, None] * u + (sign * up2)[:, None] * site.input,
+        site.derivative.add_to(down1[:, None, None] * carried, sign * down2),
     )
