@@ -69,7 +69,7 @@ MESSAGES = [
     ({"cell.input_size": 3}, "config.cell.input_size is not a field of cell vanilla; "
      "did you mean hidden_size"),
     ({"cell.forget_bias": 1.0}, "config.cell.forget_bias is not a field of cell vanilla; one of "
-     "name, hidden_size, init_scale"),
+     "name, hidden_size, init_scale, sparsity, mask_seed"),
     ({"task.batch_size": 0}, "config.task.batch_size must be at least 1, got 0"),
     ({"task.name": "copi"}, "config.task.name: there is no task 'copi'; did you mean copy?"),
     ({"optimizer.learning_rate": 0.0}, "config.optimizer.learning_rate must be more than 0, got 0.0"),
