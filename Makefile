@@ -3,6 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 ARGS ?=
+SUITE ?= step
 
 .PHONY: setup train test lint format benchmark clean
 
@@ -32,7 +33,7 @@ format: $(READY)
 	$(BIN)/ruff format .
 
 benchmark: $(READY)
-	$(BIN)/python -m experiments.benchmark --suite=step --out=runs/benchmark_step.json $(ARGS)
+	$(BIN)/python -m experiments.benchmark --suite=$(SUITE) --out=runs/benchmark_$(SUITE).json $(ARGS)
 
 clean:
 	rm -rf .venv build dist *.egg-info

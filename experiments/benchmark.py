@@ -1,11 +1,21 @@
-"""Measures speeds: `python -m experiments.benchmark --suite=step --out=FILE.json`."""
+"""Measures speeds and memory: `python -m experiments.benchmark --suite=step --out=FILE.json`.
+
+Suites: step (a training step against its floor), flax (an unmodified Flax cell against ours), scaling
+(time against width, lanes and rank; with a picture beside FILE.json), peers (other packages; needs the
+extra "peers"), memory, and compile (from the start to the first finished chunk).
+"""
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
+import os
 import pathlib
 import platform
+import re
 import sys
+from collections.abc import Iterable
+from typing import Any
 
 import jax
 from absl import flags
@@ -13,49 +23,158 @@ from rich.console import Console
 from rich.table import Table
 
 from configs import copy
-from kfrtrl_jax import benchmarking
+from kfrtrl_jax.benchmarking import floors, memory, peers, scaling, startup, steps
+from kfrtrl_jax.benchmarking.timing import Row
+from kfrtrl_jax.errors import ConfigError
 from kfrtrl_jax.training import command_line
 
-SUITES = {"step": benchmarking.STEP_SUITE, "flax": benchmarking.FLAX_SUITE}
+# What can be measured, by suite and name.
+SUITES: dict[str, dict[str, Any]] = {
+    "step": {f"{c.name} n{c.n} b{c.batch}": c for c in steps.STEP_SUITE},
+    "flax": {f"{c.name} n{c.n} b{c.batch}": c for c in steps.FLAX_SUITE},
+    "scaling": {f"{s.name} against {s.variable}": s for s in scaling.SCALING_SUITE},
+    "peers": {f"{p.name} n{p.n} b{p.batch}": p for p in peers.PEERS_SUITE},
+    "memory": {f"{c.name} n{c.n} b{c.batch}": c for c in memory.MEMORY_SUITE},
+    "compile": {name: name for name in startup.COMPILE_SUITE},
+}
 
 _SUITE = flags.DEFINE_enum("suite", "step", list(SUITES), "What to measure.")
 _OUT = flags.DEFINE_string("out", None, "The JSON file to write.")
-_ROUNDS = flags.DEFINE_integer("rounds", 9, "Runs of each row and of its floor.", lower_bound=1)
+_ROWS = flags.DEFINE_string("rows", "", "Only what this regular expression is found in.")
+_ROUNDS = flags.DEFINE_integer(
+    "rounds", None, "Runs of each row and of its floor; 9, or 3 processes.", lower_bound=1
+)
 
 
 def main() -> int:
     """Prints a table and writes the samples."""
-    console = Console()
-    table = Table("name", "n", "batch", "ratio", "min", "max", "ms", "floor ms")
-    rows = []
-    for case in SUITES[_SUITE.value]:
-        row = benchmarking.measure(
-            case, copy.get_config(), suite=_SUITE.value, rounds=_ROUNDS.value
+    suite, rounds = _SUITE.value, _ROUNDS.value
+    chosen = choose(suite, _ROWS.value)
+    if suite == "peers":
+        peers.require({peer.package for peer in chosen.values()})
+    console = Console(width=None if sys.stdout.isatty() else 150)
+    header = describe()
+    rows: list[Row] = []
+    fits: list[scaling.Fit] = []
+    for name, case in chosen.items():
+        with console.status(f"measuring {name}"):
+            new, fit = measure(suite, case, rounds)
+        rows += new
+        fits += fit
+        for row in new:
+            console.print(one_line(row), highlight=False, soft_wrap=True)
+    console.print(table(rows))
+    for power in fits:
+        console.print(
+            f"{power.name}: time ~ {power.variable}^{power.exponent:.2f} "
+            f"(^{power.exponent_large:.2f} for the larger half; the product alone "
+            f"^{power.floor_exponent:.2f}; predicted ^{power.predicted:g})",
+            highlight=False,
         )
-        rows.append(row)
-        table.add_row(
+    if _OUT.value:
+        out = pathlib.Path(_OUT.value)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        result = {**header, "suite": suite, "rows": [row._asdict() for row in rows]}
+        if fits:
+            result["fits"] = [fit._asdict() for fit in fits]
+            scaling.plot(fits, out.with_suffix(".png"))
+        out.write_text(json.dumps(result, indent=1) + "\n")
+    return 0
+
+
+def choose(suite: str, pattern: str) -> dict[str, Any]:
+    """What of a suite is to be measured.
+
+    Raises:
+      ConfigError: if the pattern is no regular expression, or is found nowhere.
+    """
+    try:
+        found = {name: case for name, case in SUITES[suite].items() if re.search(pattern, name)}
+    except re.error as error:
+        raise ConfigError(f"--rows={pattern} is no regular expression: {error}") from None
+    if not found:
+        raise ConfigError(
+            f"--rows={pattern} is found in no row of suite {suite}: {', '.join(SUITES[suite])}"
+        )
+    return found
+
+
+def measure(suite: str, case: Any, rounds: int | None) -> tuple[list[Row], list[scaling.Fit]]:
+    """The rows of one case."""
+    config = copy.get_config()
+    if suite == "scaling":
+        rows, fit = scaling.measure(case, config, suite=suite, rounds=rounds or 5)
+        return rows, [fit]
+    if suite == "memory":
+        return memory.measure(case, config, suite=suite, rounds=rounds or 3), []
+    if suite == "peers":
+        return [peers.measure(case, suite=suite, rounds=rounds or 9)], []
+    if suite == "compile":
+        sizes = {"n": config.cell.hidden_size, "batch": config.task.batch_size}
+        arguments = [f"--config={pathlib.Path(copy.__file__)}"]
+        return [startup.measure(case, arguments, suite=suite, rounds=rounds or 3, **sizes)], []
+    return [steps.measure(case, config, suite=suite, rounds=rounds or 9)], []
+
+
+def describe() -> dict[str, Any]:
+    """The machine, the versions, and how busy it was before anything was measured."""
+    load = [round(value, 2) for value in os.getloadavg()] if hasattr(os, "getloadavg") else None
+    return {
+        "device": str(jax.devices()[0].device_kind),
+        "processor": platform.processor() or platform.machine(),
+        "cores": peers.cores(),
+        "load_average": load,
+        "copy_bytes_per_second": round(floors.copy_bandwidth()),
+        "python": sys.version.split()[0],
+        **versions(("jax", "jaxlib", "numpy", "flax", "torch", "braintrace")),
+    }
+
+
+def versions(packages: Iterable[str]) -> dict[str, str]:
+    """Of those that are installed."""
+    found = {}
+    for package in packages:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def one_line(row: Row) -> str:
+    """A row as it is measured."""
+    wanted = "" if row.target is None else f", wanted {row.target:.2f}: {verdict(row)}"
+    return f"{row.name} n{row.n} b{row.batch}: {row.ratio:.2f}{wanted}; floor: {row.floor}"
+
+
+def table(rows: Iterable[Row]) -> Table:
+    """All rows."""
+    result = Table("name", "n", "batch", "ratio", "min", "max", "wanted", "", "measured", "floor")
+    for row in rows:
+        result.add_row(
             row.name,
             str(row.n),
             str(row.batch),
             f"{row.ratio:.2f}",
             f"{row.ratio_min:.2f}",
             f"{row.ratio_max:.2f}",
-            f"{1e3 * row.seconds:.2f}",
-            f"{1e3 * row.floor_seconds:.2f}",
+            "" if row.target is None else f"{row.target:.2f}",
+            verdict(row),
+            _quantity(row.seconds, row.bytes),
+            _quantity(row.floor_seconds, row.floor_bytes),
         )
-    console.print(table)
-    if _OUT.value:
-        out = pathlib.Path(_OUT.value)
-        out.parent.mkdir(parents=True, exist_ok=True)
-        result = {
-            "device": str(jax.devices()[0].device_kind),
-            "processor": platform.processor() or platform.machine(),
-            "jax": jax.__version__,
-            "python": sys.version.split()[0],
-            "rows": [row._asdict() for row in rows],
-        }
-        out.write_text(json.dumps(result, indent=1) + "\n")
-    return 0
+    return result
+
+
+def verdict(row: Row) -> str:
+    """Whether the target is reached, if there is one."""
+    return "" if row.met is None else "reached" if row.met else "missed"
+
+
+def _quantity(seconds: float | None, count: float | None) -> str:
+    if seconds is not None:
+        return f"{1e3 * seconds:.3f} ms"
+    return "" if count is None else f"{count / 2**20:.2f} MiB"
 
 
 if __name__ == "__main__":

@@ -5,9 +5,13 @@ Exit codes: 0 done, 1 a run that failed, 2 refused input, 130 and 143 stopped by
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import os
+import platform
 import re
 import sys
+import tempfile
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +27,12 @@ from kfrtrl_jax.training.loop import Interrupted
 from kfrtrl_jax.training.metrics import NonFiniteError
 
 flags.disclaim_key_flags()
+
+# What /proc/cpuinfo says of instructions, on x86 and on ARM.
+_PROCESSOR_LINES = (
+    *("vendor_id", "cpu family", "model", "stepping", "flags"),
+    *("Features", "CPU implementer", "CPU architecture", "CPU variant", "CPU part"),
+)
 
 REFUSED = (ConfigError, DataError, WorkdirError, UnsupportedCellError)
 
@@ -117,6 +127,7 @@ def run_plain(program: Callable[[], int]) -> None:
                 raise ConfigError(
                     f"unexpected argument {rest[1]!r}; options are given as --name=value"
                 )
+            _hush_libraries()
         except (ConfigError, flags.Error) as error:
             sys.exit(_complain(error, 2))
 
@@ -153,10 +164,7 @@ def _read(argv: Sequence[str]) -> Invocation:
     except flags.Error as error:
         # absl wraps the errors of a flag's parser in its own.
         raise error.__context__ if isinstance(error.__context__, ConfigError) else error from None
-    verbosity = flags.FLAGS["verbosity"]
-    if verbosity.using_default_value:
-        # Else absl would show all that the libraries have to say.
-        verbosity.value, verbosity.using_default_value = logging.WARNING, False
+    _hush_libraries()
     if flags.FLAGS.config is None:
         raise ConfigError("--config is missing; for example --config=configs/copy.py")
     if len(rest) > 1:
@@ -173,9 +181,42 @@ def _complain(error: BaseException, code: int) -> int:
     return code
 
 
+def _hush_libraries() -> None:
+    """Else absl would show all that the libraries have to say."""
+    verbosity = flags.FLAGS["verbosity"]
+    if verbosity.using_default_value:
+        verbosity.value, verbosity.using_default_value = logging.WARNING, False
+
+
 def _keep_compiled_programs() -> None:
-    """Compiled programs are kept between runs, so that a resumed run starts at once."""
+    """Keeps compiled programs between runs, so that a run like one before starts at once.
+
+    They lie in $XDG_CACHE_HOME/kfrtrl_jax (~/.cache/kfrtrl_jax), a folder for each kind of processor:
+    what is compiled for one may not run on another, and JAX does not tell them apart where a home is
+    shared. JAX's own JAX_COMPILATION_CACHE_DIR moves them (the folder is then as given),
+    JAX_ENABLE_COMPILATION_CACHE=0 keeps none; nor does a folder that cannot be written.
+    """
     settings: Any = jax.config
-    if settings.jax_compilation_cache_dir is None:
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        jax.config.update("jax_compilation_cache_dir", str(cache / "kfrtrl_jax"))
+    if settings.jax_compilation_cache_dir is not None or not settings.jax_enable_compilation_cache:
+        return
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    cache = Path(base) / "kfrtrl_jax" / processor_name()
+    try:
+        # For its owner alone: who can write there can make others' runs do anything.
+        cache.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=cache):
+            pass
+    except OSError as error:
+        logging.info("compiled programs are not kept: %s", error)
+        return
+    jax.config.update("jax_compilation_cache_dir", str(cache))
+
+
+def processor_name() -> str:
+    """The processor's architecture, and a digest of what its instructions are, as far as is known."""
+    described = platform.processor()
+    with contextlib.suppress(OSError):
+        # The first of the processors; its clock and numbers aside.
+        lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
+        described = "\n".join(line for line in lines if line.startswith(_PROCESSOR_LINES))
+    return f"{platform.machine()}-{hashlib.sha256(described.encode()).hexdigest()[:12]}"
