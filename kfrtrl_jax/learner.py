@@ -197,14 +197,6 @@ def make_learner(
             () if credit is None else credit.init(linearizer.structure, *rest),
         )
 
-    def forward(parameters: Any, carry: Any, batch: Any) -> tuple[Any, tuple[Any, Array]]:
-        """(new carry, (the carry that the step started from, losses [B]))."""
-        start = restarted(cell, carry, batch.reset)
-        new, prediction = jax.vmap(lambda c, x: predict(cell, readout, parameters, c, x))(
-            start, batch.inputs
-        )
-        return new, (start, jax.vmap(loss)(prediction, batch.targets))
-
     def push(parameters: Any, influence: Any, start: Any, batch: Any, key: Key) -> Any:
         keep = 1 - batch.reset.astype(linearizer.structure.dtype)
         linearization = linearizer.linearize(parameters["cell"], start, batch.inputs, keep)
@@ -215,7 +207,20 @@ def make_learner(
         return linearizer.gradient(parameters["cell"], pulled)
 
     def unroll(parameters: Any, carry: Any, segment: Batch) -> tuple[Any, tuple[Any, Array]]:
-        return _scan(lambda c, batch: forward(parameters, c, batch), carry, segment, segment_length)
+        """(carry at the end, (the carries that the steps started from [K, B], losses [K, B]))."""
+
+        def one(carry: Any, batch: Batch) -> tuple[Any, tuple[Any, Any]]:
+            start = restarted(cell, carry, batch.reset)
+            step = jax.vmap(lambda c, x: cell.step(parameters["cell"], c, x))
+            new, output = step(start, batch.inputs)
+            return new, (start, output)
+
+        def loss_of(output: Any, target: Any) -> Array:
+            return loss(readout.apply(parameters["readout"], output), target)
+
+        carry, (starts, outputs) = _scan(one, carry, segment, segment_length)
+        # The readout of all steps at once, outside of the loop.
+        return carry, (starts, jax.vmap(jax.vmap(loss_of))(outputs, segment.targets))
 
     def differentiate(state: LearnerState, segment: Batch) -> tuple[Any, Any, Any, Any]:
         """(gradient inside the segment, cotangent at its start, credit, what `unroll` gives)."""

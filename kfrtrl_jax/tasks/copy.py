@@ -78,7 +78,8 @@ def copy(
         )
 
     def sample(state: CopyState, key: Key, loss: Array) -> tuple[CopyState, Batch]:
-        length_key, bits_key = jax.random.split(key)
+        # Few draws: on a CPU each costs as much as a small product. A new key is itself random bits.
+        fresh = jax.random.split(key, 2 * batch_size)
         averaged = decay * state.running_loss + (1 - decay) * loss
         running_loss = jnp.where(state.started, averaged, state.running_loss)
         position = state.position + 1
@@ -86,19 +87,18 @@ def copy(
         up = jnp.any(reset) & (running_loss < threshold)
         sequence_length = state.sequence_length + up
         running_loss = jnp.where(up, restart, running_loss).astype(state.running_loss.dtype)
-        shorter = jax.random.randint(length_key, (batch_size,), 0, shortening + 1, jnp.int32)
+        # 2^32 is no multiple of the number of lengths; the difference is nothing.
+        shorter = (_words(fresh[batch_size:]) % (shortening + 1)).astype(jnp.int32)
         drawn = jnp.maximum(1, sequence_length - shorter)
         length = jnp.where(reset, drawn, state.length)
         position = jnp.where(reset, 0, position)
         # Lane by lane, for keys of the raw kind have an axis more.
-        bits = jax.vmap(jnp.where)(reset, jax.random.split(bits_key, batch_size), state.bits)
+        bits = jax.vmap(jnp.where)(reset, fresh[:batch_size], state.bits)
 
         presenting = position <= length
         place = jnp.where(presenting, position - 1, position - length - 2)
-        bit = jax.vmap(lambda k, i: jax.random.bits(jax.random.fold_in(k, i), dtype=jnp.uint8))(
-            bits, place
-        )
-        symbol = jnp.where(place < 0, START, (bit & 1).astype(jnp.int32))
+        bit = _words(jax.vmap(jax.random.fold_in)(bits, place)) & 1
+        symbol = jnp.where(place < 0, START, bit.astype(jnp.int32))
         batch = Batch(
             inputs=jnp.where(presenting, symbol, FILLER),
             targets=jnp.where(presenting, FILLER, symbol),
@@ -111,3 +111,9 @@ def copy(
         return {"sequence_length": state.sequence_length}
 
     return Task(VOCABULARY_SIZE, batch_size, init, sample, metrics, {})
+
+
+def _words(keys: Array) -> Array:
+    """The last 32 bits of each key of [B]."""
+    data = jax.random.key_data(keys) if jnp.issubdtype(keys.dtype, jax.dtypes.prng_key) else keys
+    return data[:, -1]
