@@ -9,15 +9,40 @@ from ml_collections import ConfigDict
 def get_config() -> ConfigDict:
     config = ConfigDict()
     config.seed = 0
+    # Bias, noise, cosine, memory and operations: at a small size, in double precision.
     config.input_size = 4
     config.hidden_size = 8
     config.batch_size = 2
     config.num_steps = 20
     config.draws = 4096
-    config.cells = ("vanilla", "recurrent_highway", "lstm", "gru")
-    # The names of factories, with the arguments that have no default.
+    # Times: at a larger one, in single precision; no rounds for none.
+    config.timing_hidden_size = 64
+    config.timing_batch_size = 4
+    config.timing_rounds = 5
+    config.cells = ("vanilla", "recurrent_highway", "lstm", "gru", "lru")
+    # Names of factories, with arguments: "ok(rank=4)", "average(kf_rtrl, copies=4)".
     config.estimators = (
-        "rtrl", "uoro", "kf_rtrl", "ok(rank=4)", "ktp(rank=4)", "forward_gradient",
-        "snap", "e_prop", "rflo", "truncated",
-    )  # fmt: skip
+        "rtrl",
+        "diagonal_rtrl",
+        "kf_rtrl",
+        "reverse_kf_rtrl",
+        "average(kf_rtrl, copies=4)",
+        "antithetic(kf_rtrl, copies=4)",
+        "control_variate(kf_rtrl)",
+        "ok(rank=4)",
+        "ktp(rank=4)",
+        "uoro",
+        "uoro(noise='pre_activation')",
+        "nobacktrack",
+        "forward_gradient",
+        "random_resets(0.05, rtrl)",
+        "snap",
+        "snap(order=2)",
+        "sketched(rank=4)",
+        "e_prop",
+        "rflo",
+        "kernl",
+        "reset_every(5, rtrl)",
+        "truncated",
+    )
     return config

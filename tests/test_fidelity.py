@@ -1,41 +1,212 @@
+import importlib
 import json
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
-from experiments.fidelity import estimator
+from configs import fidelity as fidelity_config
+from configs import theory as theory_config
+from experiments import fidelity as fidelity_program
+from experiments import theory as theory_program
 from kfrtrl_jax import cells, estimators, fidelity
 from kfrtrl_jax.errors import ConfigError
+from kfrtrl_jax.fidelity import named, theory
+from kfrtrl_jax.training.command_line import Invocation
+
+
+def invocation(config, workdir, **fields):
+    return Invocation(ConfigDict({**config.get_config(), **fields}), frozenset(), "", workdir)
+
+
+def without_signs(monkeypatch):
+    """Takes the randomness out of KF-RTRL: its mean is then not the influence."""
+    module = importlib.import_module("kfrtrl_jax.estimators.kf_rtrl")
+    monkeypatch.setattr(module, "random_signs", lambda key, shape, dtype: jnp.ones(shape, dtype))
 
 
 def test_rows_tell_exact_unbiased_and_biased_estimators_apart():
-    rows = fidelity.certify(
-        {"gru": cells.gru(input_size=2, hidden_size=3)},
-        {
-            "rtrl": estimators.rtrl(),
-            "kf_rtrl": estimators.kf_rtrl(),
-            "truncated": estimators.truncated(),
-        },
-        input_size=2,
-        steps=6,
+    certificate = fidelity.certify(
+        {"gru": cells.gru},
+        [named(text) for text in ("rtrl", "kf_rtrl", "truncated", "diagonal_rtrl")],
+        fidelity.Size(input_size=2, hidden_size=3, batch_size=2, steps=6),
         draws=512,
+        timed=fidelity.Size(2, 4, 1, 2),
+        rounds=1,
     )
-    exact, noisy, none = rows
+    exact, noisy, none = certificate.rows
     assert exact.bias_z == 0
-    assert exact.cosine == pytest.approx(1)
+    assert exact.cosine_over_time == pytest.approx([1] * 6)
     assert exact.relative_noise == pytest.approx(0, abs=1e-12)
-    assert noisy.claims_unbiased
+    assert noisy.unbiased
     assert 0 < noisy.bias_z < 4
-    assert 0 < noisy.cosine < 1
+    assert noisy.times == [1, 2, 3, 4, 5, 6]
+    assert noisy.cosine_over_time[0] == pytest.approx(1)  # one step needs no approximation
+    assert 0 < noisy.cosine < 0.99
     assert noisy.state_bytes < exact.state_bytes
-    assert none.bias_z is None
+    assert noisy.flops_per_step < exact.flops_per_step
+    assert noisy.time_ratio > 0
+    assert (none.bias_z, none.unbiased) == (None, None)
     assert none.relative_bias == pytest.approx(1)
-    assert json.loads(json.dumps([row._asdict() for row in rows]))[2]["bias_z"] is None
-    assert "| gru | kf_rtrl | yes |" in fidelity.markdown(rows)
+    assert json.loads(json.dumps([row._asdict() for row in certificate.rows]))[2]["bias_z"] is None
+    assert fidelity.violations(certificate) == []
+    (refusal,) = certificate.refusals
+    table = fidelity.markdown(certificate).splitlines()
+    assert table[3].startswith("| gru  | kf_rtrl   | yes ")
+    assert table[5].startswith("| gru | diagonal_rtrl | refused: ")
+    assert refusal.reason.split("|")[0] in table[5]
 
 
-def test_estimators_are_named_with_their_arguments():
-    assert estimator("ok(rank=3)").init is not None
-    with pytest.raises(ConfigError, match="there is no estimator 'okk'"):
-        estimator("okk")
-    with pytest.raises(ConfigError, match="rank"):
-        estimator("ok")
+def test_the_program_writes_everything_and_fails_where_a_claim_does(tmp_path, monkeypatch):
+    small = {
+        "cells": ("vanilla",), "estimators": ("kf_rtrl", "truncated"), "hidden_size": 3,
+        "num_steps": 4, "draws": 8, "timing_rounds": 0,
+    }  # fmt: skip
+    without_signs(monkeypatch)
+    with pytest.raises(SystemExit, match=r"^error: .* claimed unbiased: kf_rtrl on vanilla$"):
+        fidelity_program.run(invocation(fidelity_config, tmp_path, **small))
+    first, second = json.loads((tmp_path / "fidelity.json").read_text())
+    assert (first["estimator"], first["unbiased"], first["bias_z"]) == ("kf_rtrl", False, None)
+    assert second["unbiased"] is None
+    assert "| NO " in (tmp_path / "fidelity.md").read_text()
+    for picture in ("bias.png", "cosine.png", "cost.png"):
+        assert (tmp_path / picture).read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("text", "claims"),
+    [
+        ("kf_rtrl", True),
+        ("ok(rank=3)", True),
+        ("uoro(noise='pre_activation')", True),
+        ("average(kf_rtrl, copies=4)", True),
+        ("average(antithetic(kf_rtrl, 2), copies=4)", True),
+        ("control_variate(kf_rtrl(), coefficient=-0.5)", True),
+        ("random_resets(0.1, rtrl)", True),
+        ("average(snap(order=2), copies=2)", False),
+        ("reset_every(5, rtrl)", False),
+        ("mixture([kf_rtrl, snap], [1, 0.5])", False),
+        ("truncated", False),
+    ],
+)
+def test_estimators_are_named_with_their_arguments(text, claims):
+    read = named(text)
+    assert read.name == text
+    assert read.claims_unbiased == claims
+    assert callable(read.estimator.init)
+
+
+def test_named_arguments_arrive():
+    along = fidelity.trajectory(
+        cells.vanilla(input_size=2, hidden_size=3), input_size=2, batch_size=1, steps=1, seed=0
+    )
+    state = named("average(ok(rank=5), copies=2)").estimator.init(along.structure)
+    assert state.input_factors[0].shape[:3] == (2, 1, 5)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("okk", "there is no estimator 'okk'; did you mean ok"),
+        ("ok", "ok: missing a required argument: 'rank'"),
+        ("ok(rank=2.5)", "rank must be an integer, got 2.5"),
+        ("ok(rank=snap)", "rank must be an integer, got an estimator"),
+        ("ok(rank=0)", "rank must be at least 1"),
+        ("ok(rank=2, size=2)", "unexpected keyword argument 'size'"),
+        ("uoro(noise=pre_activation)", "there is no estimator 'pre_activation'"),
+        ("average(3, copies=2)", "estimator must be an estimator, got 3"),
+        ("average(copies=2, kf_rtrl)", "cannot be read"),
+        ("ok(rank=2", "cannot be read"),
+        ("ok(rank=1 + 1)", "1 \\+ 1 is neither a value nor an estimator"),
+        ("ok(**{'rank': 2})", "without \\*\\*"),
+        ("__import__('os')", "there is no estimator '__import__'"),
+        ("os.system('true')", "os.system is not the name of an estimator"),
+        ("", "cannot be read"),
+    ],
+)
+def test_what_cannot_be_read_is_refused_in_one_line(text, message):
+    with pytest.raises(ConfigError, match=message) as refusal:
+        named(text)
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"draw": 3}, "config.draw is not a field"),
+        ({"draws": 1}, "config.draws must be at least 2"),
+        ({"num_steps": 1.5}, "config.num_steps must be like 20"),
+        ({"cells": ()}, "config.cells must be like"),
+        ({"cells": ("elman",)}, "there is no cell 'elman'"),
+    ],
+)
+def test_a_bad_config_is_refused(fields, message, tmp_path):
+    with pytest.raises(ConfigError, match=message):
+        fidelity_program.run(invocation(fidelity_config, tmp_path / "new", **fields))
+    assert not (tmp_path / "new").exists()
+
+
+def cell(width):
+    return cells.recurrent_highway(input_size=width, hidden_size=width, init_scale=0.0)
+
+
+def test_noise_against_width_is_the_mean_squared_distance_of_the_draws():
+    steps, draws, n = 5, 3, 4
+    (row,), (regime,) = theory.against_width(
+        cell, [named("kf_rtrl")], [n], steps=steps, draws=draws, seed=3
+    )
+    along = fidelity.trajectory(
+        cell(n), input_size=n, batch_size=1, steps=steps, seed=3, restart=False
+    )
+    (exact,) = fidelity.push_all(estimators.rtrl(), along, jax.random.key(0)).influence
+    ratios = []
+    for key in jax.random.split(jax.random.key(4), draws):
+        state = fidelity.push_all(estimators.kf_rtrl(), along, key)
+        product = jnp.einsum("bm,bng->bnmg", state.input_factor[0], state.state_factor[0])
+        ratios.append(jnp.sum((product - exact) ** 2) / jnp.sum(exact**2))
+    assert row.relative_noise == pytest.approx(np.mean(ratios))
+    assert row.standard_error == pytest.approx(np.std(ratios, ddof=1) / np.sqrt(draws))
+    jacobians = along.linearizations.jacobian.blocks[0].dense()[steps // 2 :, 0]
+    norms = [np.linalg.norm(jacobian, 2) for jacobian in jacobians]
+    assert regime.largest_jacobian_norm == pytest.approx(max(norms))
+
+
+def test_the_fitted_slope_is_the_exponent():
+    rows = [theory.Width("uoro", n, 0.3 * n**1.5, 0.0) for n in (4, 8, 32)]
+    line = theory.fit(rows, "uoro")
+    assert line.slope == pytest.approx(1.5)
+    assert line.standard_error == pytest.approx(0, abs=1e-9)
+    assert line.predicted == 1
+
+
+def test_the_theory_program(tmp_path):
+    theory_program.run(
+        invocation(
+            theory_config, tmp_path, estimators=("kf_rtrl",), widths=(3, 4, 5),
+            num_steps=3, draws=2, time_hidden_size=3, time_num_steps=4, time_every=1, time_draws=2,
+        )
+    )  # fmt: skip
+    result = json.loads((tmp_path / "theory.json").read_text())
+    assert result["times"] == [1, 2, 3, 4]
+    first, *later = result["over_time"]["kf_rtrl"]
+    assert first == pytest.approx(0, abs=1e-25)  # one step needs no approximation
+    assert min(later) > 0.01
+    assert [row["hidden_size"] for row in result["regimes"]] == [3, 4, 5]
+    assert "| kf_rtrl |" in (tmp_path / "theory.md").read_text()
+    for picture in ("noise_width.png", "noise_time.png"):
+        assert (tmp_path / picture).read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"cell": "lru"}, "config.cell must be one of vanilla"),
+        ({"widths": (4, 8)}, "config.widths must be three or more"),
+        ({"time_every": 3}, "must be a multiple of time_every"),
+    ],
+)
+def test_a_bad_theory_config_is_refused(fields, message, tmp_path):
+    with pytest.raises(ConfigError, match=message):
+        theory_program.run(invocation(theory_config, tmp_path, **fields))

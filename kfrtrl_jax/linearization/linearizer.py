@@ -67,6 +67,8 @@ Array = jax.Array
 # Rows of one target that share a source element need separate vector-Jacobian products; past this
 # many, one for each row is as good.
 _MAX_COLORS = 16
+# The most entries of Jacobians that it is worth to look for zeros among.
+_MAX_ENTRIES = 2**28
 # Rows of a boolean matrix with no more entries than this are combined one by one.
 _FEW = 16
 
@@ -156,7 +158,10 @@ def make_linearizer(cell: Cell, example_input: Any, batch_size: int) -> Lineariz
 
     shapes, _ = jax.eval_shape(one_lane, params, carry, example_input, jnp.ones(()))
     masks = nonzero_masks(discovery.prefix)
-    reach = _reach(local, masks)
+    size = sum(math.prod(v.shape) for v in states)
+    entries = size * sum(math.prod(v.shape) for v in local.sources)
+    # Past this size nothing is known to be zero, which is never wrong.
+    reach = _reach(local, masks) if entries <= _MAX_ENTRIES else {}
 
     def shape(plan: SitePlan, site: Site) -> SiteShape:
         bands = site.derivative.columns if isinstance(site.derivative, Banded) else None
@@ -165,17 +170,17 @@ def make_linearizer(cell: Cell, example_input: Any, batch_size: int) -> Lineariz
             output_size=plan.output_size,
             label=" + ".join(parameter_paths(program, discovery.prefix, plan.weights())),
             bands=bands,
-            derivative=_mask([reach[v] for v in plan.sources()]) if bands is None else None,
+            derivative=_mask([reach.get(v) for v in plan.sources()]) if bands is None else None,
             weights=_mask([plan.nonzero(masks)]),
             problem=plan.problem,
         )
 
     structure = Structure(
         batch_size=batch_size,
-        state_size=sum(math.prod(v.shape) for v in states),
+        state_size=size,
         sites=tuple(map(shape, plans, shapes.sites)),
         dtype=jnp.result_type(*(v.dtype for v in states)),
-        jacobian=_mask([reach[v] for v in states]),
+        jacobian=_mask([reach.get(v) for v in states]),
     )
 
     def gradient(params: Any, site_gradients: SiteGradients) -> Any:

@@ -2,35 +2,37 @@
 
 from __future__ import annotations
 
-import jax
-import jax.numpy as jnp
+import functools
+
 import numpy as np
 
-from kfrtrl_jax import estimators
+from kfrtrl_jax import fidelity
 from kfrtrl_jax.base import Cell, InfluenceEstimator
-from tests.trajectories import BATCH_SIZE, influence_rows, push_all, run
+from tests.trajectories import BATCH_SIZE, INPUT_SIZE
 
-PROJECTIONS = 6
+# Compiling costs more than running at this size: as little as possible of it, or a bit more for draws
+# by the thousand.
+QUICK = {"xla_cpu_use_fusion_emitters": False, "xla_backend_optimization_level": 0}
+FAIR = {**QUICK, "xla_backend_optimization_level": 1}
+
+
+@functools.lru_cache(maxsize=32)
+def reference(cell: Cell, steps: int = 8) -> fidelity.Reference:
+    """A cell linearized once along random inputs; lane 1 starts anew in the middle."""
+    along = fidelity.trajectory(
+        cell,
+        input_size=INPUT_SIZE,
+        batch_size=BATCH_SIZE,
+        steps=steps,
+        seed=0,
+        compiler_options=QUICK,
+    )
+    return fidelity.reference(along, seed=11, compiler_options=QUICK)
 
 
 def deviations(
     estimator: InfluenceEstimator, cell: Cell, draws: int = 4096, steps: int = 8
 ) -> np.ndarray:
     """Of a few random projections of the mean of G~ from those of G, in standard errors."""
-    trajectory = run(cell, steps)
-    n = trajectory.linearizer.structure.state_size
-    cotangents = jax.random.normal(jax.random.key(11), (PROJECTIONS, BATCH_SIZE, n))
-
-    def rows(estimator: InfluenceEstimator, key: jax.Array) -> jax.Array:
-        state = push_all(estimator, trajectory, key)
-        return influence_rows(estimator, trajectory, state, cotangents)
-
-    @jax.jit
-    def projections(keys: jax.Array) -> tuple[jax.Array, jax.Array]:
-        exact = rows(estimators.rtrl(), keys[0])
-        directions = jax.random.normal(jax.random.key(12), exact.shape)
-        drawn = jax.vmap(lambda k: jnp.sum(rows(estimator, k) * directions, axis=1))(keys)
-        return drawn, jnp.sum(exact * directions, axis=1)
-
-    drawn, exact = projections(jax.random.split(jax.random.key(13), draws))
-    return (drawn.mean(axis=0) - exact) / (drawn.std(axis=0, ddof=1) / np.sqrt(draws))
+    exact = reference(cell, steps)
+    return fidelity.deviations(estimator, exact, draws=draws, compiler_options=FAIR)

@@ -1,0 +1,42 @@
+"""How far each estimator is from the exact influence matrix, and what it costs."""
+
+from kfrtrl_jax.fidelity.certificate import (
+    LIMIT,
+    Certificate,
+    Row,
+    Size,
+    certify,
+    deviations,
+    markdown,
+    standardized,
+    violations,
+)
+from kfrtrl_jax.fidelity.names import Named, named
+from kfrtrl_jax.fidelity.trajectory import (
+    Reference,
+    Trajectory,
+    gradients,
+    push_all,
+    reference,
+    trajectory,
+)
+
+__all__ = [
+    "LIMIT",
+    "Certificate",
+    "Named",
+    "Reference",
+    "Row",
+    "Size",
+    "Trajectory",
+    "certify",
+    "deviations",
+    "gradients",
+    "markdown",
+    "named",
+    "push_all",
+    "reference",
+    "standardized",
+    "trajectory",
+    "violations",
+]

@@ -1,0 +1,37 @@
+"""The flat configs of these experiments."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from kfrtrl_jax.errors import ConfigError
+
+# Least values other than 1; a spread takes two draws.
+_LEAST = {"seed": 0, "timing_rounds": 0, "init_scale": 0, "draws": 2}
+
+
+def checked(given: ConfigDict, defaults: ConfigDict) -> dict[str, Any]:
+    """The given config, whose fields are those of the default and like them.
+
+    Raises:
+      ConfigError: if one is not, naming it.
+    """
+    settings = {**defaults.to_dict(), **given.to_dict()}
+    for key, value in settings.items():
+        if key not in defaults:
+            raise ConfigError(f"config.{key} is not a field; one of {', '.join(sorted(defaults))}")
+        like = defaults[key]
+        if isinstance(like, float) and type(value) is int:
+            settings[key] = value = float(value)
+        items = isinstance(value, (tuple, list)) and isinstance(like, tuple)
+        if items and (not value or {type(item) for item in value} != {type(like[0])}):
+            raise ConfigError(f"config.{key} must be like {like!r}, got {value!r}")
+        if not items and type(value) is not type(like):
+            raise ConfigError(f"config.{key} must be like {like!r}, got {value!r}")
+        least = _LEAST.get(key, 1)
+        numbers = value if items else [value]
+        if any(isinstance(x, (int, float)) and x < least for x in numbers):
+            raise ConfigError(f"config.{key} must be at least {least}, got {value!r}")
+    return settings
