@@ -355,6 +355,19 @@ class Product:
     right: Matrix
     block: int = dataclasses.field(metadata={"static": True})
 
+    def entries_at(self, rows: np.ndarray) -> Array:
+        """The entry of each column at a row of its own, for a banded right: [..., columns]."""
+        assert isinstance(self.right, Banded)
+        terms = []
+        for inputs, values in zip(self.right.rows_of_columns(), range(self.right.bands)):
+            factor = take(self.right.values[..., values, :], inputs, axis=-1)
+            for band, columns in enumerate(self.left.columns.array):
+                present = (inputs >= 0) & (columns[rows] >= 0)
+                weights = self.weights[np.maximum(inputs, 0), np.maximum(columns[rows], 0)]
+                left = take(self.left.values[..., band, :], rows, axis=-1)
+                terms.append(jnp.where(present, factor * weights * left, 0))
+        return sum(terms[1:], terms[0])
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -375,7 +388,7 @@ class BlockColumns:
     def times(self, x: Array) -> Array:
         """The product with x: [..., n, k], giving [..., n, k]."""
         if self.rest is not None and x.shape[-1] * _FEW_VECTORS <= x.shape[-2]:
-            return self._times_few(x)
+            return self.times_few(x)
         return _times(self.blocks, x)
 
     def times_vector(self, v: Array) -> Array:
@@ -385,6 +398,21 @@ class BlockColumns:
     def dense(self) -> Array:
         """[..., n, n]."""
         return jnp.concatenate([block.dense() for block in self.blocks], axis=-1)
+
+    def diagonal(self) -> Array:
+        """[..., n]."""
+        factored = all(isinstance(p.right, Banded) for p in self.products)
+        blocks = self.rest if self.rest is not None and factored else self.blocks
+        starts = np.cumsum([0, *(block.shape[1] for block in blocks)])
+        parts = [
+            _entries_at(block, start + np.arange(block.shape[1]))
+            for block, start in zip(blocks, starts)
+        ]
+        if blocks is self.rest:
+            for p in self.products:
+                rows = starts[p.block] + np.arange(p.right.shape[1])
+                parts[p.block] = parts[p.block] + p.entries_at(rows)
+        return jnp.concatenate(parts, axis=-1)
 
     def scaled(self, scale: Array) -> BlockColumns:
         """This matrix times a number for each lane, scale: [...]; 0 times anything is 0."""
@@ -399,7 +427,8 @@ class BlockColumns:
             tuple(dataclasses.replace(p, left=times_scale(p.left)) for p in self.products),
         )
 
-    def _times_few(self, x: Array) -> Array:
+    def times_few(self, x: Array) -> Array:
+        """As `times`, by the terms instead of the blocks; there must be such terms."""
         assert self.rest is not None
         starts = np.cumsum([0, *(block.shape[1] for block in self.blocks)])
         result = _times(self.rest, x)
@@ -408,6 +437,15 @@ class BlockColumns:
             inputs = jnp.swapaxes(p.right.times(piece), -1, -2)
             result = result + p.left.times(jnp.swapaxes(inputs @ p.weights, -1, -2))
         return result
+
+
+def _entries_at(block: Matrix, rows: np.ndarray) -> Array:
+    """The entry of each column of a block at a row of its own: [..., columns]."""
+    columns = np.arange(len(rows))
+    if isinstance(block, Dense):
+        return block.values[..., rows, columns]
+    present = jnp.asarray(block.columns.array[:, rows] == columns)
+    return jnp.sum(jnp.where(present, block.values[..., rows], 0), axis=-2)
 
 
 def _times(blocks: Sequence[Matrix], x: Array) -> Array:

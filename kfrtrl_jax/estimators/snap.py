@@ -172,7 +172,7 @@ def _push_banded(influence: Banded, jacobian: BlockColumns, site: Site) -> Bande
     if not influence.bands:
         return influence
     units = np.arange(influence.shape[0])
-    own = _entries(jacobian.blocks, units, units)
+    own = jacobian.diagonal()
     immediate = site.input[:, :, None, None] * site.derivative.values[:, None]
     values = own[:, None, None] * influence.values + immediate
     rows = influence.rows_of_columns()

@@ -465,7 +465,7 @@ def _eliminate(
                 sums[source].append(contribution)
                 if source not in rest:
                     continue
-                if isinstance(term, Product) and isinstance(left, Banded):
+                if isinstance(term, Product) and isinstance(left, Banded) and left.bands:
                     block = local.states.index(source)
                     products.append(matrices.Product(left, None, relation, block))
                     weights_of_products.append(weights)

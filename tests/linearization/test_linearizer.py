@@ -22,6 +22,13 @@ def assert_linearization_is_the_jacobian(cell, x, carry=None, params=None, atol=
     keep = jnp.asarray([1.0] * (BATCH_SIZE - 1) + [0.0])
     linearization = jax.jit(linearizer.linearize)(params, carry, x, keep)
     n = linearizer.structure.state_size
+    jacobian = linearization.jacobian
+    dense = jacobian.dense()
+    diagonal = np.diagonal(dense, axis1=1, axis2=2)
+    np.testing.assert_allclose(jacobian.diagonal(), diagonal, atol=atol)
+    if jacobian.rest is not None:
+        identity = jnp.broadcast_to(jnp.eye(n), dense.shape)
+        np.testing.assert_allclose(jacobian.times_few(identity), dense, atol=atol)
 
     def new_state(params, carry, x):
         return flat(cell.step(params, carry, x)[0])
