@@ -359,13 +359,14 @@ class Product:
         """The entry of each column at a row of its own, for a banded right: [..., columns]."""
         assert isinstance(self.right, Banded)
         terms = []
-        for inputs, values in zip(self.right.rows_of_columns(), range(self.right.bands)):
-            factor = take(self.right.values[..., values, :], inputs, axis=-1)
-            for band, columns in enumerate(self.left.columns.array):
-                present = (inputs >= 0) & (columns[rows] >= 0)
-                weights = self.weights[np.maximum(inputs, 0), np.maximum(columns[rows], 0)]
-                left = take(self.left.values[..., band, :], rows, axis=-1)
-                terms.append(jnp.where(present, factor * weights * left, 0))
+        for i, inputs in enumerate(self.right.rows_of_columns()):
+            right = take(self.right.values[..., i, :], inputs, axis=-1)
+            for j, columns in enumerate(self.left.columns.array):
+                outputs = columns[rows]
+                present = (inputs >= 0) & (outputs >= 0)
+                weights = self.weights[np.maximum(inputs, 0), np.maximum(outputs, 0)]
+                left = take(self.left.values[..., j, :], rows, axis=-1)
+                terms.append(jnp.where(present, left * weights * right, 0))
         return sum(terms[1:], terms[0])
 
 

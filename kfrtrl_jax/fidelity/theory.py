@@ -304,7 +304,6 @@ def _errors(
         state = push_all(estimator, along._replace(linearizations=linearizations), key)
         return _squared_error(estimator, state, influence, along.structure)
 
-    # Not in a loop of XLA's: it takes a hundred times as long there.
     keys = jax.random.split(jax.random.key(seed), draws)
     return np.array([float(one(key, along.linearizations, influence)) for key in keys])
 
@@ -333,8 +332,8 @@ def _flat(influence: Sequence[Array]) -> Array:
 def _regime(along: Trajectory, width: int) -> Regime:
     half = along.steps // 2
     late = jax.tree.map(lambda x: x[half:], along.linearizations)
-    jacobian = np.asarray(jax.vmap(lambda j: j.dense())(late.jacobian))
-    sizes = np.linalg.norm(jacobian[:, 0], 2, axis=(-2, -1))
+    jacobian = jax.vmap(lambda j: j.dense())(late.jacobian)
+    sizes = np.asarray(_spectral_norms(jacobian[:, 0]))
     inputs = sum(np.sum(np.square(s.input), axis=(-2, -1)) for s in late.sites)
     derivatives = sum(
         np.asarray(jax.vmap(lambda d: d.squared_norm())(s.derivative))[:, 0] for s in late.sites
@@ -346,3 +345,16 @@ def _regime(along: Trajectory, width: int) -> Regime:
         float(np.mean(sizes)),
         float(np.max(sizes)),
     )
+
+
+@jax.jit
+def _spectral_norms(matrices: Array) -> Array:
+    """The largest singular values of [k, n, n], by power iteration."""
+
+    def multiply(_: int, v: Array) -> Array:
+        v = jnp.einsum("kji,kj->ki", matrices, jnp.einsum("kij,kj->ki", matrices, v))
+        return v / jnp.linalg.norm(v, axis=1, keepdims=True)
+
+    v = jax.random.normal(jax.random.key(0), matrices.shape[:2], matrices.dtype)
+    v = jax.lax.fori_loop(0, 300, multiply, v)
+    return jnp.linalg.norm(jnp.einsum("kij,kj->ki", matrices, v), axis=1)
