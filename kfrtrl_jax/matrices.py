@@ -182,13 +182,20 @@ class Banded:
         return _sum_of_squares(self.values, (-2, -1))
 
     def add_to(self, x: Array, scale: Array) -> Array:
-        """X + scale * self, for x: [..., rows, columns] and scale: [...]."""
-        column = np.arange(self.num_columns)
-        scaled = scale[..., None, None] * self.values
-        for columns, values in _packed(self.columns.array, scaled):
-            here = jnp.asarray(columns)[:, None] == column
-            x = x + jnp.where(here, materialized(values)[..., None], 0).astype(x.dtype)
-        return x
+        """X + scale * self, for x: [..., rows, columns] and scale: [...].
+
+        Touches no entry of x but those of the bands, where nobody else reads x.
+        """
+        rows, columns = self.shape
+        places = np.arange(rows) * columns + self.columns.array
+        present = np.flatnonzero(self.columns.array >= 0)
+        scaled = (scale[..., None, None] * self.values).astype(x.dtype)
+        entries = take(scaled.reshape(*scaled.shape[:-2], self.bands * rows), present, axis=-1)
+        flat = x.reshape(*x.shape[:-2], rows * columns)
+        added = flat.at[..., places.reshape(-1)[present]].add(
+            entries, unique_indices=True, mode="promise_in_bounds"
+        )
+        return added.reshape(x.shape)
 
     def scale_columns(self, s: Array) -> Banded:
         """This matrix times diag(s), s: [..., columns]."""
@@ -199,27 +206,6 @@ class Banded:
 
 
 Matrix = Dense | Banded
-
-
-def _packed(columns: np.ndarray, values: Array) -> list[tuple[np.ndarray, Array]]:
-    """The same entries in as few lists as a row has, each with the columns and values of all rows.
-
-    Unlike a band's, the columns of one list may repeat.
-
-    Args:
-      columns: [bands, rows].
-      values: [..., bands, rows].
-    """
-    count = int((columns >= 0).sum(axis=0).max(initial=0))
-    # The bands of each row with those that have an entry first.
-    order = np.argsort(columns < 0, axis=0, kind="stable")[:count]
-    packed = []
-    for bands in order:
-        value = values[..., bands[0] if bands.size else 0, :]
-        for band in np.unique(bands):
-            value = jnp.where(bands == band, values[..., band, :], value)
-        packed.append((np.take_along_axis(columns, bands[None], axis=0)[0], value))
-    return packed
 
 
 def _sum_of_squares(x: Array, axes: tuple[int, ...]) -> Array:
@@ -355,6 +341,10 @@ class Product:
     right: Matrix
     block: int = dataclasses.field(metadata={"static": True})
 
+    def multiplied(self) -> Matrix:
+        """The term itself, [..., n, columns]."""
+        return through_weights(self.left, self.weights, self.right)
+
     def entries_at(self, rows: np.ndarray) -> Array:
         """The entry of each column at a row of its own, for a banded right: [..., columns]."""
         assert isinstance(self.right, Banded)
@@ -422,11 +412,16 @@ class BlockColumns:
             s = scale[..., None, None].astype(matrix.values.dtype)
             return dataclasses.replace(matrix, values=jnp.where(s == 0, 0, s * matrix.values))
 
-        return BlockColumns(
-            tuple(times_scale(block) for block in self.blocks),
-            None if self.rest is None else tuple(times_scale(block) for block in self.rest),
-            tuple(dataclasses.replace(p, left=times_scale(p.left)) for p in self.products),
-        )
+        if self.rest is None:
+            return BlockColumns(tuple(times_scale(block) for block in self.blocks))
+        # Of scaled terms: the blocks are written once, and never read to be scaled.
+        rest = tuple(times_scale(block) for block in self.rest)
+        products = tuple(dataclasses.replace(p, left=times_scale(p.left)) for p in self.products)
+        blocks = [
+            total([block, *(p.multiplied() for p in products if p.block == i)], *block.shape)
+            for i, block in enumerate(rest)
+        ]
+        return BlockColumns(tuple(blocks), rest, products)
 
     def times_few(self, x: Array) -> Array:
         """As `times`, by the terms instead of the blocks; there must be such terms."""

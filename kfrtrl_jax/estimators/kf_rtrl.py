@@ -16,7 +16,7 @@ from kfrtrl_jax.base import (
     Structure,
 )
 from kfrtrl_jax.estimators.common import balance, norm, random_signs, require_products
-from kfrtrl_jax.matrices import materialized
+from kfrtrl_jax.matrices import BlockColumns
 
 
 class KfRtrlState(NamedTuple):
@@ -57,8 +57,9 @@ def kf_rtrl() -> InfluenceEstimator:
     def push(state: KfRtrlState, linearization: Linearization, key: Key) -> KfRtrlState:
         batch, dtype = state.input_factor[0].shape[0], state.input_factor[0].dtype
         signs = random_signs(key, (len(linearization.sites), batch), dtype)
+        jacobian = linearization.jacobian
         pairs = [
-            _push_site(u, linearization.jacobian.times(a), site, c)
+            _push_site(u, a, jacobian, site, c)
             for u, a, site, c in zip(
                 state.input_factor, state.state_factor, linearization.sites, signs
             )
@@ -81,22 +82,35 @@ def kf_rtrl() -> InfluenceEstimator:
     return InfluenceEstimator(init, push, pull, diagnostics)
 
 
-def _push_site(u: Array, carried: Array, site: Site, sign: Array) -> tuple[Array, Array]:
+def _push_site(
+    u: Array, a: Array, jacobian: BlockColumns, site: Site, sign: Array
+) -> tuple[Array, Array]:
     """The new pair of one site.
+
+    In place of u' and A' these are u' / p1 and p1 A', whose product is the same, and the next step has
+    u / |u| and |u| J A: A, by far the largest of all, is written by the product alone, and then on the
+    bands of D.
 
     Args:
       u: [B, m].
-      carried: J A, [B, n, g].
+      a: A, [B, n, g].
+      jacobian: J.
       site: a and D.
       sign: [B].
     """
     if u.shape[1] == 1:
-        scale = site.input[:, 0]
-        return u, site.derivative.add_to(carried, scale)
-    up1, down1 = balance(norm(u), norm(carried))
+        return u, site.derivative.add_to(jacobian.times(a), site.input[:, 0])
+    length = norm(u).astype(u.dtype)
+    present = length > 0
+    unit = u / jnp.where(present, length, 1)[:, None]
+    carried = jacobian.scaled(length).times(a)
+    up1, down1 = balance(jnp.where(present, 1, 0), norm(carried))
     up2, down2 = balance(norm(site.input), jnp.sqrt(site.derivative.squared_norm()))
-    down1 = materialized(down1.astype(carried.dtype))
-    return (
-        up1[:, None] * u + (sign * up2)[:, None] * site.input,
-        site.derivative.add_to(down1[:, None, None] * carried, sign * down2),
+    # Where there is nothing to carry on up1 is 0, and the new product stands alone.
+    alone = up1 == 0
+    up = jnp.where(alone, up2, down1 * up2)
+    down = sign * jnp.where(alone, down2, up1 * down2)
+    kept = jnp.where(alone[:, None], 0, unit)
+    return kept + (sign * up).astype(u.dtype)[:, None] * site.input, site.derivative.add_to(
+        carried, down
     )
