@@ -6,6 +6,7 @@ its mean is right and no other way of doing so errs less.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -87,7 +88,7 @@ def ok(rank: int) -> InfluenceEstimator:
 
     def pull(state: OkState, cotangent: Array) -> SiteGradients:
         return tuple(
-            jnp.einsum("brm,brg->mg", u, jnp.einsum("bn,brng->brg", cotangent, a))
+            jnp.einsum("brm,brg->mg", u, _pull(cotangent, a))
             for u, a in zip(state.input_factors, state.state_factors)
         )
 
@@ -113,6 +114,12 @@ def _carry(jacobian: BlockColumns, factors: Array) -> Array:
     return BlockColumns(repeated).times(factors)
 
 
+def _pull(cotangent: Array, factors: Array) -> Array:
+    """c^T A_i for all i, [B, r, g]; c is repeated, or XLA would move the factors side by side."""
+    repeated = jnp.broadcast_to(cotangent[:, None], factors.shape[:3])
+    return jnp.einsum("brn,brng->brg", repeated, factors)
+
+
 class _Terms(NamedTuple):
     """The r + 1 products of one site: sum_i u_i (x) J A_i + a (x) D.
 
@@ -128,7 +135,10 @@ class _Terms(NamedTuple):
 
     def add_derivative(self, factors: Array, scales: Array) -> Array:
         """A_i + scale_i D, for factors [B, r, n, g] and scales [B, r]."""
-        return jax.vmap(self.site.derivative.add_to, in_axes=1, out_axes=1)(factors, scales)
+        derivative = self.site.derivative
+        # With an axis for r, not under vmap, which would move that of the factors to the front.
+        one = dataclasses.replace(derivative, values=derivative.values[:, None])
+        return one.add_to(factors, scales)
 
     def all_inputs(self) -> Array:
         """u_1 .. u_r, a: [B, r + 1, m]."""
