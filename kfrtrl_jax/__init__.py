@@ -10,7 +10,7 @@ from kfrtrl_jax.base import (
     SiteShape,
     Structure,
 )
-from kfrtrl_jax.compilation import compiler_options
+from kfrtrl_jax.compilation import jit
 from kfrtrl_jax.learner import Learner, LearnerState, StepMetrics, make_learner, predict
 from kfrtrl_jax.tasks.base import Batch, Task
 
@@ -28,9 +28,9 @@ __all__ = [
     "Structure",
     "Task",
     "cells",
-    "compiler_options",
     "credit",
     "estimators",
+    "jit",
     "linearization",
     "make_learner",
     "optimizers",

@@ -176,7 +176,7 @@ def make_learner(
     linearizer = make_linearizer(cell, example_input, batch_size)
     # An estimator refuses a cell in its init: better now than when training starts.
     jax.eval_shape(lambda: estimator.init(linearizer.structure))
-    output_of = linearizer.output_of
+    output_of, taps = linearizer.output_of, linearizer.taps
     if immediate == "estimated" and output_of is None:
         raise UnsupportedCellError(
             'immediate="estimated" needs a cell whose output is a function of its new carry alone; '
@@ -206,46 +206,74 @@ def make_learner(
         pulled = estimator.pull(influence, linearizer.flatten_cotangent(cotangent))
         return linearizer.gradient(parameters["cell"], pulled)
 
-    def unroll(parameters: Any, carry: Any, segment: Batch) -> tuple[Any, tuple[Any, Array]]:
-        """(carry at the end, (the carries that the steps started from [K, B], losses [K, B]))."""
+    def variables_of(parameters: Any) -> Any:
+        """What the loss of a segment is differentiated by: the parameters, or taps for the cell's."""
+        if taps is None:
+            return parameters
+        zeros = [jnp.zeros((segment_length, batch_size, *z.shape), z.dtype) for z in taps.zeros]
+        return {"cell": zeros, "readout": parameters["readout"]}
 
-        def one(carry: Any, batch: Batch) -> tuple[Any, tuple[Any, Any]]:
+    def gradient_by_parameters(parameters: Any, gradient: Any, data: Any) -> Any:
+        """The gradient by the parameters, of that by the variables."""
+        if taps is None:
+            return gradient
+        sites = taps.site_gradients(data, gradient["cell"])
+        return {**gradient, "cell": linearizer.gradient(parameters["cell"], sites)}
+
+    def unroll(
+        parameters: Any, variables: Any, carry: Any, segment: Batch
+    ) -> tuple[Any, Array, tuple[Any, Any]]:
+        """(carry at the end, losses [K, B], (carries that the steps start from [K, B], data))."""
+
+        def advance(carry: Any, x: Any, step_taps: Any) -> tuple[Any, Any, Any]:
+            if taps is None:
+                return *cell.step(variables["cell"], carry, x), ()
+            return taps.step(parameters["cell"], carry, x, step_taps)
+
+        def one(carry: Any, step: tuple[Batch, Any]) -> tuple[Any, tuple[Any, Any, Any]]:
+            batch, step_taps = step
             start = restarted(cell, carry, batch.reset)
-            step = jax.vmap(lambda c, x: cell.step(parameters["cell"], c, x))
-            new, output = step(start, batch.inputs)
-            return new, (start, output)
+            new, output, data = jax.vmap(advance)(start, batch.inputs, step_taps)
+            return new, (start, output, data)
 
         def loss_of(output: Any, target: Any) -> Array:
-            return loss(readout.apply(parameters["readout"], output), target)
+            return loss(readout.apply(variables["readout"], output), target)
 
-        carry, (starts, outputs) = _scan(one, carry, segment, segment_length)
+        steps = segment, () if taps is None else variables["cell"]
+        carry, (starts, outputs, data) = _scan(one, carry, steps, segment_length)
         # The readout of all steps at once, outside of the loop.
-        return carry, (starts, jax.vmap(jax.vmap(loss_of))(outputs, segment.targets))
+        losses = jax.vmap(jax.vmap(loss_of))(outputs, segment.targets)
+        return carry, losses, (starts, data)
 
     def differentiate(state: LearnerState, segment: Batch) -> tuple[Any, Any, Any, Any]:
-        """(gradient inside the segment, cotangent at its start, credit, what `unroll` gives)."""
+        """(gradient inside the segment, cotangent at its start, credit, (carry, starts, losses))."""
 
-        def total(parameters: Any, carry: Any) -> tuple[Array, tuple[Any, Any, Array]]:
-            carry, (starts, losses) = unroll(parameters, carry, segment)
-            return jnp.sum(losses) / predictions, (carry, starts, losses)
+        def total(variables: Any, carry: Any) -> tuple[Array, Any]:
+            carry, losses, rest = unroll(state.parameters, variables, carry, segment)
+            return jnp.sum(losses) / predictions, (carry, losses, rest)
 
         # The carry may hold integers, which have no derivative: they are given as constants.
         inexact, rest = _partition(state.carry)
-        (gradient, cotangent), (carry, starts, losses) = jax.grad(
-            lambda p, c: total(p, _combine(c, rest)), argnums=(0, 1), has_aux=True
-        )(state.parameters, inexact)
-        return gradient, _combine(cotangent, rest), (), (carry, (starts, losses))
+        (gradient, cotangent), (carry, losses, (starts, data)) = jax.grad(
+            lambda v, c: total(v, _combine(c, rest)), argnums=(0, 1), has_aux=True
+        )(variables_of(state.parameters), inexact)
+        gradient = gradient_by_parameters(state.parameters, gradient, data)
+        return gradient, _combine(cotangent, rest), (), (carry, starts, losses)
 
     def differentiate_with_credit(state: LearnerState, segment: Batch) -> tuple[Any, Any, Any, Any]:
         """The same, the gradient going on into the future by the credit's share."""
         assert credit is not None
         inexact, rest = _partition(state.carry)
 
-        def ends(parameters: Any, carry: Any) -> tuple[tuple[Array, Array], Any]:
-            carry, (starts, losses) = unroll(parameters, _combine(carry, rest), segment)
-            return (losses, linearizer.flatten_cotangent(carry)), (carry, (starts, losses))
+        def ends(variables: Any, carry: Any) -> tuple[tuple[Array, Array], Any]:
+            carry, losses, seen = unroll(
+                state.parameters, variables, _combine(carry, rest), segment
+            )
+            return (losses, linearizer.flatten_cotangent(carry)), (carry, losses, seen)
 
-        (losses, end), pullback, unrolled = jax.vjp(ends, state.parameters, inexact, has_aux=True)
+        (losses, end), pullback, (carry, _, (starts, data)) = jax.vjp(
+            ends, variables_of(state.parameters), inexact, has_aux=True
+        )
         future = credit.predict(state.credit, end).astype(end.dtype)
         add = functools.partial(jax.tree.map, jnp.add)
         past = None
@@ -261,10 +289,13 @@ def make_learner(
             linearizer.flatten_cotangent(state.carry),
             linearizer.flatten_cotangent(_combine(start, rest)),
         )
-        return _scaled(gradient, 1 / predictions), past, new, unrolled
+        gradient = gradient_by_parameters(
+            state.parameters, _scaled(gradient, 1 / predictions), data
+        )
+        return gradient, past, new, (carry, starts, losses)
 
     def exact(state: LearnerState, segment: Batch, keys: Key) -> tuple[Any, LearnerState, Array]:
-        gradient, cotangent, credit_state, (carry, (starts, losses)) = (
+        gradient, cotangent, credit_state, (carry, starts, losses) = (
             differentiate if credit is None else differentiate_with_credit
         )(state, segment)
         if cotangent is not None:

@@ -10,10 +10,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from kfrtrl_jax import compilation
 from kfrtrl_jax.base import Array
 from kfrtrl_jax.benchmarking import timing
 from kfrtrl_jax.benchmarking.timing import Floor, Work
-from kfrtrl_jax.compilation import compiler_options
 
 # How the two factors of a product can lie in memory: einsum, and whether J and A are transposed. In
 # each the result lies as A does, so that it can be the A of the next step.
@@ -104,8 +104,11 @@ def copy_bandwidth(size: int = 2**28, tries: int = 5) -> float:
 
 
 def option_sets() -> dict[str, dict[str, Any]]:
-    """The compiler's options as they come and, where they differ, those that training runs under."""
-    return {"": {}, **({", our options": compiler_options()} if compiler_options() else {})}
+    """The compiler's options as they come and, where they differ, those that training chooses from."""
+    ours = {
+        f", {words}": options for words, options in compilation.option_sets().items() if options
+    }
+    return {"": {}, **ours}
 
 
 def _product(

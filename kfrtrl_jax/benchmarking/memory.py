@@ -13,10 +13,10 @@ from typing import Any
 
 import jax
 
+from kfrtrl_jax import compilation
 from kfrtrl_jax.benchmarking import steps
 from kfrtrl_jax.benchmarking.steps import Case
 from kfrtrl_jax.benchmarking.timing import Row, median
-from kfrtrl_jax.compilation import compiler_options
 from kfrtrl_jax.training import config as configs
 from kfrtrl_jax.training import program as programs
 
@@ -66,7 +66,7 @@ def compiled_bytes(resolved: Any) -> int:
     """What a chunk needs at its peak, by XLA's own account, with the state it is given and returns."""
     program = programs.build(resolved)
     state = jax.eval_shape(lambda: program.init(0))
-    chunk = jax.jit(program.run_chunk, donate_argnums=0, compiler_options=compiler_options())
+    chunk = compilation.jit(program.run_chunk, donate_argnums=0)
     compiled = chunk.lower(state).compile()
     analysis: Any = compiled.memory_analysis()
     return int(
@@ -107,7 +107,7 @@ def process_growth(config: dict[str, Any]) -> int:
 def _run_in_process(config: dict[str, Any]) -> int:
     program = programs.build(configs.resolve(config))
     abstract = jax.eval_shape(lambda: program.init(0))
-    jitted = jax.jit(program.run_chunk, donate_argnums=0, compiler_options=compiler_options())
+    jitted = compilation.jit(program.run_chunk, donate_argnums=0)
     chunk = jitted.lower(abstract).compile()
     init = jax.jit(program.init).lower(0).compile()
     before = _forget_peak()

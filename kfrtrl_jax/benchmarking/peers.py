@@ -15,11 +15,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from kfrtrl_jax import compilation
 from kfrtrl_jax.base import Array
 from kfrtrl_jax.benchmarking import timing
 from kfrtrl_jax.benchmarking.timing import Floor, Row, Work
 from kfrtrl_jax.cells import vanilla
-from kfrtrl_jax.compilation import compiler_options
 from kfrtrl_jax.errors import ConfigError
 from kfrtrl_jax.estimators import ESTIMATORS
 from kfrtrl_jax.learner import Learner, LearnerState, make_learner
@@ -148,10 +148,9 @@ def segments(xs: Array, ys: Array) -> Batch:
 def _ours(estimator: str, weights: Array, xs: Array, ys: Array) -> Callable[[], Any]:
     """A function that trains on the whole sequence each time it is called."""
     learner, start = our_learner(estimator, weights, xs.shape[1])
-    train = jax.jit(
+    train = compilation.jit(
         lambda state, xs, ys: jax.lax.scan(learner.step, state, segments(xs, ys)),
         donate_argnums=0,
-        compiler_options=compiler_options(),
     )
     state = [start]
 

@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from kfrtrl_jax import compilation
 from kfrtrl_jax.base import Linearization
 from kfrtrl_jax.benchmarking import floors, timing
 from kfrtrl_jax.benchmarking.flax_baseline import flax_training
 from kfrtrl_jax.benchmarking.timing import Floor, Row, Work
 from kfrtrl_jax.cells import CELLS, on_tokens
-from kfrtrl_jax.compilation import compiler_options
 from kfrtrl_jax.linearization import make_linearizer
 from kfrtrl_jax.matrices import Banded
 from kfrtrl_jax.tasks.copy import VOCABULARY_SIZE
@@ -122,7 +122,11 @@ def resolve(config: Any, case: Case, steps: int) -> Any:
 def training(resolved: Any) -> Work:
     """A run that goes on for a chunk each time it is called."""
     program = programs.build(resolved)
-    return _going_on(_jit(program.run_chunk), jax.jit(program.init)(0), resolved.log_every)
+    return _going_on(
+        compilation.jit(program.run_chunk, donate_argnums=0),
+        jax.jit(program.init)(0),
+        resolved.log_every,
+    )
 
 
 def linearization(case: Case) -> Linearization:
@@ -196,18 +200,13 @@ def _floor(case: Case, resolved: Any, config: Any, steps: int) -> Floor:
 
 def _population(program: programs.Program, seeds: int, steps: int) -> Work:
     states = jax.jit(jax.vmap(program.init))(jnp.arange(seeds))
-    return _going_on(_jit(jax.vmap(program.run_chunk)), states, steps)
+    return _going_on(compilation.jit(jax.vmap(program.run_chunk), donate_argnums=0), states, steps)
 
 
 def _one_after_another(program: programs.Program, seeds: int, steps: int) -> Floor:
-    init, chunk = jax.jit(program.init), _jit(program.run_chunk)
+    init, chunk = jax.jit(program.init), compilation.jit(program.run_chunk, donate_argnums=0)
     runs = [_going_on(chunk, init(seed), steps) for seed in range(seeds)]
     return Floor(f"{seeds} runs one after another", Work(lambda: [r.run() for r in runs], steps))
-
-
-def _jit(chunk: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """As the training loop compiles it."""
-    return jax.jit(chunk, donate_argnums=0, compiler_options=compiler_options())
 
 
 def _going_on(chunk: Callable[[Any], tuple[Any, Any]], start: Any, steps: int) -> Work:

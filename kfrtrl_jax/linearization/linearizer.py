@@ -48,6 +48,7 @@ from kfrtrl_jax.linearization.sites import (
     parameter_paths,
     plan_sites,
 )
+from kfrtrl_jax.linearization.taps import Taps, make_taps
 from kfrtrl_jax.linearization.zeros import nonzero_masks
 from kfrtrl_jax.matrices import (
     Banded,
@@ -107,6 +108,8 @@ class Linearizer:
       flatten_cotangent: a pytree like the carry, [B, ...] -> [B, n].
       output_of: one lane's new carry -> its output; None where the output needs more than that.
       direct: the paths of parameters that never reach the new carry; their gradient is the direct one.
+      taps: the step with taps; None for a cell with parameters that enter its step in no product or
+        sum with data, or reach its output by themselves.
     """
 
     structure: Structure
@@ -115,6 +118,7 @@ class Linearizer:
     flatten_cotangent: Callable[[Any], Array]
     output_of: Callable[[Any], Any] | None
     direct: tuple[str, ...]
+    taps: Taps | None
 
 
 def make_linearizer(cell: Cell, example_input: Any, batch_size: int) -> Linearizer:
@@ -217,6 +221,7 @@ def make_linearizer(cell: Cell, example_input: Any, batch_size: int) -> Lineariz
         flatten_cotangent,
         _output_of(program, jax.tree.structure(output)),
         tuple(path for path in program.paths if path not in reaching),
+        make_taps(program, discovery, plans, output),
     )
 
 
@@ -576,16 +581,7 @@ def _site(plan: SitePlan, derivatives: dict[Variable, Matrix], environment: Envi
         derivative = derivatives[z.variable].scale_columns(vector)
     else:
         derivative = side_by_side([derivatives[z.variable] for z in plan.pre_activations])
-    dtype = derivative.values.dtype
-    vectors = [
-        jnp.ones(1, dtype)
-        if site_input.product is None
-        else site_input.product.vector(environment[site_input.product.data]).astype(dtype)
-        for site_input in plan.inputs
-    ]
-    if not vectors:
-        vectors = [jnp.ones(1, dtype)]
-    return Site(vectors[0] if len(vectors) == 1 else jnp.concatenate(vectors), derivative)
+    return Site(plan.input(environment, derivative.values.dtype), derivative)
 
 
 __all__ = ["Linearizer", "PreActivation", "make_linearizer"]

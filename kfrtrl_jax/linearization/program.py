@@ -9,7 +9,8 @@ from __future__ import annotations
 import dataclasses
 import enum
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -123,14 +124,25 @@ def read(environment: Environment, atom: Atom) -> Any:
     return atom.value if isinstance(atom, Constant) else environment[atom]
 
 
-def evaluate(equations: Sequence[Equation], environment: Environment) -> Environment:
-    """The environment with the equations' outputs, except those it already has, added to it."""
+def evaluate(
+    equations: Sequence[Equation],
+    environment: Environment,
+    added: Mapping[Variable, Any] = MappingProxyType({}),
+) -> Environment:
+    """The environment with the equations' outputs, except those it already has, added to it.
+
+    Args:
+      equations: in order of evaluation.
+      environment: the values that are known.
+      added: what is added to the values of some outputs.
+    """
     environment = dict(environment)
     for equation in equations:
         if all(v in environment for v in equation.outputs):
             continue
         values = equation.apply([read(environment, atom) for atom in equation.inputs])
-        environment.update(zip(equation.outputs, values))
+        for v, value in zip(equation.outputs, values):
+            environment[v] = value + added[v] if v in added else value
     return environment
 
 

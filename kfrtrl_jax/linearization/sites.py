@@ -14,12 +14,14 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 
 from kfrtrl_jax.linearization.patterns import move
 from kfrtrl_jax.linearization.program import (
     MAX_PRODUCTS,
     Constant,
+    Environment,
     Equation,
     Program,
     Role,
@@ -332,6 +334,16 @@ class SitePlan:
         if self.opaque is not None:
             return math.prod(self.opaque.shape)
         return sum(z.size for z in self.pre_activations)
+
+    def input(self, environment: Environment, dtype: Any) -> Any:
+        """a, [m], at the values of a step: the constant 1 for what is no product."""
+        vectors = [
+            jnp.ones(1, dtype)
+            if site_input.product is None
+            else site_input.product.vector(environment[site_input.product.data]).astype(dtype)
+            for site_input in self.inputs
+        ] or [jnp.ones(1, dtype)]
+        return vectors[0] if len(vectors) == 1 else jnp.concatenate(vectors)
 
     def sources(self) -> list[Variable]:
         """What the columns of D belong to: its pre-activations, or the opaque value."""

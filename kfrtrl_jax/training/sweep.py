@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kfrtrl_jax.compilation import compiler_options
+from kfrtrl_jax import compilation
 from kfrtrl_jax.errors import ConfigError
 from kfrtrl_jax.training import config as configs
 from kfrtrl_jax.training import display, evaluation, metrics, plots, workdir
@@ -154,10 +154,8 @@ def _run_group(
         return build(config, point)
 
     init = jax.jit(jax.vmap(lambda seed, point: program(point).init(seed)))
-    jitted = jax.jit(
-        jax.vmap(lambda s, point: program(point).run_chunk(s)),
-        donate_argnums=0,
-        compiler_options=compiler_options(),
+    jitted = compilation.jit(
+        jax.vmap(lambda s, point: program(point).run_chunk(s)), donate_argnums=0
     )
     evaluate = jax.jit(jax.vmap(program({}).evaluate, in_axes=(0, None)))
     held_out = program({}).held_out
