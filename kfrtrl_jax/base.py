@@ -87,6 +87,8 @@ class Structure(NamedTuple):
       sites: the cell's sites.
       dtype: of the carry.
       jacobian: which entries of J can be non-zero, [n, n]; None for all of them.
+      leaf_sizes: of n, how much belongs to each leaf of the carry; () for a carry of one leaf. The
+        blocks of J's columns are those of the leaves.
     """
 
     batch_size: int
@@ -94,6 +96,7 @@ class Structure(NamedTuple):
     sites: tuple[SiteShape, ...]
     dtype: Any
     jacobian: Mask | None = None
+    leaf_sizes: tuple[int, ...] = ()
 
     def without_masks(self) -> Structure:
         """The same, with nothing known to be zero but what the bands of D leave out."""

@@ -45,6 +45,8 @@ def take(x: Array, indices: np.ndarray, axis: int) -> Array:
     size = x.shape[axis]
     if len(indices) == size and np.array_equal(indices, np.arange(size)):
         return x
+    if not len(indices):
+        return jax.lax.slice_in_dim(x, 0, 0, axis=x.ndim + axis)
     steps_on = (indices[1:] == indices[:-1] + 1) & (indices[:-1] >= 0)
     both_absent = (indices[1:] < 0) & (indices[:-1] < 0)
     starts = np.flatnonzero(np.concatenate([[True], ~(steps_on | both_absent)]))
@@ -110,6 +112,10 @@ class Dense:
     def add_to(self, x: Array, scale: Array) -> Array:
         """X + scale * self, for x: [..., rows, columns] and scale: [...]."""
         return x + scale[..., None, None] * self.values
+
+    def rows(self, start: int, stop: int) -> Dense:
+        """Some of its rows."""
+        return Dense(self.values[..., start:stop, :])
 
     def scale_columns(self, s: Array) -> Dense:
         """This matrix times diag(s), s: [..., columns]."""
@@ -196,6 +202,13 @@ class Banded:
             entries, unique_indices=True, mode="promise_in_bounds"
         )
         return added.reshape(x.shape)
+
+    def rows(self, start: int, stop: int) -> Banded:
+        """Some of its rows, without the bands that have no entry there."""
+        columns = self.columns.array[:, start:stop]
+        bands = np.flatnonzero((columns >= 0).any(axis=1))
+        values = take(self.values[..., start:stop], bands, axis=-2)
+        return Banded(values, Index(columns[bands]), self.num_columns)
 
     def scale_columns(self, s: Array) -> Banded:
         """This matrix times diag(s), s: [..., columns]."""
@@ -382,6 +395,20 @@ class BlockColumns:
             return self.times_few(x)
         return _times(self.blocks, x)
 
+    def times_blocks(self, blocks: Sequence[Array]) -> tuple[Array, ...]:
+        """The product with x, for x and the product in blocks of rows, as many as blocks of columns.
+
+        No block is cut out of x or put into the result.
+
+        Args:
+          blocks: [..., columns of a block, k].
+        """
+        stops = np.cumsum([x.shape[-2] for x in blocks])
+        return tuple(
+            _sum_of_products(self.rows(int(stop) - x.shape[-2], int(stop)).blocks, blocks)
+            for x, stop in zip(blocks, stops)
+        )
+
     def times_vector(self, v: Array) -> Array:
         """The product with v: [..., n], giving [..., n]."""
         return self.times(v[..., None])[..., 0]
@@ -414,14 +441,19 @@ class BlockColumns:
 
         if self.rest is None:
             return BlockColumns(tuple(times_scale(block) for block in self.blocks))
-        # Of scaled terms: the blocks are written once, and never read to be scaled.
-        rest = tuple(times_scale(block) for block in self.rest)
-        products = tuple(dataclasses.replace(p, left=times_scale(p.left)) for p in self.products)
-        blocks = [
-            total([block, *(p.multiplied() for p in products if p.block == i)], *block.shape)
-            for i, block in enumerate(rest)
-        ]
-        return BlockColumns(tuple(blocks), rest, products)
+        return _multiplied_out(
+            tuple(times_scale(block) for block in self.rest),
+            tuple(dataclasses.replace(p, left=times_scale(p.left)) for p in self.products),
+        )
+
+    def rows(self, start: int, stop: int) -> BlockColumns:
+        """Some of its rows."""
+        if self.rest is None:
+            return BlockColumns(tuple(block.rows(start, stop) for block in self.blocks))
+        return _multiplied_out(
+            tuple(block.rows(start, stop) for block in self.rest),
+            tuple(dataclasses.replace(p, left=p.left.rows(start, stop)) for p in self.products),
+        )
 
     def times_few(self, x: Array) -> Array:
         """As `times`, by the terms instead of the blocks; there must be such terms."""
@@ -444,14 +476,32 @@ def _entries_at(block: Matrix, rows: np.ndarray) -> Array:
     return jnp.sum(jnp.where(present, block.values[..., rows], 0), axis=-2)
 
 
+def _multiplied_out(rest: tuple[Matrix, ...], products: tuple[Product, ...]) -> BlockColumns:
+    """The blocks are sums of the terms, each written once."""
+    blocks = [
+        total([block, *(p.multiplied() for p in products if p.block == i)], *block.shape)
+        for i, block in enumerate(rest)
+    ]
+    return BlockColumns(tuple(blocks), rest, products)
+
+
 def _times(blocks: Sequence[Matrix], x: Array) -> Array:
     """The product of blocks of columns with x: [..., n, k]."""
-    start, result = 0, None
-    for block in blocks:
-        stop = start + block.shape[1]
-        if not (isinstance(block, Banded) and block.bands == 0):
-            piece = x if len(blocks) == 1 else x[..., start:stop, :]
-            term = block.times(piece)
-            result = term if result is None else result + term
-        start = stop
-    return jnp.zeros_like(x) if result is None else result
+    if len(blocks) == 1:
+        return _sum_of_products(blocks, [x])
+    stops = np.cumsum([block.shape[1] for block in blocks])
+    pieces = [x[..., stop - block.shape[1] : stop, :] for block, stop in zip(blocks, stops)]
+    return _sum_of_products(blocks, pieces)
+
+
+def _sum_of_products(blocks: Sequence[Matrix], pieces: Sequence[Array]) -> Array:
+    """The sum of the products of blocks of columns with the rows that each multiplies."""
+    terms = [
+        block.times(piece)
+        for block, piece in zip(blocks, pieces)
+        if not (isinstance(block, Banded) and block.bands == 0)
+    ]
+    if not terms:
+        x = pieces[0]
+        return jnp.zeros((*x.shape[:-2], blocks[0].shape[0], x.shape[-1]), x.dtype)
+    return sum(terms[1:], terms[0])

@@ -164,7 +164,9 @@ def test_noise_against_width_is_the_mean_squared_distance_of_the_draws():
     ratios = []
     for key in jax.random.split(jax.random.key(4), draws):
         state = fidelity.push_all(estimators.kf_rtrl(), along, key)
-        product = jnp.einsum("bm,bng->bnmg", state.input_factor[0], state.state_factor[0])
+        product = jnp.einsum(
+            "bm,bng->bnmg", state.input_factor[0], jnp.concatenate(state.state_factor[0], axis=1)
+        )
         ratios.append(jnp.sum((product - exact) ** 2) / jnp.sum(exact**2))
     assert row.relative_noise == pytest.approx(np.mean(ratios))
     assert row.standard_error == pytest.approx(np.std(ratios, ddof=1) / np.sqrt(draws))

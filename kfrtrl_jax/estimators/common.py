@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 
@@ -60,6 +62,11 @@ def norm(x: Array) -> Array:
     # that of a whole lane runs on one thread.
     rows = jnp.maximum(jnp.sum(x * x, axis=-1), 0)
     return jnp.sqrt(jnp.sum(rows, axis=tuple(range(1, rows.ndim))))
+
+
+def joint_norm(norms: Sequence[Array]) -> Array:
+    """The norm of a vector given those of its parts."""
+    return jnp.sqrt(sum((x * x for x in norms[1:]), norms[0] * norms[0]))
 
 
 def sum_of_lanes(x: Array) -> Array:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 
 from kfrtrl_jax.base import (
     Array,
@@ -15,8 +17,14 @@ from kfrtrl_jax.base import (
     SiteGradients,
     Structure,
 )
-from kfrtrl_jax.estimators.common import balance, norm, random_signs, require_products
-from kfrtrl_jax.matrices import BlockColumns
+from kfrtrl_jax.estimators.common import (
+    balance,
+    joint_norm,
+    norm,
+    random_signs,
+    require_products,
+)
+from kfrtrl_jax.matrices import BlockColumns, Matrix
 
 
 class KfRtrlState(NamedTuple):
@@ -24,11 +32,12 @@ class KfRtrlState(NamedTuple):
 
     Attributes:
       input_factor: u, for every site [B, m].
-      state_factor: A, for every site [B, n, g].
+      state_factor: A, for every site the rows of each leaf of the carry, [B, n of the leaf, g]: J's
+        columns are dense for some leaves and diagonal for others, and are multiplied leaf by leaf.
     """
 
     input_factor: tuple[Array, ...]
-    state_factor: tuple[Array, ...]
+    state_factor: tuple[tuple[Array, ...], ...]
 
 
 def kf_rtrl() -> InfluenceEstimator:
@@ -45,13 +54,19 @@ def kf_rtrl() -> InfluenceEstimator:
 
     def init(structure: Structure) -> KfRtrlState:
         require_products(structure, "kf_rtrl")
-        b, n, dtype = structure.batch_size, structure.state_size, structure.dtype
+        b, dtype = structure.batch_size, structure.dtype
         return KfRtrlState(
             tuple(
                 (jnp.ones if site.input_size == 1 else jnp.zeros)((b, site.input_size), dtype)
                 for site in structure.sites
             ),
-            tuple(jnp.zeros((b, n, site.output_size), dtype) for site in structure.sites),
+            tuple(
+                tuple(
+                    jnp.zeros((b, size, site.output_size), dtype)
+                    for size in structure.leaf_sizes or [structure.state_size]
+                )
+                for site in structure.sites
+            ),
         )
 
     def push(state: KfRtrlState, linearization: Linearization, key: Key) -> KfRtrlState:
@@ -68,7 +83,7 @@ def kf_rtrl() -> InfluenceEstimator:
 
     def pull(state: KfRtrlState, cotangent: Array) -> SiteGradients:
         return tuple(
-            jnp.einsum("bm,bg->mg", u, jnp.einsum("bn,bng->bg", cotangent, a))
+            jnp.einsum("bm,bg->mg", u, _pull(cotangent, a))
             for u, a in zip(state.input_factor, state.state_factor)
         )
 
@@ -76,15 +91,25 @@ def kf_rtrl() -> InfluenceEstimator:
         named = {}
         for i, (u, a) in enumerate(zip(state.input_factor, state.state_factor)):
             named[f"input_factor_norm_{i}"] = jnp.mean(norm(u))
-            named[f"state_factor_norm_{i}"] = jnp.mean(norm(a))
+            named[f"state_factor_norm_{i}"] = jnp.mean(joint_norm([norm(rows) for rows in a]))
         return named
 
     return InfluenceEstimator(init, push, pull, diagnostics)
 
 
+def _pull(cotangent: Array, factor: Sequence[Array]) -> Array:
+    """c^T A, [B, g]."""
+    stops = np.cumsum([a.shape[1] for a in factor])
+    terms = [
+        jnp.einsum("bn,bng->bg", cotangent[:, stop - a.shape[1] : stop], a)
+        for a, stop in zip(factor, stops)
+    ]
+    return sum(terms[1:], terms[0])
+
+
 def _push_site(
-    u: Array, a: Array, jacobian: BlockColumns, site: Site, sign: Array
-) -> tuple[Array, Array]:
+    u: Array, factor: tuple[Array, ...], jacobian: BlockColumns, site: Site, sign: Array
+) -> tuple[Array, tuple[Array, ...]]:
     """The new pair of one site.
 
     In place of u' and A' these are u' / p1 and p1 A', whose product is the same, and the next step has
@@ -93,24 +118,35 @@ def _push_site(
 
     Args:
       u: [B, m].
-      a: A, [B, n, g].
+      factor: A in blocks of rows, [B, n of the block, g].
       jacobian: J.
       site: a and D.
       sign: [B].
     """
     if u.shape[1] == 1:
-        return u, site.derivative.add_to(jacobian.times(a), site.input[:, 0])
+        return u, _add(site.derivative, jacobian.times_blocks(factor), site.input[:, 0])
     length = norm(u).astype(u.dtype)
     present = length > 0
     unit = u / jnp.where(present, length, 1)[:, None]
-    carried = jacobian.scaled(length).times(a)
-    up1, down1 = balance(jnp.where(present, 1, 0), norm(carried))
+    carried = jacobian.scaled(length).times_blocks(factor)
+    carried_norm = joint_norm([norm(rows) for rows in carried])
+    up1, down1 = balance(jnp.where(present, 1, 0), carried_norm)
     up2, down2 = balance(norm(site.input), jnp.sqrt(site.derivative.squared_norm()))
     # Where there is nothing to carry on up1 is 0, and the new product stands alone.
     alone = up1 == 0
     up = jnp.where(alone, up2, down1 * up2)
     down = sign * jnp.where(alone, down2, up1 * down2)
     kept = jnp.where(alone[:, None], 0, unit)
-    return kept + (sign * up).astype(u.dtype)[:, None] * site.input, site.derivative.add_to(
-        carried, down
+    return (
+        kept + (sign * up).astype(u.dtype)[:, None] * site.input,
+        _add(site.derivative, carried, down),
+    )
+
+
+def _add(derivative: Matrix, factor: Sequence[Array], scale: Array) -> tuple[Array, ...]:
+    """A + scale * D, in A's blocks of rows."""
+    stops = np.cumsum([a.shape[1] for a in factor])
+    return tuple(
+        derivative.rows(int(stop) - a.shape[1], int(stop)).add_to(a, scale)
+        for a, stop in zip(factor, stops)
     )

@@ -21,7 +21,7 @@ from kfrtrl_jax.base import (
     Structure,
 )
 from kfrtrl_jax.estimators.common import sum_of_lanes
-from kfrtrl_jax.matrices import Banded, BlockColumns, Dense, Index, Matrix, take
+from kfrtrl_jax.matrices import Banded, BlockColumns, Dense, Index, Matrix, materialized, take
 
 
 @jax.tree_util.register_dataclass
@@ -158,7 +158,9 @@ def _push(influence: Matrix | OnPattern, jacobian: BlockColumns, site: Site) -> 
 
 def _pull(influence: Matrix | OnPattern, cotangent: Array) -> Array:
     if isinstance(influence, Banded):
-        by_row = sum_of_lanes(influence.values * cotangent[:, None, None])
+        flat = influence.values.reshape(*influence.values.shape[:2], -1)
+        weights = materialized(jnp.tile(cotangent, (1, influence.bands)))
+        by_row = sum_of_lanes(flat * weights[:, None]).reshape(influence.values.shape[1:])
         return dataclasses.replace(influence, values=by_row).vector_times(
             jnp.ones_like(cotangent, shape=cotangent.shape[1:])
         )
@@ -172,9 +174,12 @@ def _push_banded(influence: Banded, jacobian: BlockColumns, site: Site) -> Bande
     if not influence.bands:
         return influence
     units = np.arange(influence.shape[0])
-    own = jacobian.diagonal()
-    immediate = site.input[:, :, None, None] * site.derivative.values[:, None]
-    values = own[:, None, None] * influence.values + immediate
+    # One pass over as few axes as there can be, and all that is read many times written before.
+    flat = influence.values.reshape(*influence.values.shape[:2], -1)
+    own = materialized(jnp.tile(jacobian.diagonal(), (1, influence.bands)))
+    derivative = materialized(site.derivative.values.reshape(len(flat), -1))
+    immediate = materialized(site.input)[:, :, None] * derivative[:, None]
+    values = (own[:, None] * flat + immediate).reshape(influence.values.shape)
     rows = influence.rows_of_columns()
     between = []
     for band, columns in enumerate(influence.columns.array):

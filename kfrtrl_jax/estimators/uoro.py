@@ -17,7 +17,7 @@ from kfrtrl_jax.base import (
     SiteGradients,
     Structure,
 )
-from kfrtrl_jax.estimators.common import balance, norm, random_signs
+from kfrtrl_jax.estimators.common import balance, joint_norm, norm, random_signs
 
 Noise = Literal["state", "pre_activation"]
 
@@ -139,8 +139,3 @@ def accumulate(
             for theta, site, part in zip(state.parameter_vector, linearization.sites, parts)
         ),
     )
-
-
-def joint_norm(norms: Sequence[Array]) -> Array:
-    """The norm of a vector given those of its parts."""
-    return jnp.sqrt(sum((x * x for x in norms[1:]), norms[0] * norms[0]))

@@ -185,6 +185,7 @@ def make_linearizer(cell: Cell, example_input: Any, batch_size: int) -> Lineariz
         sites=tuple(map(shape, plans, shapes.sites)),
         dtype=jnp.result_type(*(v.dtype for v in states)),
         jacobian=_mask([reach.get(v) for v in states]),
+        leaf_sizes=tuple(math.prod(v.shape) for v in states),
     )
 
     def gradient(params: Any, site_gradients: SiteGradients) -> Any:
