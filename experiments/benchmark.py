@@ -1,12 +1,15 @@
 """Measures speeds and memory: `python -m experiments.benchmark --suite=step --out=FILE.json`.
 
-Suites: step (a training step against its floor), flax (an unmodified Flax cell against ours), scaling
-(time against width, lanes and rank; with a picture beside FILE.json), peers (other packages; needs the
-extra "peers"), memory, and compile (from the start to the first finished chunk).
+Suites: step (a training step against its floor), gpu (what is asked of an accelerator alone, with the
+time of a million steps of the Penn Treebank, which KFRTRL_DATA_DIR is the folder of), flax (an
+unmodified Flax cell against ours), scaling (time against width, lanes and rank; with a picture beside
+FILE.json), peers (other packages; needs the extra "peers"), memory, and compile (from the start to the
+first finished chunk).
 """
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import json
 import os
@@ -31,6 +34,7 @@ from kfrtrl_jax.training import command_line
 # What can be measured, by suite and name.
 SUITES: dict[str, dict[str, Any]] = {
     "step": {f"{c.name} n{c.n} b{c.batch}": c for c in steps.STEP_SUITE},
+    "gpu": {f"{c.name} n{c.n} b{c.batch}": c for c in steps.GPU_SUITE},
     "flax": {f"{c.name} n{c.n} b{c.batch}": c for c in steps.FLAX_SUITE},
     "scaling": {f"{s.name} against {s.variable}": s for s in scaling.SCALING_SUITE},
     "peers": {f"{p.name} n{p.n} b{p.batch}": p for p in peers.PEERS_SUITE},
@@ -50,8 +54,7 @@ def main() -> int:
     """Prints a table and writes the samples."""
     suite, rounds = _SUITE.value, _ROUNDS.value
     chosen = choose(suite, _ROWS.value)
-    if suite == "peers":
-        peers.require({peer.package for peer in chosen.values()})
+    require(suite, chosen)
     console = Console(width=None if sys.stdout.isatty() else 150)
     header = describe()
     rows: list[Row] = []
@@ -64,6 +67,12 @@ def main() -> int:
         for row in new:
             console.print(one_line(row), highlight=False, soft_wrap=True)
     console.print(table(rows))
+    for row in rows:
+        if suite == "gpu" and row.seconds is not None:
+            hours = row.seconds * 1e6 / 3600
+            console.print(
+                f"{row.name} n{row.n} b{row.batch}: {hours:.2f} hours for a million steps"
+            )
     for power in fits:
         console.print(
             f"{power.name}: time ~ {power.variable}^{power.exponent:.2f} "
@@ -99,6 +108,20 @@ def choose(suite: str, pattern: str) -> dict[str, Any]:
     return found
 
 
+def require(suite: str, chosen: dict[str, Any]) -> None:
+    """Refuses what cannot be measured here.
+
+    Raises:
+      ConfigError: if the machine or the environment lacks what the suite needs.
+    """
+    if suite == "gpu" and jax.default_backend() == "cpu":
+        raise ConfigError(
+            "suite gpu needs an accelerator, and JAX sees none; on CPUs use --suite=step"
+        )
+    if suite == "peers":
+        peers.require({peer.package for peer in chosen.values()})
+
+
 def measure(suite: str, case: Any, rounds: int | None) -> tuple[list[Row], list[scaling.Fit]]:
     """The rows of one case."""
     config = copy.get_config()
@@ -113,6 +136,7 @@ def measure(suite: str, case: Any, rounds: int | None) -> tuple[list[Row], list[
         sizes = {"n": config.cell.hidden_size, "batch": config.task.batch_size}
         arguments = [f"--config={pathlib.Path(copy.__file__)}"]
         return [startup.measure(case, arguments, suite=suite, rounds=rounds or 3, **sizes)], []
+    config = importlib.import_module(f"configs.{case.config}").get_config()
     return [steps.measure(case, config, suite=suite, rounds=rounds or 9)], []
 
 

@@ -136,6 +136,10 @@ class Linearization(NamedTuple):
     sites: tuple[Site, ...]
     leak: BlockColumns
 
+    def scaled(self, memory: Array) -> Linearization:
+        """The same step with J times a number for each lane, [B], or for all, []; 0 is a new start."""
+        return self._replace(jacobian=self.jacobian.scaled(memory), leak=self.leak.scaled(memory))
+
 
 SiteGradients = tuple[Array, ...]
 

@@ -67,6 +67,15 @@ def take(x: Array, indices: np.ndarray, axis: int) -> Array:
     return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=axis)
 
 
+def places_of_bands(columns: np.ndarray, num_columns: int) -> np.ndarray:
+    """Where a matrix of these bands can be non-zero, [rows, num_columns]; see `Banded`."""
+    places = np.zeros((columns.shape[1], num_columns), bool)
+    for band in columns:
+        present = np.flatnonzero(band >= 0)
+        places[present, band[present]] = True
+    return places
+
+
 def materialized(x: Array) -> Array:
     """`x`, which XLA writes to memory before anything reads it.
 

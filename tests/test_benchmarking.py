@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 
@@ -218,6 +219,24 @@ def test_what_is_chosen_described_and_printed():
     assert "2.00, wanted 1.50: missed; floor: y" in benchmark.one_line(row)
     assert benchmark.verdict(row._replace(met=True)) == "reached"
     assert benchmark.verdict(row._replace(target=None, met=None)) == ""
+
+
+def test_accelerators_are_measured_where_there_are_any(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
+    with pytest.raises(ConfigError, match="gpu needs an accelerator"):
+        benchmark.require("gpu", {})
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    benchmark.require("gpu", {})
+
+
+def test_the_penn_treebank_is_measured_with_its_own_config(first_is_fastest):
+    if "KFRTRL_DATA_DIR" not in os.environ:
+        pytest.skip("KFRTRL_DATA_DIR names no folder with the Penn Treebank")
+    (case,) = (case for case in steps.GPU_SUITE if case.config == "ptb")
+    small = case._replace(n=8, batch=2, steps=20)
+    (row,), _ = benchmark.measure("gpu", small, rounds=1)
+    assert row.name == "recurrent_highway kf_rtrl ptb"
+    assert row.seconds > 0
 
 
 def test_a_missing_package_is_one_line(monkeypatch):

@@ -17,7 +17,7 @@ import optax
 
 from kfrtrl_jax import compilation
 from kfrtrl_jax.base import Array
-from kfrtrl_jax.benchmarking import timing
+from kfrtrl_jax.benchmarking import floors, timing
 from kfrtrl_jax.benchmarking.timing import Floor, Row, Work
 from kfrtrl_jax.cells import vanilla
 from kfrtrl_jax.errors import ConfigError
@@ -38,23 +38,28 @@ class Peer(NamedTuple):
       n: units.
       batch: lanes.
       target: the ratio ours / theirs that is wanted at the most.
+      product: whether J A alone stands in place of our step, which shows what ratio can be had.
     """
 
     package: str
     estimator: str
     n: int
     batch: int
-    target: float
+    target: float | None
+    product: bool = False
 
     @property
     def name(self) -> str:
         """Estimator and package."""
-        return f"vanilla {self.estimator} / {self.package}"
+        ours = "J A alone" if self.product else self.estimator
+        return f"vanilla {ours} / {self.package}" + (" kf_rtrl" if self.product else "")
 
 
 PEERS_SUITE = (
     Peer("torch", "kf_rtrl", 128, 16, 1 / 4),
     Peer("torch", "kf_rtrl", 256, 32, 1 / 3),
+    Peer("torch", "kf_rtrl", 128, 16, None, product=True),
+    Peer("torch", "kf_rtrl", 256, 32, None, product=True),
     Peer("torch", "uoro", 128, 16, 1 / 4),
     Peer("torch", "uoro", 256, 32, 1 / 3),
     Peer("braintrace", "uoro", 128, 1, 1 / 2),
@@ -96,7 +101,10 @@ def measure(peer: Peer, *, suite: str, rounds: int = 9, steps: int = 20) -> Row:
     weights, xs, ys = problem(peer.n, peer.batch, steps)
     run, words = (_torch if peer.package == "torch" else _braintrace)(peer, weights, xs, ys)
     floor = Floor(words, Work(run, steps))
-    work = Work(_ours(peer.estimator, weights, xs, ys), steps)
+    if peer.product:
+        work = floors.product(peer.batch, peer.n, peer.n, [peer.n], weights.dtype).work
+    else:
+        work = Work(_ours(peer.estimator, weights, xs, ys), steps)
     return timing.compare(
         work,
         floor,

@@ -22,7 +22,7 @@ from kfrtrl_jax.training import program as programs
 
 
 class Case(NamedTuple):
-    """What a row measures: a training step on the copy task.
+    """What a row measures: a training step, on the copy task if the row does not say otherwise.
 
     Attributes:
       cell: its name in the registry.
@@ -37,6 +37,8 @@ class Case(NamedTuple):
       arguments: of the estimator.
       segment_length: K.
       seeds: how many runs make one program, against the same runs one after another.
+      config: the module in configs/ that the row starts from.
+      steps: time steps in each run; by the sizes if None.
     """
 
     cell: str
@@ -48,6 +50,8 @@ class Case(NamedTuple):
     arguments: Mapping[str, int] = {}
     segment_length: int = 1
     seeds: int = 0
+    config: str = "copy"
+    steps: int | None = None
 
     @property
     def name(self) -> str:
@@ -55,6 +59,7 @@ class Case(NamedTuple):
         arguments = ", ".join(f"{key}={value}" for key, value in self.arguments.items())
         name = f"{self.cell} {self.estimator}" + (f"({arguments})" if arguments else "")
         name += f" K={self.segment_length}" if self.segment_length > 1 else ""
+        name += f" {self.config}" if self.config != "copy" else ""
         return name + (f", {self.seeds} seeds" if self.seeds else "")
 
 
@@ -74,6 +79,13 @@ STEP_SUITE = (
     Case("lstm", "truncated", 256, 32, "flax", 1.0, segment_length=25),
     Case("recurrent_highway", "kf_rtrl", 64, 8, "alone", 0.7, seeds=16),
 )
+# What is asked of an accelerator alone. The third row's nine rounds are 36,000 steps, from which
+# `experiments.benchmark` tells the time of a million.
+GPU_SUITE = (
+    Case("recurrent_highway", "kf_rtrl", 256, 32, target=1.5),
+    Case("recurrent_highway", "kf_rtrl", 1024, 64, target=1.25),
+    Case("recurrent_highway", "kf_rtrl", 256, 32, config="ptb", steps=4000),
+)
 # An unmodified cell of Flax; its floor is our own cell of the same size.
 FLAX_SUITE = (
     Case("flax_optimized_lstm", "kf_rtrl", 128, 16, floor="lstm"),
@@ -88,12 +100,12 @@ def measure(
 
     Args:
       case: what to measure.
-      config: a config of the copy task to start from.
+      config: the config to start from.
       suite: the suite's name, for the row.
       rounds: how often either is run.
       steps: time steps a run; by the case's size if None.
     """
-    steps = steps or _steps(case)
+    steps = steps or case.steps or _steps(case)
     steps = -(-steps // case.segment_length) * case.segment_length
     resolved = resolve(config, case, steps)
     floor = _floor(case, resolved, config, steps)
@@ -222,4 +234,5 @@ def _going_on(chunk: Callable[[Any], tuple[Any, Any]], start: Any, steps: int) -
 def _steps(case: Case) -> int:
     """Fewer for larger cells, but enough that what is done once a chunk is nothing."""
     rank = case.arguments.get("rank", 1)
-    return round(min(50, max(20, 2e10 / (4 * case.batch * case.n**3 * rank))))
+    steps = min(50, max(20, 2e10 / (4 * case.batch * case.n**3 * rank)))
+    return round(steps if jax.default_backend() == "cpu" else 20 * steps)

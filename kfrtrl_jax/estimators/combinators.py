@@ -35,14 +35,20 @@ def average(estimator: InfluenceEstimator, copies: int) -> InfluenceEstimator:
     if copies < 1:
         raise ValueError(f"copies must be at least 1, got {copies}")
 
-    def init(structure: Structure) -> Any:
-        one = estimator.init(structure)
-        return jax.tree.map(lambda x: jnp.broadcast_to(x, (copies, *x.shape)), one)
-
     def push(state: Any, linearization: Linearization, key: Key) -> Any:
         return jax.vmap(estimator.push, in_axes=(0, None, 0))(
             state, linearization, jax.random.split(key, copies)
         )
+
+    return _mean_of_copies(estimator, copies)._replace(push=push)
+
+
+def _mean_of_copies(estimator: InfluenceEstimator, copies: int) -> InfluenceEstimator:
+    """All but the push of states with a leading axis [copies, ...], the mean of which is pulled."""
+
+    def init(structure: Structure) -> Any:
+        one = estimator.init(structure)
+        return jax.tree.map(lambda x: jnp.broadcast_to(x, (copies, *x.shape)), one)
 
     def pull(state: Any, cotangent: Array) -> SiteGradients:
         gradients = jax.vmap(estimator.pull, in_axes=(0, None))(state, cotangent)
@@ -51,7 +57,7 @@ def average(estimator: InfluenceEstimator, copies: int) -> InfluenceEstimator:
     def diagnostics(state: Any) -> dict[str, Array]:
         return jax.tree.map(jnp.mean, jax.vmap(estimator.diagnostics)(state))
 
-    return InfluenceEstimator(init, push, pull, diagnostics)
+    return InfluenceEstimator(init, estimator.push, pull, diagnostics)
 
 
 class ResetEveryState(NamedTuple):
@@ -82,10 +88,7 @@ def reset_every(period: int, estimator: InfluenceEstimator) -> InfluenceEstimato
 
     def push(state: ResetEveryState, linearization: Linearization, key: Key) -> ResetEveryState:
         # To forget is to push a step whose state owes nothing to the one before.
-        keep = (state.age != 0).astype(jnp.float32)
-        cut_off = linearization._replace(
-            jacobian=linearization.jacobian.scaled(keep), leak=linearization.leak.scaled(keep)
-        )
+        cut_off = linearization.scaled((state.age != 0).astype(jnp.float32))
         return ResetEveryState(estimator.push(state.inner, cut_off, key), (state.age + 1) % period)
 
     def pull(state: ResetEveryState, cotangent: Array) -> SiteGradients:
@@ -119,10 +122,7 @@ def random_resets(probability: float, estimator: InfluenceEstimator) -> Influenc
         own, inner = jax.random.split(key)
         lanes = linearization.sites[0].input.shape[:1]
         keep = jax.random.bernoulli(own, 1 - probability, lanes) / (1 - probability)
-        scaled = linearization._replace(
-            jacobian=linearization.jacobian.scaled(keep), leak=linearization.leak.scaled(keep)
-        )
-        return estimator.push(state, scaled, inner)
+        return estimator.push(state, linearization.scaled(keep), inner)
 
     return estimator._replace(push=push)
 
@@ -280,12 +280,10 @@ def antithetic(estimator: InfluenceEstimator, copies: int = 2) -> InfluenceEstim
     while len(signs) < copies:
         signs = np.kron(signs, [[1, 1], [1, -1]])
 
+    mean = _mean_of_copies(estimator, copies)
+
     def init(structure: Structure) -> AntitheticState:
-        one = estimator.init(structure)
-        return AntitheticState(
-            jax.tree.map(lambda x: jnp.broadcast_to(x, (copies, *x.shape)), one),
-            jnp.zeros((), jnp.int32),
-        )
+        return AntitheticState(mean.init(structure), jnp.zeros((), jnp.int32))
 
     def push(state: AntitheticState, linearization: Linearization, key: Key) -> AntitheticState:
         def push_one(one: Any, sign: Array) -> Any:
@@ -299,10 +297,9 @@ def antithetic(estimator: InfluenceEstimator, copies: int = 2) -> InfluenceEstim
         return AntitheticState(pushed, (state.age + 1) % copies)
 
     def pull(state: AntitheticState, cotangent: Array) -> SiteGradients:
-        gradients = jax.vmap(estimator.pull, in_axes=(0, None))(state.copies, cotangent)
-        return jax.tree.map(lambda g: jnp.mean(g, axis=0), gradients)
+        return mean.pull(state.copies, cotangent)
 
     def diagnostics(state: AntitheticState) -> dict[str, Array]:
-        return jax.tree.map(jnp.mean, jax.vmap(estimator.diagnostics)(state.copies))
+        return mean.diagnostics(state.copies)
 
     return InfluenceEstimator(init, push, pull, diagnostics)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -67,6 +68,21 @@ def norm(x: Array) -> Array:
 def joint_norm(norms: Sequence[Array]) -> Array:
     """The norm of a vector given those of its parts."""
     return jnp.sqrt(sum((x * x for x in norms[1:]), norms[0] * norms[0]))
+
+
+def factor_norms(**factors: Sequence[Any]) -> dict[str, Array]:
+    """Named means over lanes of the norms of factors that every site has, each a pytree of [B, ...]."""
+    return {
+        f"{name}_norm_{i}": jnp.mean(joint_norm([norm(x) for x in jax.tree.leaves(factor)]))
+        for name, of_sites in factors.items()
+        for i, factor in enumerate(of_sites)
+    }
+
+
+def exact_einsum(subscripts: str, x: Array, y: Array) -> Array:
+    """An einsum of full precision, for small matrices that decide over large ones."""
+    dtype = jnp.promote_types(x.dtype, jnp.float32)
+    return jnp.einsum(subscripts, x, y, precision="highest", preferred_element_type=dtype)
 
 
 def sum_of_lanes(x: Array) -> Array:

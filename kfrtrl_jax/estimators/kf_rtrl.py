@@ -19,6 +19,7 @@ from kfrtrl_jax.base import (
 )
 from kfrtrl_jax.estimators.common import (
     balance,
+    factor_norms,
     joint_norm,
     norm,
     random_signs,
@@ -88,11 +89,7 @@ def kf_rtrl() -> InfluenceEstimator:
         )
 
     def diagnostics(state: KfRtrlState) -> dict[str, Array]:
-        named = {}
-        for i, (u, a) in enumerate(zip(state.input_factor, state.state_factor)):
-            named[f"input_factor_norm_{i}"] = jnp.mean(norm(u))
-            named[f"state_factor_norm_{i}"] = jnp.mean(joint_norm([norm(rows) for rows in a]))
-        return named
+        return factor_norms(input_factor=state.input_factor, state_factor=state.state_factor)
 
     return InfluenceEstimator(init, push, pull, diagnostics)
 

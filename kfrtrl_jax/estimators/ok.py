@@ -22,7 +22,13 @@ from kfrtrl_jax.base import (
     SiteGradients,
     Structure,
 )
-from kfrtrl_jax.estimators.common import balance, norm, random_signs, require_products
+from kfrtrl_jax.estimators.common import (
+    balance,
+    exact_einsum,
+    factor_norms,
+    random_signs,
+    require_products,
+)
 from kfrtrl_jax.matrices import BlockColumns
 
 
@@ -93,11 +99,7 @@ def ok(rank: int) -> InfluenceEstimator:
         )
 
     def diagnostics(state: OkState) -> dict[str, Array]:
-        named = {}
-        for i, (u, a) in enumerate(zip(state.input_factors, state.state_factors)):
-            named[f"input_factors_norm_{i}"] = jnp.mean(norm(u))
-            named[f"state_factors_norm_{i}"] = jnp.mean(norm(a))
-        return named
+        return factor_norms(input_factors=state.input_factors, state_factors=state.state_factors)
 
     return InfluenceEstimator(init, push, pull, diagnostics)
 
@@ -155,12 +157,12 @@ def _grams(terms: _Terms) -> tuple[Array, Array]:
     inputs, derivative = terms.all_inputs(), terms.site.derivative
     # Flat, as XLA multiplies over one axis much faster than over two.
     carried = terms.carried.reshape(*terms.carried.shape[:2], -1)
-    square = _einsum("bik,bjk->bij", carried, carried)
+    square = exact_einsum("bik,bjk->bij", carried, carried)
     flat_derivative = derivative.dense().reshape(len(carried), 1, -1)
-    border = _einsum("bik,bjk->bij", carried, flat_derivative)
+    border = exact_einsum("bik,bjk->bij", carried, flat_derivative)
     corner = derivative.squared_norm()[:, None, None]
     return (
-        _einsum("bim,bjm->bij", inputs, inputs),
+        exact_einsum("bim,bjm->bij", inputs, inputs),
         jnp.block([[square, border], [jnp.swapaxes(border, 1, 2), corner]]),
     )
 
@@ -168,9 +170,9 @@ def _grams(terms: _Terms) -> tuple[Array, Array]:
 def _mixed(terms: _Terms, mix_inputs: Array, mix_states: Array) -> tuple[Array, Array]:
     """The new pairs, for mix_inputs and mix_states [B, r, r + 1]."""
     dtype = terms.inputs.dtype
-    mixed = _einsum("bij,bjng->bing", mix_states[..., :-1], terms.carried).astype(dtype)
+    mixed = exact_einsum("bij,bjng->bing", mix_states[..., :-1], terms.carried).astype(dtype)
     return (
-        _einsum("bij,bjm->bim", mix_inputs, terms.all_inputs()).astype(dtype),
+        exact_einsum("bij,bjm->bim", mix_inputs, terms.all_inputs()).astype(dtype),
         terms.add_derivative(mixed, mix_states[..., -1].astype(dtype)),
     )
 
@@ -201,7 +203,11 @@ def reduction(input_gram: Array, state_gram: Array, signs: Array) -> tuple[Array
     # What vanishes must do so exactly: mixed in, a rounding error of size eps makes noise eps^1/2.
     sigma = jnp.where(sigma > _negligible(sigma[0], len(signs)), sigma, 0)
     mix = _mixing(sigma[::-1], signs)
-    return mix.T @ left.T[::-1] @ inverse_v * up, mix.T @ right[::-1] @ inverse_b * down
+    # Of the signs that a pair of singular vectors can have LAPACK takes one or the other by rounding.
+    inputs = left.T[::-1] @ inverse_v
+    largest = jnp.take_along_axis(inputs, jnp.argmax(jnp.abs(inputs), axis=1)[:, None], axis=1)
+    mix = jnp.where(largest < 0, -mix, mix)
+    return mix.T @ inputs * up, mix.T @ (right[::-1] @ inverse_b) * down
 
 
 def _mixing(sigma: Array, signs: Array) -> Array:
@@ -237,9 +243,3 @@ def _root(gram: Array) -> tuple[Array, Array]:
 def _negligible(largest: Array, size: int) -> Array:
     """What is lost beside the largest eigenvalue or singular value of a matrix of this size."""
     return size * jnp.finfo(largest.dtype).eps * largest
-
-
-def _einsum(subscripts: str, x: Array, y: Array) -> Array:
-    """An einsum of full precision: small Gram matrices decide here over large ones."""
-    dtype = jnp.promote_types(x.dtype, jnp.float32)
-    return jnp.einsum(subscripts, x, y, precision="highest", preferred_element_type=dtype)

@@ -15,7 +15,7 @@ from kfrtrl_jax.base import (
     SiteGradients,
     Structure,
 )
-from kfrtrl_jax.estimators.common import balance, norm
+from kfrtrl_jax.estimators.common import balance, factor_norms, norm
 from kfrtrl_jax.estimators.uoro import site_signs
 
 
@@ -70,11 +70,7 @@ def reverse_kf_rtrl() -> InfluenceEstimator:
         )
 
     def diagnostics(state: ReverseKfRtrlState) -> dict[str, Array]:
-        named = {}
-        for i, (b, c) in enumerate(zip(state.output_factor, state.state_factor)):
-            named[f"output_factor_norm_{i}"] = jnp.mean(norm(b))
-            named[f"state_factor_norm_{i}"] = jnp.mean(norm(c))
-        return named
+        return factor_norms(output_factor=state.output_factor, state_factor=state.state_factor)
 
     return InfluenceEstimator(init, push, pull, diagnostics)
 

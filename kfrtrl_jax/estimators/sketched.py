@@ -25,9 +25,9 @@ from kfrtrl_jax.base import (
     SiteGradients,
     Structure,
 )
-from kfrtrl_jax.estimators.common import norm
+from kfrtrl_jax.estimators.common import exact_einsum, norm
 from kfrtrl_jax.estimators.snap import SnapState, snap
-from kfrtrl_jax.matrices import Banded, Index, Matrix, take, total
+from kfrtrl_jax.matrices import Banded, Index, Matrix, places_of_bands, take, total
 
 
 @jax.tree_util.register_dataclass
@@ -236,25 +236,26 @@ class _Rest(NamedTuple):
         carried, beyond = (jnp.swapaxes(x, 1, 2) for x in (self.left[..., :r], self.left[..., r:]))
         low_rank, mixed, own = self._products(beyond.shape[1])
         products = [
-            _einsum("bxy,byn->bxn", low_rank, carried) + _einsum("bxk,bkn->bxn", mixed, beyond),
-            _einsum("bxk,bxn->bkn", mixed, carried) + own.times(beyond),
+            exact_einsum("bxy,byn->bxn", low_rank, carried)
+            + exact_einsum("bxk,bkn->bxn", mixed, beyond),
+            exact_einsum("bxk,bxn->bkn", mixed, carried) + own.times(beyond),
         ]
-        return _einsum("bnk,bkl->bnl", self.left, jnp.concatenate(products, axis=1))
+        return exact_einsum("bnk,bkl->bnl", self.left, jnp.concatenate(products, axis=1))
 
     def _products(self, count: int) -> tuple[Array, Array, Matrix]:
         """R^T R, [B, r, r], R^T S_k^T, [B, r, K], and S_k S_l^T, K x K, for K = count."""
         low_rank, mixed, own = [], [], []
         for factor, bands in zip(self.factors, self.bands):
             flat = jax.lax.collapse(factor, 2)
-            low_rank.append(_einsum("bxp,byp->bxy", flat, flat))
+            low_rank.append(exact_einsum("bxp,byp->bxy", flat, flat))
             for band in bands:
                 column = np.full(count, -1)
                 column[band.places[band.places >= 0]] = np.flatnonzero(band.places >= 0)
-                mixed.append(take(_einsum("bxmg,bmg->bxg", factor, band.values), column, -1))
+                mixed.append(take(exact_einsum("bxmg,bmg->bxg", factor, band.values), column, -1))
                 for other in bands:
                     partner = np.where(column >= 0, other.places[column], -1)
                     if np.any(partner >= 0):
-                        product = _einsum("bmg,bmg->bg", band.values, other.values)
+                        product = exact_einsum("bmg,bmg->bg", band.values, other.values)
                         values = take(product, column, -1)[:, None]
                         own.append(Banded(values, Index(partner[None]), count))
         return _sum(low_rank), _sum(mixed), total(own, count, count)
@@ -262,10 +263,10 @@ class _Rest(NamedTuple):
     def transpose_times(self, x: Array) -> tuple[Array, ...]:
         """E^T x for every banded site, [B, c, m, g], for x: [B, n, c]."""
         r = self.factors[0].shape[1]
-        weights = _einsum("bnk,bnc->bck", self.left, x)
+        weights = exact_einsum("bnk,bnc->bck", self.left, x)
         result = []
         for factor, bands in zip(self.factors, self.bands):
-            terms = [_einsum("bcx,bxmg->bcmg", weights[..., :r], factor)]
+            terms = [exact_einsum("bcx,bxmg->bcmg", weights[..., :r], factor)]
             for band in bands:
                 weight = take(weights[..., r:], band.places, -1)
                 terms.append(weight[:, :, None] * band.values[:, None])
@@ -280,9 +281,7 @@ def _rest(state: SketchedState, jacobian: Array, carried: Array) -> _Rest:
     sites = []
     for s in _with_rest(state.sparse):
         all_rows = s.rows_of_columns()
-        pattern = np.zeros(s.shape, bool)
-        for rows in all_rows:
-            pattern[rows[rows >= 0], np.flatnonzero(rows >= 0)] = True
+        pattern = places_of_bands(s.columns.array, s.num_columns)
         bands = []
         for band, rows in enumerate(all_rows):
             places = np.full(len(rows), -1)
@@ -335,7 +334,7 @@ def _squared_sums(sparse: Sequence[Matrix], left: Array, right: tuple[Array, ...
     for s, factor in zip(_with_rest(sparse), right):
         for_components = dataclasses.replace(s, values=s.values[:, None])
         projected = for_components.vector_times(jnp.swapaxes(left, 1, 2)[:, :, None])
-        added += 2 * _einsum("bxmg,bxmg->bx", projected, factor)
+        added += 2 * exact_einsum("bxmg,bxmg->bx", projected, factor)
     own = _sum([jnp.sum(s.squared_norm(), axis=-1) for s in sparse])
     return own[:, None] + jnp.pad(jnp.cumsum(added, axis=-1), ((0, 0), (1, 0)))
 
@@ -343,7 +342,7 @@ def _squared_sums(sparse: Sequence[Matrix], left: Array, right: tuple[Array, ...
 def _squared_norms(left: Array, right: tuple[Array, ...]) -> Array:
     """The squared norms of the components of L R^T, [B, r]; L is orthonormal."""
     none = jnp.zeros(left.shape[::2], jnp.promote_types(left.dtype, jnp.float32))
-    return _sum([none, *(_einsum("bxmg,bxmg->bx", x, x) for x in right)])
+    return _sum([none, *(exact_einsum("bxmg,bxmg->bx", x, x) for x in right)])
 
 
 def _gain(jacobian: Array, squarings: int) -> Array:
@@ -354,7 +353,7 @@ def _gain(jacobian: Array, squarings: int) -> Array:
     power = _normalized(jacobian, schatten)
     for k in range(squarings):
         # The norm of order 2^(k + 2) is that of (J^T J)^(2^k) to the power of 1 / 2^(k + 1).
-        power = _einsum("bki,bkj->bij", power, power)
+        power = exact_einsum("bki,bkj->bij", power, power)
         size = norm(power)
         power = _normalized(power, size)
         schatten *= size ** (0.5 ** (k + 1))
@@ -368,9 +367,3 @@ def _normalized(x: Array, size: Array) -> Array:
 
 def _sum(terms: Sequence[Array]) -> Array:
     return sum(terms[1:], terms[0])
-
-
-def _einsum(subscripts: str, x: Array, y: Array) -> Array:
-    """An einsum of full precision: differences of large inner products decide here."""
-    dtype = jnp.promote_types(x.dtype, jnp.float32)
-    return jnp.einsum(subscripts, x, y, precision="highest", preferred_element_type=dtype)

@@ -21,7 +21,16 @@ from kfrtrl_jax.base import (
     Structure,
 )
 from kfrtrl_jax.estimators.common import sum_of_lanes
-from kfrtrl_jax.matrices import Banded, BlockColumns, Dense, Index, Matrix, materialized, take
+from kfrtrl_jax.matrices import (
+    Banded,
+    BlockColumns,
+    Dense,
+    Index,
+    Matrix,
+    materialized,
+    places_of_bands,
+    take,
+)
 
 
 @jax.tree_util.register_dataclass
@@ -112,11 +121,7 @@ def _immediate(site: SiteShape, state_size: int) -> np.ndarray:
     if site.bands is None:
         full = np.ones((state_size, site.output_size), bool)
         return full if site.derivative is None else site.derivative.array
-    pattern = np.zeros((state_size, site.output_size), bool)
-    for columns in site.bands.array:
-        present = np.flatnonzero(columns >= 0)
-        pattern[present, columns[present]] = True
-    return pattern
+    return places_of_bands(site.bands.array, site.output_size)
 
 
 def _padded(present: np.ndarray) -> np.ndarray:

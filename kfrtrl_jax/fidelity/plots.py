@@ -16,8 +16,7 @@ from matplotlib.figure import Figure
 
 from kfrtrl_jax.fidelity.certificate import LIMIT, Row
 from kfrtrl_jax.fidelity.theory import Theory
-from kfrtrl_jax.training.plots import _COLOURS as COLOURS
-from kfrtrl_jax.training.plots import _STYLE as STYLE
+from kfrtrl_jax.training.plots import COLOURS, STYLE
 
 _MARKERS = "osD^vP*X"
 _DASHES = ["-", "--", ":", "-."]

@@ -57,6 +57,7 @@ from kfrtrl_jax.matrices import (
     Index,
     Matrix,
     compose,
+    places_of_bands,
     side_by_side,
     take,
     through_weights,
@@ -532,11 +533,7 @@ def _boolean(columns: np.ndarray | None, rows: int, size: int) -> np.ndarray:
     """Where a local Jacobian of the given bands can be non-zero, [rows, size]."""
     if columns is None:
         return np.ones((rows, size), bool)
-    matrix = np.zeros((rows, size), bool)
-    for band in columns:
-        present = np.flatnonzero(band >= 0)
-        matrix[present, band[present]] = True
-    return matrix
+    return places_of_bands(columns, size)
 
 
 def _boolean_product(left: np.ndarray, right: np.ndarray) -> np.ndarray:

@@ -21,7 +21,7 @@ LABELS = {
     "valid_loss": "validation loss (bits per character)",
 }
 
-_STYLE: Any = {
+STYLE: Any = {
     "font.size": 10,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -37,24 +37,24 @@ _STYLE: Any = {
     "savefig.dpi": 150,
 }
 # Okabe and Ito's colours, which the colour-blind can tell apart.
-_COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000"]
+COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000"]
 
 
 def plot_run(records: Sequence[Record], path: Path, title: str = "") -> None:
     """One run: its loss, running loss and validation loss, and T* where it has one."""
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure, (top, *rest) = _panels(2 if _has(records, "sequence_length") else 1)
-        top.plot(*_series(records, "loss"), color=_COLOURS[0], alpha=0.3, lw=1, label="loss")
-        top.plot(*_series(records, "running_loss"), color=_COLOURS[0], label="running average")
+        top.plot(*_series(records, "loss"), color=COLOURS[0], alpha=0.3, lw=1, label="loss")
+        top.plot(*_series(records, "running_loss"), color=COLOURS[0], label="running average")
         if _has(records, "valid_loss"):
-            style: Any = {"marker": "o", "ms": 4, "color": _COLOURS[1]}
+            style: Any = {"marker": "o", "ms": 4, "color": COLOURS[1]}
             top.plot(*_series(records, "valid_loss"), label="validation", **style)
         top.set_ylabel("bits per character")
         top.set_ylim(bottom=0)
         top.legend()
         for axes in rest:
             steps, lengths = _series(records, "sequence_length")
-            axes.step(steps, lengths, where="post", color=_COLOURS[2])
+            axes.step(steps, lengths, where="post", color=COLOURS[2])
             axes.set_ylabel(LABELS["sequence_length"])
             axes.yaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
         _finish(figure, [top, *rest], path, title)
@@ -84,7 +84,7 @@ def plot_groups(
     title: str = "",
 ) -> None:
     """Groups of runs, such as seeds, in one figure: the mean of each, and the range around it."""
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure, panels = _panels(len(fields))
         for axes, field in zip(panels, fields):
             for (label, runs), colour in zip(groups.items(), _colours(len(groups))):
@@ -112,7 +112,7 @@ def plot_response(
       y_label: the outcome.
       title: above it.
     """
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure, (axes,) = _panels(1)
         for (label, points), colour in zip(lines.items(), _colours(len(lines))):
             x = sorted(points)
@@ -171,8 +171,8 @@ def _draw_group(
 
 
 def _colours(count: int) -> Sequence[Any]:
-    if count <= len(_COLOURS):
-        return _COLOURS
+    if count <= len(COLOURS):
+        return COLOURS
     return list(mpl.colormaps["viridis"](np.linspace(0, 0.92, count)))
 
 

@@ -1,12 +1,11 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
-from kfrtrl_jax import cells, estimators, readouts, tasks
-from kfrtrl_jax.learner import make_learner
+from kfrtrl_jax import cells, estimators
 from kfrtrl_jax.linearization import make_linearizer
+from tests.cells.learning import losses_on_the_copy_task
 from tests.trajectories import INPUT_SIZE, flat, push_all, run
 
 LRU = cells.lru(input_size=INPUT_SIZE, hidden_size=4)
@@ -81,23 +80,6 @@ def test_rings_that_are_none_are_refused(kwargs, message):
 
 def test_it_learns_the_copy_task_with_exact_gradients_of_the_past():
     with jax.enable_x64(False):
-        task = tasks.copy(batch_size=8)
-        learner = make_learner(
-            cells.on_tokens(cells.lru(input_size=4, hidden_size=16), 4),
-            readouts.linear(input_size=32, output_size=4),
-            estimators.diagonal_rtrl(),
-            optax.adam(5e-3),
-            batch_size=8,
-            example_input=jnp.int32(0),
-        )
-
-        def step(carry, key):
-            state, task_state, loss = carry
-            task_state, batch = task.sample(task_state, key, loss)
-            state, metrics = learner.step(state, jax.tree.map(lambda x: x[None], batch))
-            return (state, task_state, metrics.loss[0]), metrics.loss[0]
-
-        first = (learner.init(jax.random.key(0)), task.init(jax.random.key(1)), jnp.float32(2.0))
-        keys = jax.random.split(jax.random.key(2), 1500)
-        _, losses = jax.jit(lambda c, k: jax.lax.scan(step, c, k))(first, keys)
+        cell = cells.lru(input_size=4, hidden_size=16)
+        losses = losses_on_the_copy_task(cell, estimators.diagonal_rtrl())
     assert losses[-100:].mean() < 0.5 * losses[:20].mean()

@@ -4,14 +4,13 @@ import os
 
 import jax
 import jax.numpy as jnp
-import optax
 import pytest
 from flax import linen as nn
 from flax import nnx
 
-from kfrtrl_jax import cells, estimators, readouts, tasks
-from kfrtrl_jax.learner import make_learner
+from kfrtrl_jax import cells, estimators
 from tests.cells import test_brought_cells as brought
+from tests.cells.learning import losses_on_the_copy_task
 from tests.cells.test_flax_cells import LayerNormLSTM
 
 X = jax.ShapeDtypeStruct((4,), jnp.float32)
@@ -40,29 +39,6 @@ if "KFRTRL_ALL_CELLS" not in os.environ:
 def test_a_cell_learns_as_it_came(name, monkeypatch):
     monkeypatch.setattr(brought, "INPUT_SIZE", 4)
     with jax.enable_x64(False):
-        task = tasks.copy(batch_size=8)
-        cell = TRAINED[name]()
-        width = jax.eval_shape(
-            lambda key: cell.step(cell.init(key), cell.initial_carry(), jnp.zeros(4))[1],
-            jax.random.key(0),
-        ).shape[0]
-        learner = make_learner(
-            cells.on_tokens(cell, 4),
-            readouts.linear(input_size=width, output_size=4),
-            estimators.kf_rtrl(),
-            optax.adam(5e-3),
-            batch_size=8,
-            example_input=jnp.int32(0),
-        )
-
-        def step(carry, key):
-            state, task_state, loss = carry
-            task_state, batch = task.sample(task_state, key, loss)
-            state, metrics = learner.step(state, jax.tree.map(lambda x: x[None], batch))
-            return (state, task_state, metrics.loss[0]), metrics.loss[0]
-
-        first = (learner.init(jax.random.key(0)), task.init(jax.random.key(1)), jnp.float32(2.0))
-        keys = jax.random.split(jax.random.key(2), 1500)
-        _, losses = jax.jit(lambda c, k: jax.lax.scan(step, c, k))(first, keys)
+        losses = losses_on_the_copy_task(TRAINED[name](), estimators.kf_rtrl())
     # Three of the four targets of the shortest sequence are certain, the other is a bit to remember.
     assert losses[-100:].mean() < 0.5 * losses[:20].mean()
