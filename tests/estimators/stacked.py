@@ -149,6 +149,13 @@ def mean_and_teeth(
     return z, without
 
 
+def assert_unbiased(estimator: InfluenceEstimator, steps: Steps) -> None:
+    """Under `patch_signs`; and that equal signs would make a bias."""
+    z, with_equal_signs = mean_and_teeth(estimator, steps)
+    assert z < 4
+    assert with_equal_signs > 100
+
+
 def every_draw(
     estimator: InfluenceEstimator, steps: Steps, signs: int
 ) -> tuple[jax.Array, jax.Array]:

@@ -23,6 +23,22 @@ def random_signs(steps, draws=4096):
     return 1.0 - 2.0 * bits
 
 
+def assert_exact_whatever_the_signs(estimator, steps):
+    drawn = draws_of(estimator, steps, random_signs(steps, draws=8))
+    np.testing.assert_allclose(drawn, np.broadcast_to(exact(steps), drawn.shape), atol=1e-12)
+
+
+def assert_unbiased_with_the_noise_of_kf_rtrl_times(factor, estimator):
+    """At the most; and that equal signs would make a bias."""
+    steps = stacked.along("recurrent_highway")
+    signs = random_signs(steps)
+    ((_, alone),) = stacked.sample(estimators.kf_rtrl(), steps, signs)
+    (z, noise), (without, _) = stacked.sample(estimator, steps, signs, np.ones_like(signs))
+    assert z < 4
+    assert noise < factor * alone
+    assert without > 100
+
+
 def test_average_of_exact_copies_is_exact():
     steps = stacked.along("recurrent_highway")
     keys = jax.random.split(jax.random.key(0), (1, 8))
@@ -130,22 +146,13 @@ def test_a_control_variate_takes_off_all_noise_where_the_leak_is_all_of_j(monkey
     steps = steps._replace(
         linearizations=steps.linearizations._replace(jacobian=steps.linearizations.leak)
     )
-    estimator = estimators.control_variate(estimators.kf_rtrl())
-    drawn = draws_of(estimator, steps, random_signs(steps, draws=8))
-    wanted = exact(steps)
-    np.testing.assert_allclose(drawn, np.broadcast_to(wanted, drawn.shape), atol=1e-12)
+    assert_exact_whatever_the_signs(estimators.control_variate(estimators.kf_rtrl()), steps)
 
 
 def test_a_control_variate_is_unbiased_and_of_less_noise(monkeypatch):
     stacked.patch_signs(("kf_rtrl",), monkeypatch)
-    steps = stacked.along("recurrent_highway")
-    signs = random_signs(steps)
-    ((_, alone),) = stacked.sample(estimators.kf_rtrl(), steps, signs)
     estimator = estimators.control_variate(estimators.kf_rtrl(), coefficient=0.8)
-    (z, noise), (without, _) = stacked.sample(estimator, steps, signs, np.ones_like(signs))
-    assert z < 4
-    assert noise < 0.6 * alone
-    assert without > 100
+    assert_unbiased_with_the_noise_of_kf_rtrl_times(0.6, estimator)
 
 
 def test_a_control_variate_needs_traces_local_to_the_units():
@@ -159,22 +166,13 @@ def test_a_control_variate_needs_traces_local_to_the_units():
 def test_antithetic_copies_are_exact_as_long_as_their_signs_are_orthogonal(monkeypatch):
     stacked.patch_signs(("kf_rtrl",), monkeypatch)
     steps = stacked.part(stacked.along("recurrent_highway"), slice(0, 2))
-    signs = random_signs(steps, draws=8)
-    wanted = exact(steps)
-    drawn = draws_of(estimators.antithetic(estimators.kf_rtrl()), steps, signs)
-    np.testing.assert_allclose(drawn, np.broadcast_to(wanted, drawn.shape), atol=1e-12)
+    assert_exact_whatever_the_signs(estimators.antithetic(estimators.kf_rtrl()), steps)
 
 
 def test_antithetic_copies_are_unbiased_and_of_less_noise_than_independent_ones(monkeypatch):
     stacked.patch_signs(("kf_rtrl",), monkeypatch)
-    steps = stacked.along("recurrent_highway")
-    signs = random_signs(steps)
-    ((_, alone),) = stacked.sample(estimators.kf_rtrl(), steps, signs)
     estimator = estimators.antithetic(estimators.kf_rtrl(), copies=4)
-    (z, noise), (without, _) = stacked.sample(estimator, steps, signs, np.ones_like(signs))
-    assert z < 4
-    assert noise < 0.6 * alone / 4
-    assert without > 100
+    assert_unbiased_with_the_noise_of_kf_rtrl_times(0.6 / 4, estimator)
 
 
 @pytest.mark.parametrize("copies", [0, 3, -2])

@@ -27,11 +27,7 @@ def opaque():
 
 @pytest.mark.parametrize(("cell", "change"), [("gru", lambda steps: steps), (CELL, stacked.dense)])
 def test_reverse_kf_rtrl_is_unbiased(cell, change):
-    z, with_equal_signs = stacked.mean_and_teeth(
-        estimators.reverse_kf_rtrl(), change(stacked.along(cell))
-    )
-    assert z < 4
-    assert with_equal_signs > 100
+    stacked.assert_unbiased(estimators.reverse_kf_rtrl(), change(stacked.along(cell)))
 
 
 def test_a_parameter_in_no_product_is_taken_too():
