@@ -258,9 +258,13 @@ def _finish(
     }
     summary = {name: value for name, value in summary.items() if value is not None}
     workdir.write_json(folder / "summary.json", summary)
-    title = (
-        f"{config.task.name}, {config.cell.name} {config.cell.hidden_size}, {config.estimator.name}"
-    )
+    parts = [
+        config.task.name,
+        f"{config.cell.name} {config.cell.hidden_size}",
+        config.estimator.name,
+        *([] if config.credit.name == "none" else [config.credit.name]),
+    ]
+    title = ", ".join(parts)
     plots.plot_run(records, folder / CURVE, title)
     rows = {
         "steps": f"{summary['step']:,}",
