@@ -75,6 +75,9 @@ STEP_SUITE = (
     Case("recurrent_highway", "uoro", 256, 32, floor="passes", target=2.0),
     Case("recurrent_highway", "rtrl", 64, 8, floor="influence", target=1.3),
     Case("recurrent_highway", "snap", 256, 32, "passes", 2.0, {"order": 1}),
+    # The same steps without any influence: what is left for an estimator.
+    Case("recurrent_highway", "truncated", 128, 16),
+    Case("recurrent_highway", "truncated", 256, 32),
     Case("flax_optimized_lstm", "truncated", 256, 32, "flax", 1.0, segment_length=25),
     Case("lstm", "truncated", 256, 32, "flax", 1.0, segment_length=25),
     Case("recurrent_highway", "kf_rtrl", 64, 8, "alone", 0.7, seeds=16),

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from kfrtrl_jax.base import Array, Key, Structure
 from kfrtrl_jax.errors import UnsupportedCellError
+from kfrtrl_jax.matrices import materialized
 
 # Lanes up to this number are added one by one.
 _FEW_LANES = 64
@@ -59,9 +60,9 @@ def balance(first: Array, second: Array) -> tuple[Array, Array]:
 def norm(x: Array) -> Array:
     """The norm of each lane of x: [B, ...], accumulated in at least float32."""
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    # Rows first, kept apart by a maximum that changes nothing: XLA makes one sum of two, and on CPUs
-    # that of a whole lane runs on one thread.
-    rows = jnp.maximum(jnp.sum(x * x, axis=-1), 0)
+    # Rows first, in a sum of their own: XLA makes one sum of two, and on CPUs that of a whole lane runs
+    # on one thread.
+    rows = materialized(jnp.sum(x * x, axis=-1))
     return jnp.sqrt(jnp.sum(rows, axis=tuple(range(1, rows.ndim))))
 
 
