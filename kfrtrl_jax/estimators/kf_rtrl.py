@@ -47,6 +47,9 @@ def kf_rtrl() -> InfluenceEstimator:
     p1 and p2 make the two factors of either product equal in norm, which makes the noise least. The
     paper has a sign for either term; only their product c is in u (x) A.
 
+    What is kept is u / p1 and p1 A, whose product is the same: u stays about 1 in norm, and A has the
+    norm of G.
+
     Unbiased; O(n g) memory and O(n^2 g) work a lane and site. A site whose input is the constant 1 has
     m = 1 and is kept exactly, with u = 1: there is nothing to factor.
 
