@@ -249,8 +249,8 @@ def make_learner(
         """(gradient inside the segment, cotangent at its start, credit, (carry, starts, losses))."""
 
         def total(variables: Any, carry: Any) -> tuple[Array, Any]:
-            carry, losses, rest = unroll(state.parameters, variables, carry, segment)
-            return jnp.sum(losses) / predictions, (carry, losses, rest)
+            carry, losses, seen = unroll(state.parameters, variables, carry, segment)
+            return jnp.sum(losses) / predictions, (carry, losses, seen)
 
         # The carry may hold integers, which have no derivative: they are given as constants.
         inexact, rest = _partition(state.carry)

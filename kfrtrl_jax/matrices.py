@@ -7,7 +7,8 @@ code serves one lane inside `vmap` and a whole batch.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
@@ -65,6 +66,12 @@ def take(x: Array, indices: np.ndarray, axis: int) -> Array:
         else:
             parts.append(jax.lax.slice_in_dim(x, first, first + length, axis=x.ndim + axis))
     return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=axis)
+
+
+def spans(sizes: Iterable[int]) -> list[tuple[int, int]]:
+    """(start, stop) of each of some parts that lie one after the other."""
+    stops = list(itertools.accumulate(sizes))
+    return list(zip([0, *stops], stops))
 
 
 def places_of_bands(columns: np.ndarray, num_columns: int) -> np.ndarray:
@@ -412,10 +419,9 @@ class BlockColumns:
         Args:
           blocks: [..., columns of a block, k].
         """
-        stops = np.cumsum([x.shape[-2] for x in blocks])
         return tuple(
-            _sum_of_products(self.rows(int(stop) - x.shape[-2], int(stop)).blocks, blocks)
-            for x, stop in zip(blocks, stops)
+            _sum_of_products(self.rows(start, stop).blocks, blocks)
+            for start, stop in spans(x.shape[-2] for x in blocks)
         )
 
     def times_vector(self, v: Array) -> Array:
@@ -498,9 +504,8 @@ def _times(blocks: Sequence[Matrix], x: Array) -> Array:
     """The product of blocks of columns with x: [..., n, k]."""
     if len(blocks) == 1:
         return _sum_of_products(blocks, [x])
-    stops = np.cumsum([block.shape[1] for block in blocks])
-    pieces = [x[..., stop - block.shape[1] : stop, :] for block, stop in zip(blocks, stops)]
-    return _sum_of_products(blocks, pieces)
+    columns = spans(block.shape[1] for block in blocks)
+    return _sum_of_products(blocks, [x[..., start:stop, :] for start, stop in columns])
 
 
 def _sum_of_products(blocks: Sequence[Matrix], pieces: Sequence[Array]) -> Array:

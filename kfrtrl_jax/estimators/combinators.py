@@ -35,20 +35,14 @@ def average(estimator: InfluenceEstimator, copies: int) -> InfluenceEstimator:
     if copies < 1:
         raise ValueError(f"copies must be at least 1, got {copies}")
 
+    def init(structure: Structure) -> Any:
+        one = estimator.init(structure)
+        return jax.tree.map(lambda x: jnp.broadcast_to(x, (copies, *x.shape)), one)
+
     def push(state: Any, linearization: Linearization, key: Key) -> Any:
         return jax.vmap(estimator.push, in_axes=(0, None, 0))(
             state, linearization, jax.random.split(key, copies)
         )
-
-    return _mean_of_copies(estimator, copies)._replace(push=push)
-
-
-def _mean_of_copies(estimator: InfluenceEstimator, copies: int) -> InfluenceEstimator:
-    """All but the push of states with a leading axis [copies, ...], the mean of which is pulled."""
-
-    def init(structure: Structure) -> Any:
-        one = estimator.init(structure)
-        return jax.tree.map(lambda x: jnp.broadcast_to(x, (copies, *x.shape)), one)
 
     def pull(state: Any, cotangent: Array) -> SiteGradients:
         gradients = jax.vmap(estimator.pull, in_axes=(0, None))(state, cotangent)
@@ -57,7 +51,7 @@ def _mean_of_copies(estimator: InfluenceEstimator, copies: int) -> InfluenceEsti
     def diagnostics(state: Any) -> dict[str, Array]:
         return jax.tree.map(jnp.mean, jax.vmap(estimator.diagnostics)(state))
 
-    return InfluenceEstimator(init, estimator.push, pull, diagnostics)
+    return InfluenceEstimator(init, push, pull, diagnostics)
 
 
 class ResetEveryState(NamedTuple):
@@ -280,7 +274,7 @@ def antithetic(estimator: InfluenceEstimator, copies: int = 2) -> InfluenceEstim
     while len(signs) < copies:
         signs = np.kron(signs, [[1, 1], [1, -1]])
 
-    mean = _mean_of_copies(estimator, copies)
+    mean = average(estimator, copies)
 
     def init(structure: Structure) -> AntitheticState:
         return AntitheticState(mean.init(structure), jnp.zeros((), jnp.int32))

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax.numpy as jnp
-import numpy as np
 
 from kfrtrl_jax.base import (
     Array,
@@ -25,7 +24,7 @@ from kfrtrl_jax.estimators.common import (
     random_signs,
     require_products,
 )
-from kfrtrl_jax.matrices import BlockColumns, Matrix
+from kfrtrl_jax.matrices import BlockColumns, Matrix, spans
 
 
 class KfRtrlState(NamedTuple):
@@ -99,10 +98,9 @@ def kf_rtrl() -> InfluenceEstimator:
 
 def _pull(cotangent: Array, factor: Sequence[Array]) -> Array:
     """c^T A, [B, g]."""
-    stops = np.cumsum([a.shape[1] for a in factor])
     terms = [
-        jnp.einsum("bn,bng->bg", cotangent[:, stop - a.shape[1] : stop], a)
-        for a, stop in zip(factor, stops)
+        jnp.einsum("bn,bng->bg", cotangent[:, start:stop], a)
+        for a, (start, stop) in zip(factor, spans(a.shape[1] for a in factor))
     ]
     return sum(terms[1:], terms[0])
 
@@ -145,8 +143,7 @@ def _push_site(
 
 def _add(derivative: Matrix, factor: Sequence[Array], scale: Array) -> tuple[Array, ...]:
     """A + scale * D, in A's blocks of rows."""
-    stops = np.cumsum([a.shape[1] for a in factor])
     return tuple(
-        derivative.rows(int(stop) - a.shape[1], int(stop)).add_to(a, scale)
-        for a, stop in zip(factor, stops)
+        derivative.rows(start, stop).add_to(a, scale)
+        for a, (start, stop) in zip(factor, spans(a.shape[1] for a in factor))
     )

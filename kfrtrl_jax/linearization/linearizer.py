@@ -145,9 +145,7 @@ def make_linearizer(cell: Cell, example_input: Any, batch_size: int) -> Lineariz
     def one_lane(
         params: Any, carry: Any, x: Any, keep: Array
     ) -> tuple[Linearization, tuple[Array, ...]]:
-        environment: Environment = dict(zip(program.parameters, jax.tree.leaves(params)))
-        environment.update(zip(program.carry, jax.tree.leaves(carry)))
-        environment.update(zip(program.inputs, jax.tree.leaves(x)))
+        environment = program.environment(params, carry, x)
         environment = evaluate((*discovery.prefix, *discovery.equations), environment)
         return _eliminate(local, plans, environment, keep)
 

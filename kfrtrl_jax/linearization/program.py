@@ -106,6 +106,11 @@ class Program:
     new_carry: tuple[Atom, ...]
     output: tuple[Atom, ...]
 
+    def environment(self, params: Any, carry: Any, x: Any) -> Environment:
+        """The values that a step starts from."""
+        variables = (*self.parameters, *self.carry, *self.inputs)
+        return dict(zip(variables, jax.tree.leaves((params, carry, x)), strict=True))
+
 
 def _meet(atoms: Sequence[Atom]) -> bool:
     return any(atom.role is Role.DATA for atom in atoms) and any(

@@ -64,9 +64,7 @@ def make_taps(
     def step(
         params: Any, carry: Any, x: Any, taps: Sequence[Array]
     ) -> tuple[Any, Any, Sequence[Array]]:
-        environment: Environment = dict(zip(program.parameters, jax.tree.leaves(params)))
-        environment.update(zip(program.carry, jax.tree.leaves(carry)))
-        environment.update(zip(program.inputs, jax.tree.leaves(x)))
+        environment = program.environment(params, carry, x)
         environment = evaluate(program.equations, environment, dict(zip(tapped, taps)))
         new = [read(environment, atom) for atom in program.new_carry]
         outputs = [read(environment, atom) for atom in program.output]
