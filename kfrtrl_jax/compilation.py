@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+
+from kfrtrl_jax import jax_internals
 
 # Or every step of a scan copies the influence, in fear that its reader comes too late.
 _IN_PLACE = {"xla_cpu_copy_insertion_use_region_analysis": True}
@@ -80,20 +82,10 @@ def products(jaxpr: Any) -> tuple[int, int]:
             columns = result // max(1, lanes * rows)
             counts[not (lanes > 1 < rows and columns > 1)] += result * inner
         times = equation.params.get("length", 1) if equation.primitive.name == "scan" else 1
-        for inner_jaxpr in _inside(equation):
+        for inner_jaxpr in jax_internals.inner_jaxprs(equation.params):
             for i, count in enumerate(products(inner_jaxpr)):
                 counts[i] += times * count
     return counts[0], counts[1]
-
-
-def _inside(equation: Any) -> Iterator[Any]:
-    """The jaxprs that an equation calls."""
-    for leaf in jax.tree.leaves(
-        list(equation.params.values()), is_leaf=lambda x: hasattr(x, "eqns") or hasattr(x, "jaxpr")
-    ):
-        jaxpr = getattr(leaf, "jaxpr", leaf)
-        if hasattr(jaxpr, "eqns"):
-            yield jaxpr
 
 
 def _known(options: dict[str, Any]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import math
 import jax
 import jax.numpy as jnp
 
+from kfrtrl_jax import jax_internals
 from kfrtrl_jax.base import Array, Cell, Key
 
 
@@ -74,7 +75,7 @@ def lru(
 
 def _check(min_radius: float, max_radius: float, max_phase: float) -> None:
     values = (min_radius, max_radius, max_phase)
-    if any(isinstance(value, jax.core.Tracer) for value in values):
+    if any(map(jax_internals.is_traced, values)):
         return
     if not 0 <= min_radius < max_radius <= 1:
         raise ValueError(

@@ -1,0 +1,87 @@
+"""What the library uses of JAX beyond its documented functions: jaxprs, their equations, tracers.
+
+Where a release of JAX changes one of these, this is the only module to change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+from jax.extend import core
+
+Literal = core.Literal
+
+# Primitives that only wrap a jaxpr: it can be read in their place.
+TRANSPARENT = frozenset("jit pjit closed_call core_call remat checkpoint remat2".split())
+
+# Primitives that carry a derivative rule of their author's beside the forward jaxpr.
+CUSTOM_PULLBACKS = frozenset("custom_vjp_call custom_vjp_call_jaxpr".split())
+CUSTOM_RULES = CUSTOM_PULLBACKS | {"custom_jvp_call"}
+
+# Primitives that take raw bits (uint32) for a PRNG key.
+READS_RAW_KEYS = frozenset("random_wrap threefry2x32".split())
+
+
+def closed(jaxpr: Any) -> Any:
+    """A closed jaxpr, of one that may be open."""
+    return jaxpr if hasattr(jaxpr, "consts") else core.ClosedJaxpr(jaxpr, ())
+
+
+def as_function(jaxpr: Any) -> Callable[..., Any]:
+    """A closed jaxpr as a function of its inputs, flat."""
+    return core.jaxpr_as_fun(closed(jaxpr))
+
+
+def wrapped_jaxpr(params: dict[str, Any]) -> Any:
+    """The closed jaxpr that a transparent primitive wraps."""
+    return closed(params["jaxpr" if "jaxpr" in params else "call_jaxpr"])
+
+
+def bind(primitive: Any, params: dict[str, Any], values: Sequence[Any]) -> Sequence[Any]:
+    """The outputs of a primitive with an equation's parameters, at the given values."""
+    result = primitive.bind(*values, **primitive.get_bind_params(params))
+    return result if primitive.multiple_results else [result]
+
+
+def inner_jaxprs(params: dict[str, Any]) -> Iterator[Any]:
+    """The open jaxprs among an equation's parameters: bodies, branches, what is wrapped."""
+    for value in params.values():
+        for item in value if isinstance(value, (tuple, list)) else (value,):
+            if hasattr(item, "jaxpr") and hasattr(item, "consts"):
+                yield item.jaxpr
+            elif hasattr(item, "eqns") and hasattr(item, "invars"):
+                yield item
+
+
+def all_equations(jaxpr: Any) -> Iterator[Any]:
+    """The equations of an open jaxpr and of all jaxprs inside them."""
+    for eqn in jaxpr.eqns:
+        yield eqn
+        for inner in inner_jaxprs(eqn.params):
+            yield from all_equations(inner)
+
+
+def is_traced(value: Any) -> bool:
+    """Whether a value is known only as a tracer, inside of a function that JAX is tracing."""
+    return isinstance(value, jax.core.Tracer)
+
+
+def is_tracing() -> bool:
+    """Whether JAX is tracing, for `jax.jit` say, where this is called."""
+    return is_traced(jax.numpy.zeros(()))
+
+
+def source_line(source: Any, but_of: Sequence[str]) -> str:
+    """Where in the user's code an equation comes from, "file.py:12".
+
+    Args:
+      source: the equation's source_info.
+      but_of: parts of paths whose frames are not the user's.
+    """
+    frames = source.traceback.frames if source is not None and source.traceback else []
+    for frame in frames:
+        if not any(part in frame.file_name for part in ("/jax/", *but_of)):
+            return f"{frame.file_name.rsplit('/', 1)[-1]}:{frame.line_num}"
+    return "an unknown line"
