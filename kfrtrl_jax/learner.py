@@ -20,6 +20,7 @@ is the exact gradient. With share 1 the estimator is out of use.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 from collections.abc import Callable
@@ -29,8 +30,18 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from kfrtrl_jax.base import Array, Cell, CreditEstimator, InfluenceEstimator, Key
+from kfrtrl_jax import jax_internals, linearization
+from kfrtrl_jax.base import (
+    Array,
+    Cell,
+    CreditEstimator,
+    InfluenceEstimator,
+    Key,
+    SiteGradients,
+    Structure,
+)
 from kfrtrl_jax.errors import UnsupportedCellError
+from kfrtrl_jax.lanes import initial_lanes, restarted
 from kfrtrl_jax.linearization import Linearizer, make_linearizer
 from kfrtrl_jax.readouts import Readout
 from kfrtrl_jax.tasks.base import Batch
@@ -47,6 +58,7 @@ class LearnerState(NamedTuple):
       carry: the cell's, [B, ...].
       influence: the estimator's state.
       key: a PRNG key.
+      fresh: [B], the lanes that have not made a step since `init`: they have no past.
       credit: the credit estimator's state; empty without one.
     """
 
@@ -55,6 +67,7 @@ class LearnerState(NamedTuple):
     carry: Any
     influence: Any
     key: Key
+    fresh: Array
     credit: Any = ()
 
 
@@ -97,32 +110,6 @@ def predict(
     return carry, readout.apply(parameters["readout"], output)
 
 
-def initial_lanes(cell: Cell, batch_size: int) -> Any:
-    """The carry of B lanes before their first step; PRNG keys differ from lane to lane."""
-
-    def lanes(leaf: Any) -> Array:
-        leaf = jnp.asarray(leaf)
-        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            fold = jnp.vectorize(jax.random.fold_in, signature="(),()->()")
-            return fold(leaf, jnp.arange(batch_size).reshape(-1, *[1] * leaf.ndim))
-        return jnp.broadcast_to(leaf, (batch_size, *leaf.shape))
-
-    return jax.tree.map(lanes, cell.initial_carry())
-
-
-def restarted(cell: Cell, carry: Any, reset: Array) -> Any:
-    """The carry [B, ...] with the lanes of reset [B] at the start of a sequence; PRNG keys go on."""
-    fresh = cell.initial_carry() if cell.restart is None else jax.vmap(cell.restart)(carry)
-
-    def leaf(new: Any, old: Array) -> Array:
-        if jnp.issubdtype(old.dtype, jax.dtypes.prng_key):
-            return old
-        where = reset.reshape(-1, *[1] * (old.ndim - 1))
-        return jnp.where(where, jnp.asarray(new, old.dtype), old)
-
-    return jax.tree.map(leaf, fresh, carry)
-
-
 def make_learner(
     cell: Cell,
     readout: Readout,
@@ -135,6 +122,7 @@ def make_learner(
     immediate: Literal["exact", "estimated"] = "exact",
     credit: CreditEstimator | None = None,
     loss: Loss = optax.softmax_cross_entropy_with_integer_labels,
+    check: bool = True,
 ) -> Learner:
     """Makes a learner.
 
@@ -150,6 +138,8 @@ def make_learner(
       credit: of states for the losses after their segment, see above; it costs a second backward pass
         through the segment, and none where its share is the constant 1.
       loss: (prediction, target) -> scalar in nats, for one lane.
+      check: whether to compare the cell's linearization with `jax.vjp` first, once, which takes a
+        second or two (see `linearization.check`). Inside a function that JAX is tracing it is left out.
 
     Returns:
       The learner. The gradient is that of the mean loss over lanes and time steps.
@@ -157,7 +147,8 @@ def make_learner(
     Raises:
       ValueError: if segment_length is less than 1, immediate unknown or "estimated" beside a credit, or
         the credit's share outside [0, 1].
-      UnsupportedCellError: if the cell has no structure that the estimator can use.
+      UnsupportedCellError: if the cell has no structure that the estimator can use, cannot be
+        linearized, or does not pass the check.
     """
     if segment_length < 1:
         raise ValueError(f"segment_length must be at least 1, got {segment_length}")
@@ -176,6 +167,10 @@ def make_learner(
     linearizer = make_linearizer(cell, example_input, batch_size)
     # An estimator refuses a cell in its init: better now than when training starts.
     jax.eval_shape(lambda: estimator.init(linearizer.structure))
+    if check and not jax_internals.is_tracing():
+        # Under `jax.vmap` the cell may hold what has no value to look at.
+        with contextlib.suppress(jax.errors.TracerArrayConversionError):
+            linearization.check(cell, example_input)
     output_of, taps = linearizer.output_of, linearizer.taps
     if immediate == "estimated" and output_of is None:
         raise UnsupportedCellError(
@@ -183,6 +178,18 @@ def make_learner(
             'use immediate="exact"'
         )
     predictions = segment_length * batch_size
+    forget = make_forget(estimator, linearizer.structure)
+
+    def pull(influence: Any, cotangent: Array, begins: Array) -> tuple[Any, SiteGradients]:
+        """(the influence as the segment goes on with it, the gradient through its start)."""
+        if forget is None:
+            return influence, estimator.pull(influence, cotangent)
+
+        def without_lost_lanes() -> tuple[Any, SiteGradients]:
+            first = forget(influence, begins[0])
+            return forget(influence, jnp.any(begins, axis=0)), estimator.pull(first, cotangent)
+
+        return recovered((influence, estimator.pull(influence, cotangent)), without_lost_lanes)
 
     def init(key: Key) -> LearnerState:
         cell_key, readout_key, key, *rest = jax.random.split(key, 3 if credit is None else 4)
@@ -190,45 +197,46 @@ def make_learner(
         carry = initial_lanes(cell, batch_size)
         return LearnerState(
             parameters,
-            optimizer.init(parameters),
+            optimizer.init(_partition(parameters)[0]),
             carry,
             estimator.init(linearizer.structure),
             key,
+            jnp.ones(batch_size, bool),
             () if credit is None else credit.init(linearizer.structure, *rest),
         )
 
-    def push(parameters: Any, influence: Any, start: Any, batch: Any, key: Key) -> Any:
-        keep = 1 - batch.reset.astype(linearizer.structure.dtype)
-        linearization = linearizer.linearize(parameters["cell"], start, batch.inputs, keep)
-        return estimator.push(influence, linearization, key)
-
-    def influence_gradient(parameters: Any, influence: Any, cotangent: Any) -> Any:
-        pulled = estimator.pull(influence, linearizer.flatten_cotangent(cotangent))
-        return linearizer.gradient(parameters["cell"], pulled)
+    def push(parameters: Any, influence: Any, start: Any, batch: Any, begins: Any, key: Key) -> Any:
+        keep = 1 - begins.astype(linearizer.structure.dtype)
+        linearized = linearizer.linearize(parameters["cell"], start, batch.inputs, keep)
+        return estimator.push(influence, linearized, key)
 
     def variables_of(parameters: Any) -> Any:
-        """What the loss of a segment is differentiated by: the parameters, or taps for the cell's."""
-        if taps is None:
-            return parameters
-        zeros = [jnp.zeros((segment_length, batch_size, *z.shape), z.dtype) for z in taps.zeros]
-        return {"cell": zeros, "readout": parameters["readout"]}
+        """What the loss of a segment is differentiated by: for the cell's parameters, taps."""
+        return {
+            "taps": [
+                jnp.zeros((segment_length, batch_size, *z.shape), z.dtype) for z in taps.zeros
+            ],
+            "live": taps.live_leaves(parameters["cell"]),
+            "readout": _partition(parameters["readout"])[0],
+        }
 
     def gradient_by_parameters(parameters: Any, gradient: Any, data: Any) -> Any:
         """The gradient by the parameters, of that by the variables."""
-        if taps is None:
-            return gradient
-        sites = taps.site_gradients(data, gradient["cell"])
-        return {**gradient, "cell": linearizer.gradient(parameters["cell"], sites)}
+        sites = taps.site_gradients(data, gradient["taps"])
+        return {
+            "cell": linearizer.gradient(parameters["cell"], sites, gradient["live"]),
+            "readout": gradient["readout"],
+        }
 
     def unroll(
         parameters: Any, variables: Any, carry: Any, segment: Batch
     ) -> tuple[Any, Array, tuple[Any, Any]]:
         """(carry at the end, losses [K, B], (carries that the steps start from [K, B], data))."""
+        _, constants = _partition(parameters["readout"])
+        readout_parameters = _combine(variables["readout"], constants)
 
         def advance(carry: Any, x: Any, step_taps: Any) -> tuple[Any, Any, Any]:
-            if taps is None:
-                return *cell.step(variables["cell"], carry, x), ()
-            return taps.step(parameters["cell"], carry, x, step_taps)
+            return taps.step(parameters["cell"], variables["live"], carry, x, step_taps)
 
         def one(carry: Any, step: tuple[Batch, Any]) -> tuple[Any, tuple[Any, Any, Any]]:
             batch, step_taps = step
@@ -237,10 +245,11 @@ def make_learner(
             return new, (start, output, data)
 
         def loss_of(output: Any, target: Any) -> Array:
-            return loss(readout.apply(variables["readout"], output), target)
+            return loss(readout.apply(readout_parameters, output), target)
 
-        steps = segment, () if taps is None else variables["cell"]
-        carry, (starts, outputs, data) = _scan(one, carry, steps, segment_length)
+        carry, (starts, outputs, data) = _scan(
+            one, carry, (segment, variables["taps"]), segment_length
+        )
         # The readout of all steps at once, outside of the loop.
         losses = jax.vmap(jax.vmap(loss_of))(outputs, segment.targets)
         return carry, losses, (starts, data)
@@ -269,7 +278,7 @@ def make_learner(
             carry, losses, seen = unroll(
                 state.parameters, variables, _combine(carry, rest), segment
             )
-            return (losses, linearizer.flatten_cotangent(carry)), (carry, losses, seen)
+            return (losses, linearizer.flatten(carry)), (carry, losses, seen)
 
         (losses, end), pullback, (carry, _, (starts, data)) = jax.vjp(
             ends, variables_of(state.parameters), inexact, has_aux=True
@@ -284,11 +293,10 @@ def make_learner(
             late, start = pullback((jnp.zeros_like(losses), future))
             gradient, start = add(gradient, _scaled(late, credit.share)), add(past, start)
             past = _combine(_scaled(past, (1 - credit.share) / predictions), rest)
-        new = credit.update(
-            state.credit,
-            linearizer.flatten_cotangent(state.carry),
-            linearizer.flatten_cotangent(_combine(start, rest)),
-        )
+        target = linearizer.flatten_cotangent(_combine(start, rest))
+        # At the very start of a sequence it may be infinite; nobody asks for the credit there.
+        target = jnp.where(state.fresh[:, None] & ~jnp.isfinite(target), 0, target)
+        new = credit.update(state.credit, linearizer.flatten(state.carry), target)
         gradient = gradient_by_parameters(
             state.parameters, _scaled(gradient, 1 / predictions), data
         )
@@ -298,16 +306,27 @@ def make_learner(
         gradient, cotangent, credit_state, (carry, starts, losses) = (
             differentiate if credit is None else differentiate_with_credit
         )(state, segment)
+        begins = segment.reset.at[0].set(segment.reset[0] | state.fresh)
+        influence = state.influence
         if cotangent is not None:
-            past = influence_gradient(state.parameters, state.influence, cotangent)
+            cotangent = linearizer.flatten_cotangent(cotangent)
+            # What came before the start does not exist, however infinite the derivative there.
+            cotangent = jnp.where(state.fresh[:, None], 0, cotangent)
+            influence, pulled = pull(influence, cotangent, begins)
+            past = linearizer.gradient(state.parameters["cell"], pulled)
             gradient["cell"] = jax.tree.map(jnp.add, gradient["cell"], past)
         influence, _ = _scan(
             lambda g, step: (push(state.parameters, g, *step), None),
-            state.influence,
-            (starts, segment, keys),
+            influence,
+            (starts, segment, begins, keys),
             segment_length,
         )
-        new_state = state._replace(carry=carry, influence=influence, credit=credit_state)
+        new_state = state._replace(
+            carry=carry,
+            influence=influence,
+            fresh=jnp.zeros_like(state.fresh),
+            credit=credit_state,
+        )
         return gradient, new_state, losses
 
     def estimated(
@@ -316,31 +335,45 @@ def make_learner(
         parameters = state.parameters
         assert output_of is not None
 
-        def one(carry: tuple[Any, Any], step: tuple[Batch, Key]) -> Any:
+        readout_floats, readout_rest = _partition(parameters["readout"])
+        begins = segment.reset.at[0].set(segment.reset[0] | state.fresh)
+
+        def one(carry: tuple[Any, Any], step: tuple[Batch, Array, Key]) -> Any:
             old, influence = carry
-            batch, key = step
+            batch, begin, key = step
             start = restarted(cell, old, batch.reset)
-            influence = push(parameters, influence, start, batch, key)
             new, _ = jax.vmap(lambda c, x: cell.step(parameters["cell"], c, x))(start, batch.inputs)
             inexact, rest = _partition(new)
 
-            def total(readout_parameters: Any, inexact: Any) -> tuple[Array, Array]:
+            def total(readout_floats: Any, inexact: Any) -> tuple[Array, Array]:
                 outputs = jax.vmap(output_of)(_combine(inexact, rest))
+                readout_parameters = _combine(readout_floats, readout_rest)
                 logits = jax.vmap(lambda h: readout.apply(readout_parameters, h))(outputs)
                 losses = jax.vmap(loss)(logits, batch.targets)
                 return jnp.sum(losses) / predictions, losses
 
             (readout_gradient, cotangent), losses = jax.grad(total, argnums=(0, 1), has_aux=True)(
-                parameters["readout"], inexact
+                readout_floats, inexact
             )
-            cell_gradient = influence_gradient(parameters, influence, _combine(cotangent, rest))
+            c = linearizer.flatten_cotangent(_combine(cotangent, rest))
+
+            def advance(influence: Any) -> tuple[Any, SiteGradients]:
+                influence = push(parameters, influence, start, batch, begin, key)
+                return influence, estimator.pull(influence, c)
+
+            influence, pulled = recovered(
+                advance(influence),
+                lambda: advance(influence if forget is None else forget(influence, begin)),
+            )
+            cell_gradient = linearizer.gradient(parameters["cell"], pulled)
             return (new, influence), ({"cell": cell_gradient, "readout": readout_gradient}, losses)
 
         (carry, influence), (gradients, losses) = _scan(
-            one, (state.carry, state.influence), (segment, keys), segment_length
+            one, (state.carry, state.influence), (segment, begins, keys), segment_length
         )
         gradient = jax.tree.map(lambda g: jnp.sum(g, axis=0), gradients)
-        return gradient, state._replace(carry=carry, influence=influence), losses
+        fresh = jnp.zeros_like(state.fresh)
+        return gradient, state._replace(carry=carry, influence=influence, fresh=fresh), losses
 
     def gradient_of(state: LearnerState, segment: Any) -> tuple[Any, LearnerState, Array]:
         key, *keys = jax.random.split(state.key, segment_length + 1)
@@ -350,10 +383,11 @@ def make_learner(
 
     def step(state: LearnerState, segment: Any) -> tuple[LearnerState, StepMetrics]:
         gradient, state, losses = gradient_of(state, segment)
-        updates, optimizer_state = optimizer.update(
-            gradient, state.optimizer_state, state.parameters
-        )
-        parameters = optax.apply_updates(state.parameters, updates)
+        floats, constants = _partition(state.parameters)
+        # JAX's gradient by a complex number points the wrong way along its imaginary part.
+        descending = jax.tree.map(jnp.conj, gradient)
+        updates, optimizer_state = optimizer.update(descending, state.optimizer_state, floats)
+        parameters = _combine(optax.apply_updates(floats, updates), constants)
         metrics = StepMetrics(losses / math.log(2), optax.tree.norm(gradient))
         return state._replace(parameters=parameters, optimizer_state=optimizer_state), metrics
 
@@ -365,6 +399,62 @@ def make_learner(
         }
 
     return Learner(init, step, gradient_of, diagnostics, linearizer)
+
+
+def make_forget(
+    estimator: InfluenceEstimator, structure: Structure
+) -> Callable[[Any, Array], Any] | None:
+    """A function (estimator's state, lanes [B]) -> the state with these lanes as at the start.
+
+    None for a state without lanes. Which axis of an array the lanes are on is told by how its shape
+    grows with B.
+    """
+    one_more = structure._replace(batch_size=structure.batch_size + 1)
+    shapes, larger = (jax.eval_shape(lambda s=s: estimator.init(s)) for s in (structure, one_more))
+
+    def axis_of(a: Any, b: Any) -> int:
+        return next((i for i, (x, y) in enumerate(zip(a.shape, b.shape)) if x != y), -1)
+
+    axes = jax.tree.map(axis_of, shapes, larger)
+    if all(axis < 0 for axis in jax.tree.leaves(axes)):
+        return None
+
+    def forget(state: Any, lanes: Array) -> Any:
+        def leaf(axis: int, new: Array, old: Array) -> Array:
+            if axis < 0:
+                return old
+            return jnp.where(
+                jnp.expand_dims(lanes, [i for i in range(old.ndim) if i != axis]), new, old
+            )
+
+        return jax.tree.map(leaf, axes, estimator.init(structure), state)
+
+    return forget
+
+
+def recovered(found: tuple[Any, SiteGradients], again: Callable[[], Any]) -> Any:
+    """What was found, (influence, gradient), or where the gradient is not finite what `again` finds.
+
+    A lane whose influence is infinite, after an infinite derivative, is lost until it starts anew. Then
+    J = 0 is no help, as 0 times infinity is no number; `again` is.
+    """
+    gradients = [jnp.all(jnp.isfinite(g)) for g in found[1]]
+    if not gradients:
+        return found
+    lost = _anywhere(~jnp.all(jnp.stack(gradients)))
+    return jax.lax.cond(lost, again, lambda: found)
+
+
+@jax.custom_batching.custom_vmap
+def _anywhere(x: Array) -> Array:
+    """Whether x is true, in any of the runs that `jax.vmap` makes one: a conditional stays one."""
+    return jnp.any(x)
+
+
+@_anywhere.def_vmap
+def _anywhere_in_batch(axis_size: int, in_batched: Any, x: Array) -> tuple[Array, bool]:
+    del axis_size, in_batched
+    return _anywhere(x), False
 
 
 def _scan(f: Callable[..., Any], init: Any, xs: Any, length: int) -> Any:

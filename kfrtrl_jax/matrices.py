@@ -133,6 +133,10 @@ class Dense:
         """Some of its rows."""
         return Dense(self.values[..., start:stop, :])
 
+    def kept(self, keep: Array) -> Dense:
+        """This matrix, and 0 where keep, [...], is 0: even in place of what is not finite."""
+        return Dense(_chosen(self.values, keep))
+
     def scale_columns(self, s: Array) -> Dense:
         """This matrix times diag(s), s: [..., columns]."""
         return Dense(self.values * s[..., None, :])
@@ -226,6 +230,10 @@ class Banded:
         values = take(self.values[..., start:stop], bands, axis=-2)
         return Banded(values, Index(columns[bands]), self.num_columns)
 
+    def kept(self, keep: Array) -> Banded:
+        """This matrix, and 0 where keep, [...], is 0: even in place of what is not finite."""
+        return dataclasses.replace(self, values=_chosen(self.values, keep))
+
     def scale_columns(self, s: Array) -> Banded:
         """This matrix times diag(s), s: [..., columns]."""
         if not self.bands:
@@ -235,6 +243,10 @@ class Banded:
 
 
 Matrix = Dense | Banded
+
+
+def _chosen(values: Array, keep: Array) -> Array:
+    return jnp.where(keep[..., None, None] == 0, 0, values)
 
 
 def _sum_of_squares(x: Array, axes: tuple[int, ...]) -> Array:
@@ -458,7 +470,17 @@ class BlockColumns:
             return BlockColumns(tuple(times_scale(block) for block in self.blocks))
         return _multiplied_out(
             tuple(times_scale(block) for block in self.rest),
-            tuple(dataclasses.replace(p, left=times_scale(p.left)) for p in self.products),
+            tuple(
+                dataclasses.replace(
+                    p,
+                    left=times_scale(p.left),
+                    # Finite numbers times what is not finite are not 0 where the scale is.
+                    right=p.right
+                    if isinstance(p.right.values, np.ndarray)
+                    else p.right.kept(scale),
+                )
+                for p in self.products
+            ),
         )
 
     def rows(self, start: int, stop: int) -> BlockColumns:

@@ -13,6 +13,8 @@ import jax.numpy as jnp
 from kfrtrl_jax.base import Array, Cell, InfluenceEstimator, Linearization, Mask, Structure
 from kfrtrl_jax.errors import UnsupportedCellError
 from kfrtrl_jax.linearization.linearizer import Linearizer, make_linearizer
+from kfrtrl_jax.linearization.self_check import Check
+from kfrtrl_jax.linearization.self_check import check as compare
 from kfrtrl_jax.matrices import Banded, Matrix
 
 
@@ -41,6 +43,7 @@ class Explanation(NamedTuple):
       linearization_flops: floating-point operations of finding J and every D in one step, all lanes
         together, as XLA counts them before it optimizes.
       costs: by estimator.
+      check: what the comparison with `jax.vjp` gave; None if it was not asked for.
     """
 
     structure: Structure
@@ -49,6 +52,7 @@ class Explanation(NamedTuple):
     direct: tuple[str, ...]
     linearization_flops: float
     costs: dict[str, Cost]
+    check: Check | None
 
     def __str__(self) -> str:
         lines = [
@@ -74,6 +78,8 @@ class Explanation(NamedTuple):
                     f"{name}: {cost.state_bytes / 2**20:.3f} MiB of state, {cost.flops:.3g} "
                     f"floating-point operations a push"
                 )
+        if self.check is not None:
+            lines.append(str(self.check))
         return "\n".join(lines)
 
 
@@ -83,8 +89,9 @@ def explain(
     *,
     batch_size: int = 1,
     estimators: Mapping[str, InfluenceEstimator] | None = None,
+    check: bool = True,
 ) -> Explanation:
-    """Prints and returns what the linearization finds in a cell. Nothing is compiled or trained.
+    """Prints and returns what the linearization finds in a cell. Nothing is trained.
 
     Args:
       cell: for one lane.
@@ -92,6 +99,10 @@ def explain(
       batch_size: B, for the costs.
       estimators: whose costs to tell, by name; all that the library has if None, with their defaults,
         and where there is no default, such as for a rank, with 8.
+      check: whether to compare it with `jax.vjp`, which compiles a program (see `linearization.check`).
+
+    Raises:
+      UnsupportedCellError: if the cell cannot be linearized, or does not pass the check.
     """
     if estimators is None:
         from kfrtrl_jax.estimators import ESTIMATORS
@@ -106,6 +117,7 @@ def explain(
         jacobian=tuple(_kind(block) for block in shapes.jacobian.blocks),
         direct=linearizer.direct,
         linearization_flops=_flops(linearize, jax.random.key(0)),
+        check=compare(cell, example_input) if check else None,
         costs={name: _cost(e, linearizer.structure, shapes) for name, e in estimators.items()},
     )
     print(explanation)

@@ -25,17 +25,26 @@ import numpy as np
 from kfrtrl_jax import matrices
 from kfrtrl_jax.base import Cell, Linearization, Mask, Site, SiteGradients, SiteShape, Structure
 from kfrtrl_jax.errors import UnsupportedCellError
+from kfrtrl_jax.linearization.complex_numbers import (
+    joined,
+    joined_cotangents,
+    real_cotangents,
+    real_leaves,
+)
+from kfrtrl_jax.linearization.custom_rules import pullback
 from kfrtrl_jax.linearization.patterns import DENSE, Pattern, copies, propagate
 from kfrtrl_jax.linearization.program import (
     Environment,
+    Equation,
     Program,
     Role,
     Variable,
     evaluate,
     needed,
     read,
-    trace,
+    source_line,
 )
+from kfrtrl_jax.linearization.random_keys import check_raw_keys
 from kfrtrl_jax.linearization.sites import (
     Bias,
     Discovery,
@@ -49,6 +58,7 @@ from kfrtrl_jax.linearization.sites import (
     plan_sites,
 )
 from kfrtrl_jax.linearization.taps import Taps, make_taps
+from kfrtrl_jax.linearization.trace import trace
 from kfrtrl_jax.linearization.zeros import nonzero_masks
 from kfrtrl_jax.matrices import (
     Banded,
@@ -105,21 +115,26 @@ class Linearizer:
       structure: what estimators need to know of it.
       linearize: (params, carry [B, ...], x [B, ...], keep [B]) -> Linearization; a lane with keep 0
         starts anew, and has J = 0.
-      gradient: (params, site gradients) -> the gradient as a pytree like params.
-      flatten_cotangent: a pytree like the carry, [B, ...] -> [B, n].
+      gradient: (params, site gradients, gradients by the taps' live leaves, if any) -> the gradient as
+        a pytree like params, as `jax.grad` has it: for a complex z = x + iy it is d/dx - i d/dy.
+        Parameters that are no floats have None.
+      flatten: a pytree like the carry, [B, ...] -> [B, n]; leaves that are no floats are left out. A
+        complex leaf counts twice: its real parts, then its imaginary ones.
+      flatten_cotangent: a cotangent of the carry, as JAX has it, -> the derivatives by `flatten`,
+        [B, n].
       output_of: one lane's new carry -> its output; None where the output needs more than that.
       direct: the paths of parameters that never reach the new carry; their gradient is the direct one.
-      taps: the step with taps; None for a cell with parameters that enter its step in no product or
-        sum with data, or reach its output by themselves.
+      taps: the step with taps, by which losses are differentiated.
     """
 
     structure: Structure
     linearize: Callable[[Any, Any, Any, Array], Linearization]
-    gradient: Callable[[Any, SiteGradients], Any]
+    gradient: Callable[..., Any]
+    flatten: Callable[[Any], Array]
     flatten_cotangent: Callable[[Any], Array]
     output_of: Callable[[Any], Any] | None
     direct: tuple[str, ...]
-    taps: Taps | None
+    taps: Taps
 
 
 def make_linearizer(cell: Cell, example_input: Any, batch_size: int) -> Linearizer:
@@ -131,12 +146,15 @@ def make_linearizer(cell: Cell, example_input: Any, batch_size: int) -> Lineariz
       batch_size: B.
 
     Raises:
-      UnsupportedCellError: if the cell has complex parameters or a complex carry, or no carry at all.
+      UnsupportedCellError: if the cell has no carry of floats, has an integer leaf in it that looks
+        like a PRNG key and is none (or the other way round), or holds an operation that JAX cannot
+        differentiate backward or a derivative rule that is no linear map.
     """
     params = jax.eval_shape(cell.init, jax.random.key(0))
     carry = jax.eval_shape(cell.initial_carry)
-    _check_types(params, carry)
+    _check_carry(carry)
     program = trace(cell.step, params, carry, example_input)
+    check_raw_keys(program, carry)
     discovery = discover(program)
     plans = plan_sites(discovery)
     states = [v for v in program.carry if jnp.issubdtype(v.dtype, jnp.inexact)]
@@ -145,7 +163,8 @@ def make_linearizer(cell: Cell, example_input: Any, batch_size: int) -> Lineariz
     def one_lane(
         params: Any, carry: Any, x: Any, keep: Array
     ) -> tuple[Linearization, tuple[Array, ...]]:
-        environment = program.environment(params, carry, x)
+        variables = (*program.parameters, *program.carry, *program.inputs)
+        environment = dict(zip(variables, real_leaves((params, carry, x)), strict=True))
         environment = evaluate((*discovery.prefix, *discovery.equations), environment)
         return _eliminate(local, plans, environment, keep)
 
@@ -159,7 +178,10 @@ def make_linearizer(cell: Cell, example_input: Any, batch_size: int) -> Lineariz
         )
         return linearization._replace(jacobian=dataclasses.replace(jacobian, products=products))
 
-    shapes, _ = jax.eval_shape(one_lane, params, carry, example_input, jnp.ones(()))
+    try:
+        shapes, _ = jax.eval_shape(one_lane, params, carry, example_input, jnp.ones(()))
+    except (ValueError, TypeError, NotImplementedError) as error:
+        raise _not_differentiable(local.equations, error) from error
     masks = nonzero_masks(discovery.prefix)
     size = sum(math.prod(v.shape) for v in states)
     entries = size * sum(math.prod(v.shape) for v in local.sources)
@@ -187,60 +209,80 @@ def make_linearizer(cell: Cell, example_input: Any, batch_size: int) -> Lineariz
         leaf_sizes=tuple(math.prod(v.shape) for v in states),
     )
 
-    def gradient(params: Any, site_gradients: SiteGradients) -> Any:
-        leaves, treedef = jax.tree.flatten(params)
+    def gradient(
+        params: Any, site_gradients: SiteGradients, live_gradients: Sequence[Array] = ()
+    ) -> Any:
+        leaves = real_leaves(params)
+        floats = [i for i, v in enumerate(program.parameters) if _is_inexact(v)]
         pairs = [
             pair for plan, block in zip(plans, site_gradients) for pair in plan.cotangents(block)
         ]
         wanted = [v for v, _ in pairs]
+        chain = needed(discovery.prefix, wanted)
 
-        def weights(*leaves: Array) -> list[Array]:
-            environment = evaluate(
-                needed(discovery.prefix, wanted), dict(zip(program.parameters, leaves))
-            )
+        def weights(*values: Array) -> list[Array]:
+            environment = dict(zip(program.parameters, leaves))
+            environment.update((program.parameters[i], x) for i, x in zip(floats, values))
+            environment = evaluate(chain, environment)
             return [environment[v] for v in wanted]
 
-        values, pullback = jax.vjp(weights, *leaves)
-        cotangents = [c.astype(v.dtype) for (_, c), v in zip(pairs, values)]
-        return jax.tree.unflatten(treedef, pullback(cotangents))
+        values, pullback = jax.vjp(weights, *(leaves[i] for i in floats))
+        found: list[Any] = [None] * len(leaves)
+        cotangents = pullback([c.astype(v.dtype) for (_, c), v in zip(pairs, values)])
+        for i, cotangent in zip(floats, cotangents):
+            found[i] = cotangent
+        for i, live in zip(taps.live, live_gradients):
+            found[i] = found[i] + live
+        return joined_cotangents(found, params)
 
-    def flatten_cotangent(cotangent: Any) -> Array:
-        leaves = [
+    def flatten(leaves: list[Any]) -> Array:
+        parts = [
             leaf.reshape(leaf.shape[0], -1)
-            for leaf, v in zip(jax.tree.leaves(cotangent), program.carry)
+            for leaf, v in zip(leaves, program.carry, strict=True)
             if v in states
         ]
-        return leaves[0] if len(leaves) == 1 else jnp.concatenate(leaves, axis=1)
+        return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=1)
 
     output = jax.eval_shape(cell.step, params, carry, example_input)[1]
+    taps = make_taps(program, discovery, plans, carry, output)
     reaching = {path for site in structure.sites for path in site.label.split(" + ")}
     return Linearizer(
         structure,
         linearize,
         gradient,
-        flatten_cotangent,
-        _output_of(program, jax.tree.structure(output)),
-        tuple(path for path in program.paths if path not in reaching),
-        make_taps(program, discovery, plans, output),
+        lambda carry: flatten(real_leaves(carry)),
+        lambda cotangent: flatten(real_cotangents(cotangent)),
+        _output_of(program, output),
+        tuple(dict.fromkeys(path for path in program.paths if path not in reaching)),
+        taps,
     )
 
 
-def _check_types(params: Any, carry: Any) -> None:
-    for name, tree in (("params", params), ("carry", carry)):
-        for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
-            if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
-                where = jax.tree_util.keystr(path, simple=True, separator="/") or "it"
-                raise UnsupportedCellError(
-                    f"{name}: {where} is {leaf.dtype}; complex numbers are not supported, keep their "
-                    f"real and imaginary parts as two arrays"
-                )
+def _is_inexact(value: Any) -> bool:
+    return bool(jnp.issubdtype(value.dtype, jnp.inexact))
+
+
+def _not_differentiable(equations: Sequence[Equation], error: Exception) -> Exception:
+    """The refusal of the operation that JAX cannot differentiate backward; the error if it is none."""
+    for equation in equations:
+        try:
+            pullback(equation.primitive, equation.params, equation.inputs)
+        except Exception as cause:
+            first = str(cause).strip().splitlines()[0]
+            return UnsupportedCellError(
+                f"{equation.name} at {source_line(equation)} has no derivative backward: {first}"
+            )
+    return error
+
+
+def _check_carry(carry: Any) -> None:
     if not any(jnp.issubdtype(leaf.dtype, jnp.inexact) for leaf in jax.tree.leaves(carry)):
         raise UnsupportedCellError(
             "carry: it holds no floats, so there is no state to have influence"
         )
 
 
-def _output_of(program: Program, treedef: Any) -> Callable[[Any], Any] | None:
+def _output_of(program: Program, output: Any) -> Callable[[Any], Any] | None:
     """The output as a function of the new carry, if it is one."""
     new_carry = [atom for atom in program.new_carry if isinstance(atom, Variable)]
     equations = needed(program.equations, program.output, new_carry)
@@ -252,11 +294,11 @@ def _output_of(program: Program, treedef: Any) -> Callable[[Any], Any] | None:
     def output_of(carry: Any) -> Any:
         environment: Environment = {
             atom: leaf
-            for atom, leaf in zip(program.new_carry, jax.tree.leaves(carry))
+            for atom, leaf in zip(program.new_carry, real_leaves(carry), strict=True)
             if isinstance(atom, Variable)
         }
         environment = evaluate(equations, environment)
-        return jax.tree.unflatten(treedef, [read(environment, a) for a in program.output])
+        return joined([read(environment, a) for a in program.output], output)
 
     return output_of
 
@@ -295,8 +337,14 @@ class _Local:
                 if not isinstance(term, Bias):
                     self.reads[i, j] = _target(term.data, term.vector, patterns, self.sources)
 
-    def jacobians(self, environment: Environment) -> dict[Target, dict[Variable, Matrix]]:
-        """Every target's local Jacobian by every source it depends on."""
+    def jacobians(
+        self, environment: Environment, keep: Array
+    ) -> dict[Target, dict[Variable, Matrix]]:
+        """Every target's local Jacobian by every source it depends on.
+
+        Where keep is 0 those by the old state are 0, however infinite they are: there is no past. What
+        is copied unchanged from the old state has its static ones all the same.
+        """
         targets = [*self.new_states, *self.reads.values()]
         given: Environment = {
             v: value
@@ -345,6 +393,9 @@ class _Local:
                 for v, columns in target.relations.items():
                     if columns is None:
                         jacobians[target][v] = Dense(rows[place[v]])
+            for v in set(jacobians[target]).intersection(self.states):
+                if not isinstance(jacobians[target][v].values, np.ndarray):
+                    jacobians[target][v] = jacobians[target][v].kept(keep)
         return jacobians
 
     def _copied(self, target: Target) -> frozenset[Variable]:
@@ -420,7 +471,7 @@ def _eliminate(
 
     The weights of J's products, which have no lanes, are apart from them.
     """
-    jacobians = local.jacobians(environment)
+    jacobians = local.jacobians(environment, keep)
     rows = [target.rows for target in local.new_states]
     state_size = sum(rows)
 
@@ -437,7 +488,7 @@ def _eliminate(
 
     sums: dict[Variable, list[Matrix]] = {source: [direct(source)] for source in local.sources}
     for v in local.states:
-        sums[v] = [_scaled(sums[v][0], keep)]
+        sums[v] = [sums[v][0].kept(keep)]
     leak = BlockColumns(tuple(sums[v][0] for v in local.states))
     rest = {v: list(sums[v]) for v in local.states}
     products: list[matrices.Product] = []
@@ -454,11 +505,11 @@ def _eliminate(
             for source, relation in jacobians[target].items():
                 left = derivative
                 if source in local.states:
-                    # On the smaller matrix, so that J itself is written once and never scaled.
+                    # Chosen on the factors, so that J itself is written once and nothing done to it.
                     if isinstance(left, Banded):
-                        left = _scaled(left, keep)
-                    else:
-                        relation = _scaled(relation, keep)
+                        left = left.kept(keep)
+                    elif isinstance(relation.values, np.ndarray):
+                        relation = relation.kept(keep)
                 if isinstance(term, Product):
                     weights = term.matrix(environment[term.weights])
                     contribution = through_weights(left, weights, relation)
@@ -562,10 +613,6 @@ def _placed(block: Matrix, start: int, rows: int) -> Matrix:
     columns = np.pad(block.columns.array, ((0, 0), (start, below)), constant_values=-1)
     values = jnp.pad(block.values, ((0, 0), (start, below)))
     return Banded(values, Index(columns), block.num_columns)
-
-
-def _scaled(matrix: Matrix, scale: Array) -> Matrix:
-    return dataclasses.replace(matrix, values=matrix.values * scale.astype(matrix.values.dtype))
 
 
 def _site(plan: SitePlan, derivatives: dict[Variable, Matrix], environment: Environment) -> Site:

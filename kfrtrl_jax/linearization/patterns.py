@@ -8,28 +8,30 @@ counts as dense, which costs time but is never wrong.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kfrtrl_jax.linearization.program import Atom, Equation, Role, Variable, inline_jaxpr
+from kfrtrl_jax import jax_internals
+from kfrtrl_jax.linearization.custom_rules import pullback
+from kfrtrl_jax.linearization.program import Atom, Equation, Role, Variable
+from kfrtrl_jax.linearization.trace import inline_jaxpr
 
 # A pattern of more entries a row is handled as a dense matrix.
 MAX_BANDS = 8
 
 _ELEMENTWISE = frozenset(
-    """abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e cbrt clamp conj
-    convert_element_type copy copy_p cos cosh digamma div eq erf erf_inv erfc exp exp2 expm1 floor
-    ceil round ge gt imag integer_pow is_finite le lgamma log log1p logistic lt max min mul name ne
-    neg nextafter not or pow real reduce_precision rem rsqrt select_n sign sin sinh sqrt square
-    stop_gradient sub tan tanh xor""".split()
+    """abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e cbrt clamp
+    complex conj convert_element_type copy copy_p cos cosh digamma div eq erf erf_inv erfc exp exp2
+    expm1 floor ceil round ge gt imag integer_pow is_finite le lgamma log log1p logistic lt max min
+    mul name ne neg nextafter not or pow real reduce_precision rem rsqrt select_n sign sin sinh sqrt
+    square stop_gradient sub tan tanh xor""".split()
 )
 _MOVES_ONE = frozenset(
     "broadcast_in_dim expand_dims reshape rev slice squeeze transpose copy".split()
 )
-_MOVES = _MOVES_ONE | {"concatenate", "split"}
+MOVES = _MOVES_ONE | {"concatenate", "split"}
 
 
 class DenseRelation:
@@ -91,7 +93,7 @@ def copies(
     """
     unchanged = {v: frozenset([v]) for v in sources}
     for equation in equations:
-        if equation.name not in _MOVES:
+        if equation.name not in MOVES:
             continue
         for variable in equation.outputs:
             if variable not in unchanged:
@@ -139,32 +141,64 @@ def _apply(equation: Equation, relations: Sequence[Relation]) -> list[Relation]:
         if not bands[1]:
             return [[move(equation, [band, outside])[0] for band in bands[0]]]
         return everywhere
-    if name in ("custom_jvp_call", "custom_vjp_call", "optimization_barrier"):
-        inner = equation.params.get("call_jaxpr")
-        if inner is None:
-            return [list(relation) for relation in bands]
-        return _through(inner, bands)
+    if name == "optimization_barrier":
+        return [list(relation) for relation in bands]
+    if name in jax_internals.CUSTOM_RULES:
+        return _through_rule(equation, bands)
     return everywhere
 
 
-def _through(closed: Any, relations: Sequence[list[np.ndarray]]) -> list[Relation]:
-    """The relations of a jaxpr's outputs to one source outside it."""
-    arguments = [
-        Variable(tuple(v.aval.shape), v.aval.dtype, Role.DATA) for v in closed.jaxpr.invars
-    ]
-    equations, outputs = inline_jaxpr(closed, arguments)
-    # The one source of the caller stands in for the inner ones: its indices pass through them.
-    source = Variable((), jnp.float32, Role.DATA)
-    patterns: dict[Variable, Pattern] = {}
-    for argument, relation in zip(arguments, relations):
-        patterns[argument] = {source: relation} if relation else {}
-    for equation in equations:
-        inputs = [_pattern(patterns, atom).get(source, []) for atom in equation.inputs]
-        results = _apply(equation, inputs)
-        for variable, result in zip(equation.outputs, results):
-            normal = normalized(result)
-            patterns[variable] = {source: normal} if normal is DENSE or normal else {}
-    return [_pattern(patterns, atom).get(source, []) for atom in outputs]
+def _through_rule(equation: Equation, relations: Sequence[list[np.ndarray]]) -> list[Relation]:
+    """The relation of each output to one source, through a function with a derivative rule of its own.
+
+    The derivative goes by the rule, whatever the function does: the rule tells which elements of the
+    inputs the elements of the outputs' cotangents reach.
+    """
+    everywhere: list[Relation] = [DENSE] * len(equation.outputs)
+    try:
+        rule = pullback(equation.primitive, equation.params, equation.inputs)
+    except Exception:
+        return everywhere  # where it is asked for its derivative, JAX says why it has none
+    arguments = [Variable(tuple(v.aval.shape), v.aval.dtype, Role.DATA) for v in rule.jaxpr.invars]
+    equations, results = inline_jaxpr(rule, arguments)
+    cotangents = arguments[len(equation.inputs) :]
+    patterns = propagate(equations, cotangents)
+    inexact = [i for i, a in enumerate(equation.inputs) if _is_inexact(a)]
+    floats = iter(cotangents)
+    outputs: list[Relation] = []
+    for output in equation.outputs:
+        bands: list[np.ndarray] = []
+        cotangent = next(floats) if _is_inexact(output) else None
+        for i, result in zip(inexact, results):
+            if cotangent is None or not relations[i]:
+                continue
+            backward = _pattern(patterns, result).get(cotangent, [])
+            if isinstance(backward, DenseRelation):
+                bands = []
+                outputs.append(DENSE)
+                break
+            for band in backward:
+                places = _inverted(band, output.shape)
+                bands += [
+                    np.where(places >= 0, relation.reshape(-1)[places], -1)
+                    for relation in relations[i]
+                ]
+        else:
+            outputs.append(bands)
+    return outputs
+
+
+def _inverted(band: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """For a band that names each element of an array of this shape at most once, where it does."""
+    places = np.full(int(np.prod(shape)), -1)
+    flat = band.reshape(-1)
+    present = np.flatnonzero(flat >= 0)
+    places[flat[present]] = present
+    return places.reshape(shape)
+
+
+def _is_inexact(atom: Atom) -> bool:
+    return bool(jnp.issubdtype(atom.dtype, jnp.inexact))
 
 
 def move(equation: Equation, indices: Sequence[np.ndarray]) -> list[np.ndarray]:

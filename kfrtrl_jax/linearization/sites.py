@@ -19,7 +19,6 @@ import numpy as np
 
 from kfrtrl_jax.linearization.patterns import move
 from kfrtrl_jax.linearization.program import (
-    MAX_PRODUCTS,
     Constant,
     Environment,
     Equation,
@@ -29,7 +28,10 @@ from kfrtrl_jax.linearization.program import (
     needed,
     source_line,
 )
+from kfrtrl_jax.linearization.rewrites import MAX_USES
 from kfrtrl_jax.matrices import take
+
+_TOO_OFTEN = f"a step uses it more than {MAX_USES} times"
 
 # Operations that only choose among elements and change their places, none of them twice.
 SELECTING = frozenset("expand_dims reshape rev slice split squeeze transpose".split())
@@ -181,14 +183,16 @@ def discover(program: Program) -> Discovery:
             readers[atom].append(None)
     sums: dict[Variable, tuple[Term, ...]] = {}
     opaque: dict[Variable, str] = {}
+    overused = _overused(body)
 
     for equation in body:
         output = equation.outputs[0]
         if equation.is_meeting:
-            found = _term(equation)
+            found = _TOO_OFTEN if overused & set(equation.inputs) else _term(equation)
             if isinstance(found, str):
                 for atom in equation.inputs:
-                    if isinstance(atom, Variable) and atom.role is Role.PARAMETER:
+                    if _has_gradient(atom):
+                        assert isinstance(atom, Variable)
                         opaque.setdefault(atom, _problem(program, prefix, equation, atom, found))
                 continue
             sums[output] = (found,)
@@ -222,12 +226,28 @@ def discover(program: Program) -> Discovery:
     for variable in whole_ones:
         del sums[variable]
     for atom in program.new_carry:
-        if isinstance(atom, Variable) and atom.role is Role.PARAMETER:
+        if isinstance(atom, Variable) and _has_gradient(atom):
             opaque.setdefault(atom, "")
     pre_activations = [PreActivation(variable, terms) for variable, terms in sums.items()]
     order = {v: i for i, e in enumerate(body) for v in e.outputs}
     pre_activations.sort(key=lambda z: order[z.variable])
     return Discovery(tuple(body), tuple(prefix), tuple(pre_activations), opaque)
+
+
+def _has_gradient(atom: Any) -> bool:
+    return atom.role is Role.PARAMETER and bool(jnp.issubdtype(atom.dtype, jnp.inexact))
+
+
+def _overused(body: Sequence[Equation]) -> set[Any]:
+    """Parameter-only values that meet data too often to be followed into each use."""
+    uses = collections.Counter(
+        atom
+        for equation in body
+        if equation.is_meeting
+        for atom in equation.inputs
+        if _has_gradient(atom)
+    )
+    return {value for value, count in uses.items() if count > MAX_USES}
 
 
 def _only_selected(readers: list[Equation | None]) -> bool:
@@ -247,11 +267,18 @@ def parameter_paths(
     """The paths, in the user's tree, of the parameters that parameter-only values are made of."""
     chain = needed(prefix, values)
     behind = {*values, *(atom for e in chain for atom in e.inputs)}
-    return [path for v, path in zip(program.parameters, program.paths) if v in behind]
+    # The two parts of a complex parameter have one path.
+    found = [path for v, path in zip(program.parameters, program.paths) if v in behind]
+    return list(dict.fromkeys(found))
 
 
 def _term(equation: Equation) -> Term | str:
     """The term that a meeting makes, or why it makes none."""
+    if equation.name == "scan":
+        return (
+            f"with its {equation.params['length']} iterations a step would use it more than "
+            f"{MAX_USES} times"
+        )
     if len(equation.inputs) != 2 or len(equation.outputs) != 1:
         return "it is not a product of parameters with data, nor a sum"
     first, second = equation.inputs
@@ -281,7 +308,7 @@ def _product(equation: Equation, weights: Variable, data: Variable) -> Product |
     )
     data_free = [a for a in range(len(data.shape)) if a not in (*data_axes, *data_batch)]
     if any(data.shape[axis] != 1 for axis in (*data_free, *data_batch)):
-        return f"it uses parameters in more than {MAX_PRODUCTS} products at once"
+        return _TOO_OFTEN
     free = [a for a in range(len(weights.shape)) if a not in (*weight_axes, *weight_batch)]
     return Product(
         weights,

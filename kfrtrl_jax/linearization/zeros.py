@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from kfrtrl_jax import jax_internals
 from kfrtrl_jax.linearization.program import (
     Atom,
     Constant,
@@ -78,12 +79,12 @@ class _Constants:
     def value(self, atom: Atom) -> Any | None:
         """The value; None if it depends on one that is traced from outside."""
         if isinstance(atom, Constant):
-            return None if isinstance(atom.value, jax.core.Tracer) else atom.value
+            return None if jax_internals.is_traced(atom.value) else atom.value
         if atom not in self._values:
             chain = needed(self._equations, [atom])
             given = [a for e in chain for a in e.inputs if isinstance(a, Constant)]
             self._values[atom] = None
-            if not any(isinstance(a.value, jax.core.Tracer) for a in given):
+            if not any(jax_internals.is_traced(a.value) for a in given):
                 with jax.ensure_compile_time_eval():
                     self._values[atom] = evaluate(chain, {})[atom]
         return self._values[atom]
@@ -138,7 +139,7 @@ def _counted(equation: Equation, mask_of: _MaskOf, constants: _Constants) -> Seq
     for atom, mask in zip(equation.inputs, masks):
         if _is_inexact(atom):
             ones = np.ones(atom.shape) if mask is None else mask
-            values.append(np.asarray(ones, _dtype(atom)))
+            values.append(np.asarray(ones, atom.dtype))
         else:
             values.append(constants.value(atom) if atom.role is Role.CONSTANT else None)
     if any(value is None for value in values):
@@ -148,9 +149,5 @@ def _counted(equation: Equation, mask_of: _MaskOf, constants: _Constants) -> Seq
         return [np.asarray(result) != 0 for result in results]
 
 
-def _dtype(atom: Atom) -> Any:
-    return atom.dtype if isinstance(atom, Variable) else jnp.result_type(atom.value)
-
-
 def _is_inexact(atom: Atom) -> bool:
-    return jnp.issubdtype(_dtype(atom), jnp.inexact)
+    return jnp.issubdtype(atom.dtype, jnp.inexact)

@@ -18,8 +18,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from kfrtrl_jax.errors import WorkdirError
+from kfrtrl_jax.lanes import is_key
 from kfrtrl_jax.training.config import one_line
-from kfrtrl_jax.training.program import is_key
 
 # Orbax announces its every step.
 logging.getLogger("absl").addFilter(

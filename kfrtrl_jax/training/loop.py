@@ -128,6 +128,8 @@ def _run(
             show.note(f"warning: {warning}; going back to step {step}")
         if restored:
             show.note(f"continuing {folder} at step {step}")
+        else:
+            show.note(str(program.check()))
         if step < config.num_steps:
             run = _Run(config, folder, program, saved, writer, show, evaluate, signals)
             state, progress = _advance(run, state, step, progress)

@@ -10,12 +10,13 @@ import jax
 import jax.numpy as jnp
 import psutil
 
-from kfrtrl_jax import estimators, learner, readouts
+from kfrtrl_jax import estimators, learner, linearization, readouts
 from kfrtrl_jax.base import Array, Key, Structure
 from kfrtrl_jax.cells import CELLS, on_tokens
 from kfrtrl_jax.credit import CREDIT
 from kfrtrl_jax.errors import ConfigError
 from kfrtrl_jax.estimators import ESTIMATORS
+from kfrtrl_jax.lanes import is_key
 from kfrtrl_jax.optimizers import OPTIMIZERS
 from kfrtrl_jax.tasks import TASKS
 from kfrtrl_jax.training import evaluation
@@ -73,6 +74,7 @@ class Program(NamedTuple):
       evaluate: (parameters, tokens [N]) -> [T], see `evaluation.losses`.
       structure: of the cell, as its estimator sees it.
       held_out: token arrays by name ("valid", "test"); empty where the task has none.
+      check: compares the cell's linearization with `jax.vjp`, see `linearization.check`.
     """
 
     init: Callable[[Any], RunState]
@@ -80,6 +82,7 @@ class Program(NamedTuple):
     evaluate: Callable[[dict[str, Any], Array], Array]
     structure: Structure
     held_out: dict[str, Any]
+    check: Callable[[], linearization.Check]
 
 
 def build(config: Any, floats: Mapping[str, Any] | None = None) -> Program:
@@ -132,6 +135,7 @@ def build(config: Any, floats: Mapping[str, Any] | None = None) -> Program:
         immediate=config.immediate,
         credit=make("credit", CREDIT[config.credit.name]),
         example_input=token,
+        check=False,
     )
     length = config.segment_length
     # Weights of a segment's losses in the running loss after it.
@@ -190,7 +194,10 @@ def build(config: Any, floats: Mapping[str, Any] | None = None) -> Program:
     def evaluate(parameters: dict[str, Any], tokens: Array) -> Array:
         return evaluation.losses(cell, readout, parameters, tokens, lanes=config.eval_lanes)
 
-    return Program(init, run_chunk, evaluate, learn.linearizer.structure, task.held_out)
+    def check() -> linearization.Check:
+        return linearization.check(cell, token)
+
+    return Program(init, run_chunk, evaluate, learn.linearizer.structure, task.held_out, check)
 
 
 def memory_available() -> int:
@@ -226,11 +233,6 @@ def _bytes(tree: Any) -> int:
 
 def _size(count: int) -> str:
     return f"{count / 2**30:.2f} GiB" if count >= 2**28 else f"{count / 2**20:.2f} MiB"
-
-
-def is_key(leaf: Any) -> bool:
-    """Whether an array holds typed PRNG keys."""
-    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
 def _without_key(leaf: Any) -> Any:

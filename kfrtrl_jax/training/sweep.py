@@ -157,8 +157,9 @@ def _run_group(
     jitted = compilation.jit(
         jax.vmap(lambda s, point: program(point).run_chunk(s)), donate_argnums=0
     )
-    evaluate = jax.jit(jax.vmap(program({}).evaluate, in_axes=(0, None)))
-    held_out = program({}).held_out
+    base = program({})
+    evaluate = jax.jit(jax.vmap(base.evaluate, in_axes=(0, None)))
+    held_out = base.held_out
     valid = jnp.asarray(held_out["valid"]) if "valid" in held_out else None
 
     names = [_name(i) for i in group]
@@ -167,6 +168,8 @@ def _run_group(
     show = display.make_display(config.num_steps, 0)
     with contextlib.ExitStack() as stack:
         stack.enter_context(contextlib.closing(show))
+        show.note(str(base.check()))
+        show.note(str(base.check()))
         writers = []
         for name, trial in zip(names, group.values()):
             (folder / name).mkdir(parents=True, exist_ok=True)
