@@ -19,7 +19,18 @@ def get_config() -> ConfigDict:
     config.timing_hidden_size = 64
     config.timing_batch_size = 4
     config.timing_rounds = 5
-    config.cells = ("vanilla", "recurrent_highway", "lstm", "gru", "lru")
+    # Those after "lru" are of kinds on which a linearization is easily wrong: fidelity/cells.py.
+    config.cells = (
+        "vanilla",
+        "recurrent_highway",
+        "lstm",
+        "gru",
+        "lru",
+        "spiking",
+        "complex_lru",
+        "output_skip",
+        "ode",
+    )
     # Names of factories, with arguments: "ok(rank=4)", "average(kf_rtrl, copies=4)".
     config.estimators = (
         "rtrl",

@@ -6,7 +6,6 @@ import jax
 
 from configs import fidelity as default
 from kfrtrl_jax import fidelity
-from kfrtrl_jax.cells import CELLS
 from kfrtrl_jax.errors import ConfigError
 from kfrtrl_jax.fidelity import plots, settings
 from kfrtrl_jax.training import command_line, workdir
@@ -19,8 +18,9 @@ def run(invocation: command_line.Invocation) -> None:
     """
     given = settings.checked(invocation.config, default.get_config())
     for name in given["cells"]:
-        if name not in CELLS:
-            raise ConfigError(f"there is no cell {name!r}; one of {', '.join(CELLS)}")
+        if name not in fidelity.CERTIFIED_CELLS:
+            known = ", ".join(fidelity.CERTIFIED_CELLS)
+            raise ConfigError(f"there is no cell {name!r}; one of {known}")
     named = [fidelity.named(text) for text in given["estimators"]]
     size = fidelity.Size(
         given["input_size"], given["hidden_size"], given["batch_size"], given["num_steps"]
@@ -34,7 +34,7 @@ def run(invocation: command_line.Invocation) -> None:
     with workdir.hold(folder):
         workdir.claim(folder, given)
         certificate = fidelity.certify(
-            {name: CELLS[name] for name in given["cells"]},
+            {name: fidelity.CERTIFIED_CELLS[name] for name in given["cells"]},
             named,
             size,
             draws=given["draws"],

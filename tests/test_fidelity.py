@@ -1,9 +1,11 @@
+import functools
 import importlib
 import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from ml_collections import ConfigDict
 
@@ -11,10 +13,23 @@ from configs import fidelity as fidelity_config
 from configs import theory as theory_config
 from experiments import fidelity as fidelity_program
 from experiments import theory as theory_program
-from kfrtrl_jax import cells, estimators, fidelity
+from kfrtrl_jax import cells, estimators, fidelity, readouts
 from kfrtrl_jax.errors import ConfigError
 from kfrtrl_jax.fidelity import named, theory
+from kfrtrl_jax.fidelity.cells import output_skip
+from kfrtrl_jax.learner import make_learner
+from kfrtrl_jax.linearization import make_linearizer
+from kfrtrl_jax.tasks import Batch
 from kfrtrl_jax.training.command_line import Invocation
+
+# The cells of the certificate alone, at a small size; the parameters that only their outputs read.
+ODD_CELLS = {
+    name: make(input_size=2, hidden_size=3)
+    for name, make in fidelity.CERTIFIED_CELLS.items()
+    if name not in cells.CELLS
+}
+OUTPUT_ONLY = {"complex_lru": {"output", "skip"}, "output_skip": {"gate"}}
+RUN = {"input_size": 2, "batch_size": 2, "steps": 5, "seed": 1}
 
 
 def invocation(config, workdir, **fields):
@@ -25,6 +40,118 @@ def without_signs(monkeypatch):
     """Takes the randomness out of KF-RTRL: its mean is then not the influence."""
     module = importlib.import_module("kfrtrl_jax.estimators.kf_rtrl")
     monkeypatch.setattr(module, "random_signs", lambda key, shape, dtype: jnp.ones(shape, dtype))
+
+
+def in_parts(tree):
+    """The leaves, a complex one as its real and its imaginary part."""
+    return jax.tree.map(lambda z: (z.real, z.imag) if jnp.iscomplexobj(z) else (z,), tree)
+
+
+def whole(parts, like):
+    """The inverse, for a tree like another one."""
+    return jax.tree.map(
+        lambda z, p: jax.lax.complex(*p) if jnp.iscomplexobj(z) else p[0], like, parts
+    )
+
+
+def unrolled(cell, params, inputs, reset):
+    """The states of all lanes after the last step, flat, and the outputs of all steps [T, B, ...]."""
+    first = jax.tree.map(lambda c: jnp.stack([c] * inputs.shape[1]), cell.initial_carry())
+
+    def step(carry, xs):
+        x, starts = xs
+        carry = jax.tree.map(functools.partial(jnp.where, starts[:, None]), first, carry)
+        return jax.vmap(cell.step, in_axes=(None, 0, 0))(params, carry, x)
+
+    carry, outputs = jax.lax.scan(step, first, (inputs, reset))
+    return jnp.concatenate(jax.tree.leaves(in_parts(carry)), axis=1).reshape(-1), outputs
+
+
+@pytest.mark.parametrize("name", ODD_CELLS)
+def test_exact_rtrl_is_the_jacobian_of_the_unrolled_state(name):
+    cell = ODD_CELLS[name]
+    params, inputs, reset = fidelity.drawn(cell, **RUN)
+    wanted = jax.jit(
+        jax.jacobian(lambda parts: unrolled(cell, whole(parts, params), inputs, reset)[0])
+    )(in_parts(params))
+
+    exact = fidelity.reference(fidelity.trajectory(cell, **RUN))
+    linearizer = make_linearizer(cell, inputs[0, 0], RUN["batch_size"])
+    shapes = [(site.input_size, site.output_size) for site in linearizer.structure.sites]
+    ends = np.cumsum([m * g for m, g in shapes])
+
+    @jax.jit
+    @jax.vmap
+    def by_parameters(row):
+        blocks = [part.reshape(shape) for part, shape in zip(jnp.split(row, ends[:-1]), shapes)]
+        return linearizer.gradient(params, tuple(blocks))
+
+    # JAX's gradient by x + iy is (that by x) - i (that by y).
+    got = in_parts(jax.tree.map(jnp.conj, by_parameters(exact.influence)))
+    for leaf in params:
+        for part, other in zip(got[leaf], wanted[leaf], strict=True):
+            np.testing.assert_allclose(part, other, rtol=1e-9, atol=1e-12, err_msg=leaf)
+            assert np.any(other != 0) == (leaf not in OUTPUT_ONLY.get(name, ()))
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [*ODD_CELLS.values(), output_skip(input_size=2, hidden_size=3, gated=False)],
+    ids=[*ODD_CELLS, "output_skip_without_gate"],
+)
+def test_gradients_through_the_outputs_are_those_of_the_unrolled_loss(cell):
+    segment = 2
+    params, inputs, reset = fidelity.drawn(cell, **{**RUN, "steps": 4})
+    targets = jax.random.normal(jax.random.key(3), (*reset.shape, 2))
+    readout = readouts.linear(input_size=3, output_size=2, init_scale=0.5)
+
+    def loss(prediction, target):
+        return jnp.sum((prediction - target) ** 2)
+
+    learner = make_learner(
+        cell, readout, estimators.rtrl(), optax.sgd(0.0), batch_size=RUN["batch_size"],
+        example_input=inputs[0, 0], loss=loss, segment_length=segment,
+    )  # fmt: skip
+    state = learner.init(jax.random.key(2))
+    state = state._replace(parameters={**state.parameters, "cell": params})
+    apply = functools.partial(readout.apply, state.parameters["readout"])
+
+    def mean_loss(params):
+        outputs = unrolled(cell, params, inputs, reset)[1]
+        losses = jax.vmap(jax.vmap(lambda y, target: loss(apply(y), target)))(outputs, targets)
+        return jnp.mean(losses)
+
+    wanted = jax.jit(jax.grad(mean_loss))(params)
+
+    def step(state, part):
+        gradient, state, _ = learner.gradient(state, part)
+        return state, gradient["cell"]
+
+    segments = jax.tree.map(
+        lambda x: x.reshape(-1, segment, *x.shape[1:]), Batch(inputs, targets, jnp.asarray(reset))
+    )
+    got = jax.jit(lambda state: jax.lax.scan(step, state, segments)[1])(state)
+    for leaf in params:
+        mean = jnp.mean(got[leaf], axis=0)
+        np.testing.assert_allclose(mean, wanted[leaf], rtol=1e-9, atol=1e-12, err_msg=leaf)
+        assert np.any(wanted[leaf] != 0)
+
+
+@pytest.mark.parametrize(("input_size", "hidden_size"), [(4, 8), (64, 64)])
+def test_spiking_units_spike_often_enough_to_have_influence(input_size, hidden_size):
+    cell = fidelity.CERTIFIED_CELLS["spiking"](input_size=input_size, hidden_size=hidden_size)
+
+    @jax.jit
+    @jax.vmap
+    def rates(key):
+        params_key, input_key = jax.random.split(key)
+        step = functools.partial(cell.step, cell.init(params_key))
+        inputs = jax.random.normal(input_key, (20, input_size))
+        return jnp.mean(jax.lax.scan(step, cell.initial_carry(), inputs)[1])
+
+    found = rates(jax.random.split(jax.random.key(0), 20))
+    assert np.all((found > 0.05) & (found < 0.6)), found
+    assert 0.1 < np.mean(found) < 0.5
 
 
 def test_rows_tell_exact_unbiased_and_biased_estimators_apart():
@@ -139,7 +266,8 @@ def test_what_cannot_be_read_is_refused_in_one_line(text, message):
         ({"draws": 1}, "config.draws must be at least 2"),
         ({"num_steps": 1.5}, "config.num_steps must be like 20"),
         ({"cells": ()}, "config.cells must be like"),
-        ({"cells": ("elman",)}, "there is no cell 'elman'"),
+        ({"cells": ("elman",)}, "^there is no cell 'elman'; one of vanilla, .*, ode$"),
+        ({"cells": ("gru", "spikng")}, "^there is no cell 'spikng'; one of .*spiking.*$"),
     ],
 )
 def test_a_bad_config_is_refused(fields, message, tmp_path):

@@ -1,5 +1,6 @@
 """How far each estimator is from the exact influence matrix, and what it costs."""
 
+from kfrtrl_jax.fidelity.cells import CERTIFIED_CELLS
 from kfrtrl_jax.fidelity.certificate import (
     LIMIT,
     Certificate,
@@ -15,6 +16,7 @@ from kfrtrl_jax.fidelity.names import Named, named
 from kfrtrl_jax.fidelity.trajectory import (
     Reference,
     Trajectory,
+    drawn,
     gradients,
     push_all,
     reference,
@@ -22,6 +24,7 @@ from kfrtrl_jax.fidelity.trajectory import (
 )
 
 __all__ = [
+    "CERTIFIED_CELLS",
     "LIMIT",
     "Certificate",
     "Named",
@@ -31,6 +34,7 @@ __all__ = [
     "Trajectory",
     "certify",
     "deviations",
+    "drawn",
     "gradients",
     "markdown",
     "named",

@@ -56,6 +56,29 @@ class Reference(NamedTuple):
     influence: Array
 
 
+def drawn(
+    cell: Cell,
+    *,
+    input_size: int,
+    batch_size: int,
+    steps: int,
+    seed: int,
+    restart: bool = True,
+) -> tuple[Any, Array, np.ndarray]:
+    """What a trajectory runs on; the arguments are those of `trajectory`.
+
+    Returns:
+      The cell's first parameters, its inputs [T, B, input_size], and which lanes start anew before
+      which step, [T, B].
+    """
+    params_key, input_key = jax.random.split(jax.random.key(seed))
+    reset = np.zeros((steps, batch_size), bool)
+    reset[0] = True
+    reset[steps // 2, -1] |= restart
+    inputs = jax.random.normal(input_key, (steps, batch_size, input_size))
+    return cell.init(params_key), inputs, reset
+
+
 def trajectory(
     cell: Cell,
     *,
@@ -77,16 +100,18 @@ def trajectory(
       restart: whether the last lane starts anew in the middle.
       compiler_options: of `jax.jit`; at small sizes compiling well takes longer than the run.
     """
-    params_key, input_key = jax.random.split(jax.random.key(seed))
     linearizer = make_linearizer(cell, jnp.zeros(input_size), batch_size)
-    reset = np.zeros((steps, batch_size), bool)
-    reset[0] = True
-    reset[steps // 2, -1] |= restart
 
     @functools.partial(jax.jit, compiler_options=compiler_options)
     def linearizations() -> Linearization:
-        params = cell.init(params_key)
-        inputs = jax.random.normal(input_key, (steps, batch_size, input_size))
+        params, inputs, reset = drawn(
+            cell,
+            input_size=input_size,
+            batch_size=batch_size,
+            steps=steps,
+            seed=seed,
+            restart=restart,
+        )
 
         def step(carry: Any, xs: tuple[Array, Array]) -> tuple[Any, Linearization]:
             x, starts = xs
