@@ -138,7 +138,8 @@ class Linearization(NamedTuple):
 
     def scaled(self, memory: Array) -> Linearization:
         """The same step with J times a number for each lane, [B], or for all, []; 0 is a new start."""
-        return self._replace(jacobian=self.jacobian.scaled(memory), leak=self.leak.scaled(memory))
+        jacobian, leak = (m.kept(memory).scaled(memory) for m in (self.jacobian, self.leak))
+        return self._replace(jacobian=jacobian, leak=leak)
 
 
 SiteGradients = tuple[Array, ...]

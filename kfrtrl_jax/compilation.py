@@ -62,7 +62,6 @@ def option_sets() -> dict[str, dict[str, Any]]:
 
     Of XLA's own options, which come and go between its versions, those that this one knows.
     """
-    known = _known if jax.default_backend() == "cpu" else lambda options: {}
     return {
         "in YNNPACK": known(_IN_PLACE),
         "in Eigen": known({**_IN_PLACE, **_BATCHES_IN_EIGEN}),
@@ -88,7 +87,10 @@ def products(jaxpr: Any) -> tuple[int, int]:
     return counts[0], counts[1]
 
 
-def _known(options: dict[str, Any]) -> dict[str, Any]:
+def known(options: dict[str, Any]) -> dict[str, Any]:
+    """Those of some compiler options of the CPU that this version of XLA has; none elsewhere."""
+    if jax.default_backend() != "cpu":
+        return {}
     return {name: value for name, value in options.items() if _is_known(name, value)}
 
 

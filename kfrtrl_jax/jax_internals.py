@@ -73,15 +73,16 @@ def is_tracing() -> bool:
     return is_traced(jax.numpy.zeros(()))
 
 
-def source_line(source: Any, but_of: Sequence[str]) -> str:
-    """Where in the user's code an equation comes from, "file.py:12".
+def origin(primitive: Any, source: Any) -> str:
+    """What an equation is and where in the user's code it comes from, "max at file.py:12".
 
     Args:
+      primitive: the equation's.
       source: the equation's source_info.
-      but_of: parts of paths whose frames are not the user's.
     """
     frames = source.traceback.frames if source is not None and source.traceback else []
     for frame in frames:
-        if not any(part in frame.file_name for part in ("/jax/", *but_of)):
-            return f"{frame.file_name.rsplit('/', 1)[-1]}:{frame.line_num}"
-    return "an unknown line"
+        if not any(part in frame.file_name for part in ("/jax/", "/kfrtrl_jax/linearization/")):
+            line = f"{frame.file_name.rsplit('/', 1)[-1]}:{frame.line_num}"
+            return f"{primitive.name} at {line}"
+    return f"{primitive.name} at an unknown line"

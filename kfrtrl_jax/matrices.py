@@ -470,15 +470,17 @@ class BlockColumns:
             return BlockColumns(tuple(times_scale(block) for block in self.blocks))
         return _multiplied_out(
             tuple(times_scale(block) for block in self.rest),
+            tuple(dataclasses.replace(p, left=times_scale(p.left)) for p in self.products),
+        )
+
+    def kept(self, keep: Array) -> BlockColumns:
+        """This matrix, and 0 where keep, [...], is 0: even in place of what is not finite."""
+        if self.rest is None:
+            return BlockColumns(tuple(block.kept(keep) for block in self.blocks))
+        return _multiplied_out(
+            tuple(block.kept(keep) for block in self.rest),
             tuple(
-                dataclasses.replace(
-                    p,
-                    left=times_scale(p.left),
-                    # Finite numbers times what is not finite are not 0 where the scale is.
-                    right=p.right
-                    if isinstance(p.right.values, np.ndarray)
-                    else p.right.kept(scale),
-                )
+                dataclasses.replace(p, left=p.left.kept(keep), right=p.right.kept(keep))
                 for p in self.products
             ),
         )

@@ -18,10 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from kfrtrl_jax import jax_internals
-from kfrtrl_jax.linearization.program import Atom, Constant, Role
-
-# The name of the wrapped function that an operation without a form of its own becomes.
-WHOLE = "kfrtrl_jax_complex_operation"
+from kfrtrl_jax.linearization.program import WHOLE, Atom, Constant, Role
 
 # Operations that are linear over the real numbers: they do the same to both parts.
 _LINEAR = frozenset(
@@ -273,7 +270,7 @@ def _whole(eqn: Any, values: Sequence[Any]) -> Sequence[Any]:
             for result in jax_internals.bind(eqn.primitive, eqn.params, operands)
         ]
 
-    operation.__name__ = WHOLE
+    operation.__name__ = WHOLE + jax_internals.origin(eqn.primitive, eqn.source_info)
     full = [_Parts(*v.full()) if isinstance(v, _Parts) else v for v in values]
     results: list[Any] = jax.jit(operation)(full)
     return results

@@ -121,9 +121,9 @@ def refuse_nonlinear_rules(jaxpr: Any) -> None:
             # It may be where no derivative is asked for; where one is, JAX says so.
             continue
         if not _is_linear(rule, len(avals)):
-            line = jax_internals.source_line(eqn.source_info, ["/kfrtrl_jax/linearization/"])
+            where = jax_internals.origin(eqn.primitive, eqn.source_info)
             raise UnsupportedCellError(
-                f"{eqn.primitive.name} at {line}: its derivative rule is not linear in the gradient "
+                f"{where}: its derivative rule is not linear in the gradient "
                 f"(such as one that clips or normalizes it), so there is no Jacobian; use a rule that "
                 f"multiplies the gradient, and clip gradients in the optimizer"
             )

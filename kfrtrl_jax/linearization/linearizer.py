@@ -41,8 +41,8 @@ from kfrtrl_jax.linearization.program import (
     Variable,
     evaluate,
     needed,
+    origin,
     read,
-    source_line,
 )
 from kfrtrl_jax.linearization.random_keys import check_raw_keys
 from kfrtrl_jax.linearization.sites import (
@@ -269,9 +269,7 @@ def _not_differentiable(equations: Sequence[Equation], error: Exception) -> Exce
             pullback(equation.primitive, equation.params, equation.inputs)
         except Exception as cause:
             first = str(cause).strip().splitlines()[0]
-            return UnsupportedCellError(
-                f"{equation.name} at {source_line(equation)} has no derivative backward: {first}"
-            )
+            return UnsupportedCellError(f"{origin(equation)} has no derivative backward: {first}")
     return error
 
 

@@ -27,11 +27,19 @@ class Role(enum.Enum):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Variable:
-    """A value inside a step: known by identity, with its shape, type and role."""
+    """A value inside a step: known by identity.
+
+    Attributes:
+      shape: of the value.
+      dtype: of the value.
+      role: what it depends on.
+      fixed: whether, depending on parameters alone, it depends on none that has derivatives.
+    """
 
     shape: tuple[int, ...]
     dtype: Any
     role: Role
+    fixed: bool = False
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -105,11 +113,16 @@ class Program:
 
 def meet(atoms: Sequence[Atom]) -> bool:
     """Whether parameters that have derivatives meet data among the inputs of an equation."""
-    return any(atom.role is Role.DATA for atom in atoms) and any(
+    return any(atom.role is Role.DATA for atom in atoms) and any(map(has_gradient, atoms))
+
+
+def has_gradient(atom: Atom) -> bool:
+    """Whether a value is a function of parameters alone, with a derivative by them."""
+    return (
         isinstance(atom, Variable)
         and atom.role is Role.PARAMETER
-        and jnp.issubdtype(atom.dtype, jnp.inexact)
-        for atom in atoms
+        and not atom.fixed
+        and bool(jnp.issubdtype(atom.dtype, jnp.inexact))
     )
 
 
@@ -151,6 +164,13 @@ def needed(
     return kept[::-1]
 
 
-def source_line(equation: Equation) -> str:
-    """Where in the user's code an equation comes from: "file.py:12"."""
-    return jax_internals.source_line(equation.source, ["/kfrtrl_jax/linearization/"])
+# An operation that is kept whole as a function has this before its place in that function's name.
+WHOLE = "kfrtrl_jax whole "
+
+
+def origin(equation: Equation) -> str:
+    """What an equation is and where in the user's code it comes from: "max at file.py:12"."""
+    name = str(equation.params.get("name", ""))
+    if name.startswith(WHOLE):
+        return name.removeprefix(WHOLE)
+    return jax_internals.origin(equation.primitive, equation.source)

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kfrtrl_jax.base import Array, Cell
+from kfrtrl_jax.compilation import known
 from kfrtrl_jax.errors import UnsupportedCellError
 from kfrtrl_jax.lanes import initial_lanes, is_key, restarted
 from kfrtrl_jax.linearization.complex_numbers import real_leaves
@@ -92,7 +93,7 @@ def check(cell: Cell, example_input: Any, *, seed: int = 0) -> Check:
         linearizer = make_linearizer(cell, example, _LANES)
         # One program: on the CPU every operation by itself would be compiled, one after the other.
         compare = jax.jit(
-            functools.partial(_compare, cell, linearizer, seed), compiler_options=_options()
+            functools.partial(_compare, cell, linearizer, seed), compiler_options=known(_QUICKLY)
         )
         return _report(cell, linearizer, jax.tree.map(_on_host, compare(draws)), began)
 
@@ -136,10 +137,6 @@ class _Pair(NamedTuple):
 
     ours: Any
     theirs: Any
-
-
-def _options() -> dict[str, Any]:
-    return _QUICKLY if jax.default_backend() == "cpu" else {}
 
 
 def _floats(tree: Any) -> tuple[list[Any], Any]:
@@ -298,8 +295,8 @@ def _compare_step(
     starts = ours[-1]
     # What the structure says is zero is taken at its word, as estimators do.
     if structure.jacobian is not None:
-        known = jnp.where(structure.jacobian.array, jacobian.dense(), 0)
-        ours = jnp.einsum("bn,bnm->bm", v, known)
+        nonzero = jnp.where(structure.jacobian.array, jacobian.dense(), 0)
+        ours = jnp.einsum("bn,bnm->bm", v, nonzero)
     u = v[:, :, None]
     factored = _Pair((), ())
     if jacobian.rest is not None:
@@ -330,8 +327,8 @@ def _compare_step(
     def block(site: Any, shape: Any) -> Array:
         by_state = site.derivative.vector_times(v)
         if shape.derivative is not None:
-            known = jnp.where(shape.derivative.array, site.derivative.dense(), 0)
-            by_state = jnp.einsum("bn,bng->bg", v, known)
+            nonzero = jnp.where(shape.derivative.array, site.derivative.dense(), 0)
+            by_state = jnp.einsum("bn,bng->bg", v, nonzero)
         lanes = site.input[:, :, None] * by_state[:, None, :]
         if shape.weights is not None:
             lanes = jnp.where(shape.weights.array, lanes, 0)

@@ -25,8 +25,9 @@ from kfrtrl_jax.linearization.program import (
     Program,
     Role,
     Variable,
+    has_gradient,
     needed,
-    source_line,
+    origin,
 )
 from kfrtrl_jax.linearization.rewrites import MAX_USES
 from kfrtrl_jax.matrices import take
@@ -191,7 +192,7 @@ def discover(program: Program) -> Discovery:
             found = _TOO_OFTEN if overused & set(equation.inputs) else _term(equation)
             if isinstance(found, str):
                 for atom in equation.inputs:
-                    if _has_gradient(atom):
+                    if has_gradient(atom):
                         assert isinstance(atom, Variable)
                         opaque.setdefault(atom, _problem(program, prefix, equation, atom, found))
                 continue
@@ -226,16 +227,12 @@ def discover(program: Program) -> Discovery:
     for variable in whole_ones:
         del sums[variable]
     for atom in program.new_carry:
-        if isinstance(atom, Variable) and _has_gradient(atom):
+        if isinstance(atom, Variable) and has_gradient(atom):
             opaque.setdefault(atom, "")
     pre_activations = [PreActivation(variable, terms) for variable, terms in sums.items()]
     order = {v: i for i, e in enumerate(body) for v in e.outputs}
     pre_activations.sort(key=lambda z: order[z.variable])
     return Discovery(tuple(body), tuple(prefix), tuple(pre_activations), opaque)
-
-
-def _has_gradient(atom: Any) -> bool:
-    return atom.role is Role.PARAMETER and bool(jnp.issubdtype(atom.dtype, jnp.inexact))
 
 
 def _overused(body: Sequence[Equation]) -> set[Any]:
@@ -245,7 +242,7 @@ def _overused(body: Sequence[Equation]) -> set[Any]:
         for equation in body
         if equation.is_meeting
         for atom in equation.inputs
-        if _has_gradient(atom)
+        if has_gradient(atom)
     )
     return {value for value, count in uses.items() if count > MAX_USES}
 
@@ -258,7 +255,7 @@ def _problem(
     program: Program, prefix: list[Equation], equation: Equation, atom: Variable, why: str
 ) -> str:
     names = " + ".join(parameter_paths(program, prefix, [atom]))
-    return f"{equation.name} at {source_line(equation)} takes the parameter {names}: {why}"
+    return f"{origin(equation)} takes the parameter {names}: {why}"
 
 
 def parameter_paths(

@@ -22,8 +22,8 @@ from kfrtrl_jax.linearization.program import (
     Variable,
     evaluate,
     needed,
+    origin,
     read,
-    source_line,
 )
 from kfrtrl_jax.linearization.trace import trace
 
@@ -44,7 +44,7 @@ def suspect(cell: Cell, params: Any, carry: Any, x: Any, paths: Sequence[str]) -
     for equation in needed(program.equations, [*program.new_carry, *program.output]):
         data = any(v.role is Role.DATA for v in equation.outputs)
         if data and _is_denser_than_its_pattern(equation, environment):
-            return f", through {equation.name} at {source_line(equation)}"
+            return f", through {origin(equation)}"
     meetings = _meetings(program, paths)
     return f", where it meets data in {meetings}" if meetings else ""
 
@@ -103,5 +103,5 @@ def _meetings(program: Program, paths: Sequence[str]) -> str:
         if all(v.role is not Role.DATA for v in equation.outputs):
             behind.update(equation.outputs)
         else:
-            found[f"{equation.name} at {source_line(equation)}"] = None
+            found[f"{origin(equation)}"] = None
     return ", ".join(found)

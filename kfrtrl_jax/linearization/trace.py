@@ -12,7 +12,16 @@ import jax.numpy as jnp
 from kfrtrl_jax import jax_internals
 from kfrtrl_jax.linearization import complex_numbers, custom_rules, rewrites
 from kfrtrl_jax.linearization.complex_numbers import AnyAtom, ComplexAtom, flat_atoms
-from kfrtrl_jax.linearization.program import Atom, Constant, Equation, Program, Role, Variable, meet
+from kfrtrl_jax.linearization.program import (
+    WHOLE,
+    Atom,
+    Constant,
+    Equation,
+    Program,
+    Role,
+    Variable,
+    meet,
+)
 
 # Operations without a derivative that could be infinite: no guard is needed in front of them.
 _SAFE = frozenset(
@@ -70,7 +79,8 @@ def _atoms(tree: Any, role: Role) -> list[AnyAtom]:
             pair = (Variable(tuple(leaf.shape), part, role) for _ in range(2))
             atoms.append(ComplexAtom(*pair))
         else:
-            atoms.append(Variable(tuple(leaf.shape), leaf.dtype, role))
+            fixed = role is Role.PARAMETER and not jnp.issubdtype(leaf.dtype, jnp.inexact)
+            atoms.append(Variable(tuple(leaf.shape), leaf.dtype, role, fixed))
     return atoms
 
 
@@ -131,7 +141,7 @@ class _Inliner:
         name = eqn.primitive.name
         meets = meet(flat_atoms(inputs))
         if name in jax_internals.TRANSPARENT:
-            if eqn.params.get("name") == complex_numbers.WHOLE:
+            if str(eqn.params.get("name", "")).startswith(WHOLE):
                 if meets:
                     return self._append(eqn, flat_atoms(inputs), context)
                 context = dataclasses.replace(context, as_it_is=True)
@@ -159,7 +169,7 @@ class _Inliner:
             rule = custom_rules.by_lane(eqn.primitive, eqn.params)
             return self._call(rule, atoms, dataclasses.replace(context, prepared=True))
         if meets:
-            found = rewrites.simpler(eqn, [atom.role for atom in atoms], context.uses)
+            found = rewrites.simpler(eqn, list(map(_role, atoms)), context.uses)
             if found is not None:
                 return self._call(found, atoms, context)
         return self._append(eqn, atoms, context)
@@ -169,7 +179,12 @@ class _Inliner:
             inputs = [self._guarded(atom, meet(inputs), context) for atom in inputs]
         roles = {atom.role for atom in inputs}
         role = next((r for r in (Role.DATA, Role.PARAMETER) if r in roles), Role.CONSTANT)
-        outputs = tuple(Variable(tuple(v.aval.shape), v.aval.dtype, role) for v in eqn.outvars)
+        fixed = role is Role.PARAMETER and not any(
+            isinstance(a, Variable) and a.role is Role.PARAMETER and not a.fixed for a in inputs
+        )
+        outputs = tuple(
+            Variable(tuple(v.aval.shape), v.aval.dtype, role, fixed) for v in eqn.outvars
+        )
         if role is not Role.DATA:
             # What is made of parameters twice, such as a matrix transposed wherever it is used, is one.
             key = (eqn.primitive.name, repr(eqn.params), tuple(map(_identity, inputs)))
@@ -253,6 +268,12 @@ class _Inliner:
         (result,) = self._call(guarded, [context.taken, atom], outside)
         assert not isinstance(result, ComplexAtom)
         return result
+
+
+def _role(atom: Atom) -> Role:
+    """An atom's role, a constant's for parameters that have no derivative."""
+    fixed = isinstance(atom, Variable) and atom.fixed
+    return Role.CONSTANT if fixed else atom.role
 
 
 def _identity(atom: Atom) -> Any:

@@ -490,13 +490,3 @@ def test_a_step_that_changes_its_carry_is_refused():
     )
     with pytest.raises(TypeError, match="must keep the carry"):
         cell.step(cell.init(jax.random.key(0)), cell.initial_carry(), None)
-
-
-def test_complex_carries_are_refused_clearly():
-    cell = cells.from_function(
-        lambda params, h, x: (params * h + x, h.real),
-        lambda key: jnp.ones(3),
-        jnp.zeros(3, complex),
-    )
-    with pytest.raises(UnsupportedCellError, match="complex numbers are not supported"):
-        explain(cell, jnp.zeros(3))

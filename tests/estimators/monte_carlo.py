@@ -8,11 +8,12 @@ import numpy as np
 
 from kfrtrl_jax import fidelity
 from kfrtrl_jax.base import Cell, InfluenceEstimator
+from kfrtrl_jax.compilation import known
 from tests.trajectories import BATCH_SIZE, INPUT_SIZE
 
 # Compiling costs more than running at this size: as little as possible of it, or a bit more for draws
 # by the thousand.
-QUICK = {"xla_cpu_use_fusion_emitters": False, "xla_backend_optimization_level": 0}
+QUICK = known({"xla_cpu_use_fusion_emitters": False, "xla_backend_optimization_level": 0})
 FAIR = {**QUICK, "xla_backend_optimization_level": 1}
 
 
