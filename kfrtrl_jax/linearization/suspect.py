@@ -35,7 +35,7 @@ def suspect(cell: Cell, params: Any, carry: Any, x: Any, paths: Sequence[str]) -
     """Where a wrong linearization may come from, as part of a message; "" if that is not to be seen.
 
     The first operation whose derivative is where its pattern says it cannot be; else where the
-    parameters of these paths meet data.
+    parameters of these paths meet data; else what reads the state.
     """
     program = trace(cell.step, params, carry, x)
     variables = (*program.parameters, *program.carry, *program.inputs)
@@ -46,7 +46,12 @@ def suspect(cell: Cell, params: Any, carry: Any, x: Any, paths: Sequence[str]) -
         if data and _is_denser_than_its_pattern(equation, environment):
             return f", through {origin(equation)}"
     meetings = _meetings(program, paths)
-    return f", where it meets data in {meetings}" if meetings else ""
+    if meetings:
+        return f", where it meets data in {meetings}"
+    readers = dict.fromkeys(
+        origin(e) for e in program.equations if not set(program.carry).isdisjoint(e.inputs)
+    )
+    return f", where the state is read by {', '.join(readers)}" if readers else ""
 
 
 def _is_denser_than_its_pattern(equation: Equation, environment: Environment) -> bool:

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kfrtrl_jax.lanes import is_key
 from kfrtrl_jax.errors import ConfigError
+from kfrtrl_jax.lanes import is_key
 from kfrtrl_jax.training import checkpoints, program
 from tests.training.small import small, text
 
@@ -59,8 +59,7 @@ def test_what_a_state_needs_is_two_copies_of_it():
     built = program.build(small())
     state = jax.jit(built.init)(0)
     arrays = [
-        jax.random.key_data(leaf) if is_key(leaf) else leaf
-        for leaf in jax.tree.leaves(state)
+        jax.random.key_data(leaf) if is_key(leaf) else leaf for leaf in jax.tree.leaves(state)
     ]
     needed, share = program.memory_needed(built)
     assert needed == 2 * sum(array.nbytes for array in arrays)

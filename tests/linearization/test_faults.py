@@ -1,0 +1,44 @@
+"""Each fault that the library once had, put back, is found: by its own check, and by random cells.
+
+KFRTRL_FAULTS=1 runs the second, which takes minutes.
+"""
+
+import os
+
+import jax.numpy as jnp
+import pytest
+
+from kfrtrl_jax.errors import UnsupportedCellError
+from kfrtrl_jax.linearization import check
+from tests.linearization.faults import FAULTS, put_back
+from tests.linearization.test_idioms import CLIPPED, EXACT, X, with_function
+from tests.linearization.test_random_cells import GROUPS, assert_supported
+
+CELLS = {**{name: cell for name, (cell, _) in EXACT.items()}, "clipped": with_function(CLIPPED)}
+# Two keys that are equal are no wrong derivative.
+IN_DERIVATIVES = [name for name, fault in FAULTS.items() if fault.idiom]
+
+
+@pytest.mark.parametrize("name", IN_DERIVATIVES)
+def test_the_check_of_a_cell_finds_the_fault_put_back(name, monkeypatch):
+    put_back(monkeypatch, name)
+    with pytest.raises(UnsupportedCellError, match=r"is not its derivative: .* at "):
+        check(CELLS[FAULTS[name].idiom], jnp.zeros(X))
+
+
+def error_of(names):
+    """What is wrong with a cell of these operations, in one line."""
+    try:
+        assert_supported(names)
+    except Exception as error:
+        return f"{type(error).__name__} on {', '.join(names)}: {str(error).strip()[:200]!r}"
+    return None
+
+
+@pytest.mark.skipif("KFRTRL_FAULTS" not in os.environ, reason="run by hand: KFRTRL_FAULTS=1")
+@pytest.mark.parametrize("name", FAULTS)
+def test_random_cells_find_the_fault_put_back(name, monkeypatch):
+    put_back(monkeypatch, name)
+    found = next((error for error in map(error_of, GROUPS) if error), None)
+    print(f"{name}: {found}")
+    assert found is not None
