@@ -211,5 +211,17 @@ UNSUPPORTED = {
         lambda p, k, v, w: jax.lax.dynamic_slice(p(k, N + 1), (which(v),), (N,)) * w,
     ),
     "scattered": ("scatter", lambda p, k, v, w: v.at[which(w)].set(p(k))),
+    "chosen_by_parameters": (
+        "select_n",
+        lambda p, k, v, w: jnp.where(p(k, N) > 0, p(k + "b", N), v),
+    ),
+    "solved": (
+        "custom_linear_solve",
+        lambda p, k, v, w: jnp.linalg.solve(jnp.eye(N) + jnp.diag(jnp.tanh(v)[1:], 1), p(k, N)),
+    ),
+    "long_scan": (
+        "scan",
+        lambda p, k, v, w: jax.lax.scan(lambda s, m: (s + 0.1 * m * v, None), w, p(k, 70, N))[0],
+    ),
     "complex_power": ("pow", lambda p, k, v, w: ((2 + bounded(v, w)) ** p.complex(k, N)).imag),
 }

@@ -112,7 +112,7 @@ def _results(eqn, inputs):
         branches = params["branches"]
         return _run(branches[np.clip(int(inputs[0]), 0, len(branches) - 1)], inputs[1:])
     if name == "scan":
-        return _scan(params, inputs)
+        return _scan(eqn, inputs)
     if name == "split":
         ends = np.cumsum(params["sizes"])[:-1]
         return np.split(inputs[0], ends, params["axis"])
@@ -127,14 +127,23 @@ def _results(eqn, inputs):
     return list(map(_array, results if eqn.primitive.multiple_results else [results]))
 
 
-def _scan(params, inputs):
-    first, last = params["num_consts"], params["num_consts"] + params["num_carry"]
+def _scan(eqn, inputs):
+    params, body = eqn.params, eqn.params["jaxpr"]
+    inner = body.jaxpr if hasattr(body, "consts") else body
+
+    # What is scanned over has one axis more outside.
+    def first_scanned(outside, inside):
+        return len(outside) - sum(v.aval.ndim > a.aval.ndim for v, a in zip(outside, inside))
+
+    num_carry = first_scanned(eqn.outvars, inner.outvars)
+    last = first_scanned(eqn.invars, inner.invars)
+    first = last - num_carry
     consts, carry, xs = inputs[:first], inputs[first:last], inputs[last:]
     order = range(params["length"])
     rows = [None] * params["length"]
     for i in reversed(order) if params["reverse"] else order:
-        results = _run(params["jaxpr"], [*consts, *carry, *(x[i] for x in xs)])
-        carry, rows[i] = results[: last - first], results[last - first :]
+        results = _run(body, [*consts, *carry, *(x[i] for x in xs)])
+        carry, rows[i] = results[:num_carry], results[num_carry:]
     return [*carry, *(_stacked(column) for column in zip(*rows))]
 
 

@@ -1,8 +1,8 @@
 """Operations that random cells are made of.
 
 Each takes (parameters, a fresh name, two vectors of data) to a vector of data, all of N elements. A sum
-that an output may read beside the state is told to `parameters.note`; `parameters.state` are the vectors
-of the carry.
+that an output may read beside the state is told to `parameters.note`; `parameters.state` are vectors of
+the carry.
 """
 
 import jax
@@ -83,10 +83,15 @@ PRODUCTS = {
     ),
     "look_up": lambda p, k, v, w: p(k, 3, N)[which(v)] * w,
     "choice": lambda p, k, v, w: jnp.where(v > 0, p(k, N), w),
+    "choice_by_parameters": lambda p, k, v, w: jnp.where(p(k, N) > 0, v, w),
     "diagonal": lambda p, k, v, w: jnp.diag(p(k, N)) @ v,
     "decay": lambda p, k, v, w: (
         jnp.exp(-jnp.exp(p(k, N))) * v + jnp.sqrt(1 - jnp.exp(-2 * jnp.exp(p(k, N)))) * w
     ),
+    "alone": lambda p, k, v, w: p(k, N),
+    "twice": lambda p, k, v, w: v @ p(k, N, N) + jnp.sin(v @ p(k, N, N)) * w,
+    "subtracted": lambda p, k, v, w: w - v @ p(k, N, N),
+    "spread": lambda p, k, v, w: p(k, N) * v[0] + (p(k + "b") - w[1]) * w,
     "layer_norm": lambda p, k, v, w: layer_norm(v) * p(k, N),
     "product_of_sums": lambda p, k, v, w: jnp.tanh(v @ p(k, N, N) + 1) * (w - 2.0),
     "masked": lambda p, k, v, w: v @ (p(k, N, N) * MASK),
@@ -147,6 +152,10 @@ CHOICES = {
         [lambda s: s @ p(k, N, N), lambda s: s * p(k + "b", N), jnp.sin],
         w,
     ),
+    "switch_of_products": lambda p, k, v, w: jax.lax.switch(
+        jnp.argmax(v), [lambda s, i=i: s @ p(f"{k}{i}", N, N) for i in range(3)], w
+    ),
+    "parameter_or_data": lambda p, k, v, w: jax.lax.cond(v[0] > 0, lambda: p(k, N), lambda: w),
     # In the branch that is not taken the derivative, or the value, is infinite or no number.
     "branch_of_root": lambda p, k, v, w: jax.lax.cond(
         jnp.all(v > 0),
@@ -319,6 +328,9 @@ COMPLEX = {
     "complex_function_of_product": lambda p, k, v, w: (
         jnp.tanh(0.2 * bounded(v, w) @ p.complex(k, N, N)).imag
     ),
+    "complex_function_of_scaled": lambda p, k, v, w: (
+        jnp.exp(0.5 * jnp.tanh(v) * p.complex(k, N)).imag
+    ),
     "complex_rows": lambda p, k, v, w: (
         (jnp.stack([pair(v, w), pair(w, -v)]) @ p.complex(k, N, N)).sum(0).imag
     ),
@@ -337,6 +349,11 @@ COMPLEX = {
         jax.lax.scan(lambda s, a: (0.5j * s + a, s * jnp.conj(a)), pair(v[0], w[0]), bounded(v, w))[
             1
         ].imag
+    ),
+    "complex_associative_scan": lambda p, k, v, w: (
+        jax.lax.associative_scan(
+            lambda a, b: (a[0] * b[0], a[1] * b[0] + b[1]), (jnp.exp(1j * p(k, N)), pair(v, w))
+        )[1].imag
     ),
     "complex_conditional": lambda p, k, v, w: (
         jax.lax.cond(
@@ -367,6 +384,9 @@ COMPLEX = {
     "complex_stopped": lambda p, k, v, w: (jax.lax.stop_gradient(pair(v, w)) * pair(w, v)).real,
     "fourier": lambda p, k, v, w: (lambda z: z.real + z.imag * w)(jnp.fft.fft(v)),
     "fourier_of_product": lambda p, k, v, w: jnp.fft.fft(v @ p.complex(k, N, N)).imag,
+    "fourier_in_two": lambda p, k, v, w: jnp.ravel(
+        jnp.fft.fft2(pair(v, w).reshape(2, 2) * p.complex(k, 2, 2)).real
+    ),
     "fourier_filter": lambda p, k, v, w: jnp.fft.ifft(jnp.fft.fft(v) * p.complex(k, N)).real,
     "real_fourier_filter": lambda p, k, v, w: jnp.fft.irfft(
         jnp.fft.rfft(v) * p.complex(k, N // 2 + 1), N

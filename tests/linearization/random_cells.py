@@ -193,13 +193,15 @@ def make_cell(draw, operations=ALL, dtype=jnp.float64):
             results = vectors[-len(draw.program) :]
             v, w = sum(results[1::2]), sum(results[2::2], results[0])
         new = written(draw.carry, p, carry, v, w)
-        # What the output can read: all of these, partial sums, and the new state.
+        # What the output can read: the new state, all of these, partial sums.
         read_by_output = [*vectors, new if draw.carry == "one" else new[1]]
         extend(read_by_output, draw.tail, "tail")
-        seen = [*read_by_output[: -len(draw.tail) or None], *p.notes]
+        seen = [*p.notes, *read_by_output[: len(vectors) + 1]]
         output = sum(
             np.cos(i + 0.5).item() * seen[-1 - j % len(seen)] for i, j in enumerate(draw.picks)
-        ) + (read_by_output[-1] if draw.tail else 0)
+        )
+        if draw.tail:
+            output = output + read_by_output[-1]
         if draw.complex_output:
             output = jax.lax.complex(output, seen[-1 - draw.picks[0] % len(seen)] * vectors[-1])
         return (new if draw.carry == "one" else (*new, *rest)), output

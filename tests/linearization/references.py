@@ -271,14 +271,15 @@ def assert_linearized(linearizer, cell, point, want, atol):
         assert_zero_outside(site.derivative, derivative, f"D of {site.label}")
 
 
-def assert_exact(cell, point, atol=1e-9, at_once=False):
+def assert_exact(cell, point, atol=1e-9, at_once=False, **options):
     """The linearization, backpropagation in a segment and exact RTRL over steps agree with JAX.
 
     Args:
       cell: the cell.
       point: where.
       atol: relative to the largest entry of what is compared.
-      at_once: backpropagation and RTRL in one learner, of segments of two steps; it takes half the time.
+      at_once: backpropagation and RTRL in one learner, with segments of two steps; takes half the time.
+      **options: of the learner.
 
     Returns:
       The linearizer; None where JAX's own derivatives are not finite.
@@ -287,7 +288,7 @@ def assert_exact(cell, point, atol=1e-9, at_once=False):
     if not all_finite((want, gradient)):
         return None
     length = 2 if at_once else 1
-    learner = learner_of(cell, point, estimators.rtrl(), length)
+    learner = learner_of(cell, point, estimators.rtrl(), length, **options)
     assert_linearized(learner.linearizer, cell, point, want, atol)
     assert_learned(learner, point, length, gradient, atol, "rtrl")
     if not at_once:
