@@ -89,6 +89,7 @@ class Structure(NamedTuple):
       jacobian: which entries of J can be non-zero, [n, n]; None for all of them.
       leaf_sizes: of n, how much belongs to each leaf of the carry; () for a carry of one leaf. The
         blocks of J's columns are those of the leaves.
+      leak: which entries of the leak (see `Linearization`) can be non-zero, [n, n]; None for all.
     """
 
     batch_size: int
@@ -97,11 +98,12 @@ class Structure(NamedTuple):
     dtype: Any
     jacobian: Mask | None = None
     leaf_sizes: tuple[int, ...] = ()
+    leak: Mask | None = None
 
     def without_masks(self) -> Structure:
         """The same, with nothing known to be zero but what the bands of D leave out."""
         sites = tuple(site._replace(derivative=None, weights=None) for site in self.sites)
-        return self._replace(sites=sites, jacobian=None)
+        return self._replace(sites=sites, jacobian=None, leak=None)
 
     @property
     def problems(self) -> tuple[str, ...]:

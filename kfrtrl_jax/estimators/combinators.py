@@ -19,8 +19,10 @@ from kfrtrl_jax.base import (
     SiteGradients,
     Structure,
 )
+from kfrtrl_jax.errors import UnsupportedCellError
 from kfrtrl_jax.estimators.local_traces import e_prop
 from kfrtrl_jax.estimators.snap import SnapState
+from kfrtrl_jax.matrices import places_of_bands
 
 
 def average(estimator: InfluenceEstimator, copies: int) -> InfluenceEstimator:
@@ -191,7 +193,8 @@ def control_variate(estimator: InfluenceEstimator, coefficient: float = 1.0) -> 
     in the leak, while two independent copies leave half; the best c is close to 1. Where the leak is 0,
     as in a tanh network, all it can take off is noise of the present step.
 
-    Its init raises UnsupportedCellError where `e_prop()` does.
+    Its init raises UnsupportedCellError where `e_prop()` does, and where the leak carries influence to
+    state variables that a pre-activation does not reach by itself: `e_prop()` is not exact there.
 
     Args:
       estimator: any, best one that carries the two alike: what differs stays.
@@ -206,6 +209,7 @@ def control_variate(estimator: InfluenceEstimator, coefficient: float = 1.0) -> 
 
     def init(structure: Structure) -> ControlVariateState:
         exact = trace.init(structure)
+        _require_closed_leak(structure)
         return ControlVariateState(estimator.init(structure), estimator.init(structure), exact)
 
     def push(
@@ -230,6 +234,27 @@ def control_variate(estimator: InfluenceEstimator, coefficient: float = 1.0) -> 
         return estimator.diagnostics(state.inner)
 
     return InfluenceEstimator(init, push, pull, diagnostics)
+
+
+def _require_closed_leak(structure: Structure) -> None:
+    """Refuses a cell whose leak leads out of the entries of D.
+
+    Raises:
+      UnsupportedCellError: with the parameters.
+    """
+    for site in structure.sites:
+        assert site.bands is not None
+        entries = places_of_bands(site.bands.array, site.output_size)
+        if structure.leak is None:
+            reached = np.broadcast_to(entries.any(axis=0), entries.shape)
+        else:
+            reached = structure.leak.array.astype(np.float32) @ entries.astype(np.float32) > 0
+        if np.any(reached & ~entries):
+            raise UnsupportedCellError(
+                f"control_variate cannot use this cell: what {site.label} does to a state variable "
+                f"passes on to another through no pre-activation, and e_prop(), which it takes "
+                f"for exact there, leaves that out; the estimator alone takes the cell"
+            )
 
 
 class AntitheticState(NamedTuple):

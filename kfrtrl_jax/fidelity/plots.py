@@ -103,12 +103,15 @@ def _plot_dots(
     figure = Figure(figsize=(12, 1.6 + 0.27 * len(names)), layout="constrained")
     panels = figure.subplots(1, len(fields), sharey=True)
     for i, (axes, (label, field)) in enumerate(zip(panels, fields.items())):
+        empty = True
         for j, cell in enumerate(cells):
             places = [(names.index(r.estimator), field(r)) for r in rows if r.cell == cell]
             points = [(x, y) for y, x in places if x is not None]
+            empty = empty and not points
             style: Any = {"marker": _MARKERS[j % 8], "color": COLOURS[j % 7], "s": 26}
             axes.scatter([x for x, _ in points], [y for _, y in points], label=cell, **style)
-        if i not in linear:
+        # Where nothing was measured, as times in a run without them, there is no scale.
+        if i not in linear and not empty:
             axes.set_xscale("log")
             axes.xaxis.set_minor_formatter(mpl.ticker.NullFormatter())
         axes.set_xlabel(label)

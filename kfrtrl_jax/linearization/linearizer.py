@@ -207,6 +207,7 @@ def make_linearizer(cell: Cell, example_input: Any, batch_size: int) -> Lineariz
         dtype=jnp.result_type(*(v.dtype for v in states)),
         jacobian=_mask([reach.get(v) for v in states]),
         leaf_sizes=tuple(math.prod(v.shape) for v in states),
+        leak=_mask(list(map(_places, shapes.leak.blocks))) if entries <= _MAX_ENTRIES else None,
     )
 
     def gradient(
@@ -574,6 +575,13 @@ def _reach(local: _Local, masks: dict[Variable, np.ndarray]) -> dict[Variable, n
                     reached = _boolean_product(relation.T, derivative.T).T
                 reach[source] |= reached
     return reach
+
+
+def _places(matrix: Matrix) -> np.ndarray:
+    """Where a matrix can be non-zero, by its form."""
+    if isinstance(matrix, Banded):
+        return places_of_bands(matrix.columns.array, matrix.num_columns)
+    return np.ones(matrix.shape, bool)
 
 
 def _boolean(columns: np.ndarray | None, rows: int, size: int) -> np.ndarray:

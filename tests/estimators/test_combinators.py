@@ -3,8 +3,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kfrtrl_jax import estimators
+from kfrtrl_jax import estimators, fidelity
 from kfrtrl_jax.errors import UnsupportedCellError
+from kfrtrl_jax.linearization import make_linearizer
 from tests.estimators import stacked
 
 
@@ -179,3 +180,11 @@ def test_antithetic_copies_are_unbiased_and_of_less_noise_than_independent_ones(
 def test_antithetic_refuses_what_is_no_power_of_two(copies):
     with pytest.raises(ValueError, match="copies must be a power of two"):
         estimators.antithetic(estimators.kf_rtrl(), copies)
+
+
+def test_a_control_variate_refuses_a_leak_that_its_trace_does_not_follow():
+    """The spikes of the step before drive the adaptation, which no pre-activation reaches by itself."""
+    cell = fidelity.CERTIFIED_CELLS["spiking"](input_size=3, hidden_size=4)
+    structure = make_linearizer(cell, jnp.zeros(3), 2).structure
+    with pytest.raises(UnsupportedCellError, match="e_prop"):
+        estimators.control_variate(estimators.kf_rtrl()).init(structure)
