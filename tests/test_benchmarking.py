@@ -160,6 +160,7 @@ def test_a_population_is_the_same_runs_as_one_program():
         evaluate=lambda *_: None,
         structure=None,
         held_out={},
+        check=lambda: None,
     )
     together = steps._population(program, 3, 5)
     alone = steps._one_after_another(program, 3, 5)
