@@ -12,7 +12,8 @@ import numpy as np
 from jax.extend import core
 
 _TRANSPARENT = frozenset(
-    "jit pjit closed_call core_call remat2 checkpoint custom_jvp_call custom_vjp_call".split()
+    """checkpoint closed_call core_call custom_jvp_call custom_vjp_call custom_vmap_call jit pjit
+    remat2""".split()
 )
 _ELEMENTWISE = {
     "abs": np.abs,
@@ -50,6 +51,7 @@ _ELEMENTWISE = {
     "sin": np.sin,
     "sqrt": np.sqrt,
     "square": np.square,
+    "stop_gradient": np.array,
     "sub": np.subtract,
     "tan": np.tan,
     "tanh": np.tanh,
@@ -107,7 +109,8 @@ def _array(value):
 def _results(eqn, inputs):
     name, params = eqn.primitive.name, eqn.params
     if name in _TRANSPARENT:
-        return _run(params["jaxpr" if "jaxpr" in params else "call_jaxpr"], inputs)
+        wrapped = next(name for name in ("jaxpr", "call_jaxpr", "call") if name in params)
+        return _run(params[wrapped], inputs)
     if name == "cond":
         branches = params["branches"]
         return _run(branches[np.clip(int(inputs[0]), 0, len(branches) - 1)], inputs[1:])

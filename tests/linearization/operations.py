@@ -350,11 +350,6 @@ COMPLEX = {
             1
         ].imag
     ),
-    "complex_associative_scan": lambda p, k, v, w: (
-        jax.lax.associative_scan(
-            lambda a, b: (a[0] * b[0], a[1] * b[0] + b[1]), (jnp.exp(1j * p(k, N)), pair(v, w))
-        )[1].imag
-    ),
     "complex_conditional": lambda p, k, v, w: (
         jax.lax.cond(
             v[0] > 0,

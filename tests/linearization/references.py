@@ -253,8 +253,8 @@ def assert_linearized(linearizer, cell, point, want, atol):
 
         jacobian = linearization.jacobian
         identity = jnp.broadcast_to(jnp.eye(size, dtype=dtype), (LANES, size, size))
-        few = jacobian.times if jacobian.rest is None else jacobian.times_few
-        ways = [jacobian.dense(), jacobian.times(identity), few(identity)]
+        times = jacobian.times if jacobian.rest is None else jacobian.times_few
+        ways = [jacobian.dense(), times(identity)]
         return ways, jacobian.diagonal(), jax.vmap(pulled)(jnp.arange(size)), derivatives
 
     ways, diagonals, by_params, derivatives = evaluated(
