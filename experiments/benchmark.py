@@ -26,9 +26,9 @@ from rich.console import Console
 from rich.table import Table
 
 from configs import copy
-from kfrtrl_jax.benchmarking import floors, memory, peers, scaling, startup, steps
-from kfrtrl_jax.benchmarking.timing import Row
 from kfrtrl_jax.errors import ConfigError
+from kfrtrl_jax.studies.benchmarking import floors, memory, peers, scaling, startup, steps
+from kfrtrl_jax.studies.benchmarking.timing import Row
 from kfrtrl_jax.training import command_line
 
 # What can be measured, by suite and name.

@@ -5,9 +5,9 @@ from __future__ import annotations
 import jax
 
 from configs import fidelity as default
-from kfrtrl_jax import fidelity
 from kfrtrl_jax.errors import ConfigError
-from kfrtrl_jax.fidelity import plots, settings
+from kfrtrl_jax.studies import fidelity
+from kfrtrl_jax.studies.fidelity import plots, settings
 from kfrtrl_jax.training import command_line, workdir
 
 

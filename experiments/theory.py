@@ -8,7 +8,7 @@ from configs import theory as default
 from kfrtrl_jax.base import Cell
 from kfrtrl_jax.cells import CELLS
 from kfrtrl_jax.errors import ConfigError
-from kfrtrl_jax.fidelity import named, plots, settings, theory
+from kfrtrl_jax.studies.fidelity import named, plots, settings, theory
 from kfrtrl_jax.training import command_line, workdir
 
 

@@ -1,6 +1,9 @@
 """Online training of recurrent networks: KF-RTRL and the estimators it is compared with."""
 
 from kfrtrl_jax import cells, credit, estimators, linearization, optimizers, readouts, tasks
+from kfrtrl_jax._src.compilation import jit
+from kfrtrl_jax._src.learner import Learner, LearnerState, StepMetrics, make_learner, predict
+from kfrtrl_jax._src.tasks.base import Batch, Task
 from kfrtrl_jax.base import (
     Cell,
     CreditEstimator,
@@ -10,9 +13,6 @@ from kfrtrl_jax.base import (
     SiteShape,
     Structure,
 )
-from kfrtrl_jax.compilation import jit
-from kfrtrl_jax.learner import Learner, LearnerState, StepMetrics, make_learner, predict
-from kfrtrl_jax.tasks.base import Batch, Task
 
 __all__ = [
     "Batch",

@@ -14,10 +14,10 @@ import pytest
 
 from configs import copy
 from experiments import benchmark
-from kfrtrl_jax.benchmarking import floors, memory, peers, scaling, startup, steps, timing
-from kfrtrl_jax.benchmarking.steps import Case
-from kfrtrl_jax.benchmarking.timing import Floor, Row, Work
 from kfrtrl_jax.errors import ConfigError
+from kfrtrl_jax.studies.benchmarking import floors, memory, peers, scaling, startup, steps, timing
+from kfrtrl_jax.studies.benchmarking.steps import Case
+from kfrtrl_jax.studies.benchmarking.timing import Floor, Row, Work
 
 
 @pytest.fixture(autouse=True)
@@ -249,7 +249,7 @@ def test_a_missing_package_is_one_line(monkeypatch):
 @pytest.mark.parametrize("name", ["kf_rtrl", "uoro"])
 def test_pytorch_makes_the_same_steps_of_the_same_signs(name):
     torch = pytest.importorskip("torch", reason="needs the peers extra: torch")
-    from kfrtrl_jax.benchmarking import torch_peers
+    from kfrtrl_jax.studies.benchmarking import torch_peers
 
     n, batch = 3, 2
     weights, xs, ys = peers.problem(n, batch, 3)
@@ -296,7 +296,7 @@ def influence(name: str, first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 def test_braintrace_trains_to_the_weights_that_snap_trains_to():
     pytest.importorskip("braintrace", reason="needs the peers extra: braintrace")
-    from kfrtrl_jax.benchmarking import braintrace_peers
+    from kfrtrl_jax.studies.benchmarking import braintrace_peers
 
     weights, xs, ys = peers.problem(4, 2, 5)
     for name in ("snap", "e_prop"):

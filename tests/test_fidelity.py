@@ -13,12 +13,13 @@ from configs import fidelity as fidelity_config
 from configs import theory as theory_config
 from experiments import fidelity as fidelity_program
 from experiments import theory as theory_program
-from kfrtrl_jax import cells, estimators, fidelity, readouts
+from kfrtrl_jax import cells, estimators, readouts
+from kfrtrl_jax._src.learner import make_learner
 from kfrtrl_jax.errors import ConfigError
-from kfrtrl_jax.fidelity import named, theory
-from kfrtrl_jax.fidelity.cells import output_skip
-from kfrtrl_jax.learner import make_learner
 from kfrtrl_jax.linearization import make_linearizer
+from kfrtrl_jax.studies import fidelity
+from kfrtrl_jax.studies.fidelity import named, theory
+from kfrtrl_jax.studies.fidelity.cells import output_skip
 from kfrtrl_jax.tasks import Batch
 from kfrtrl_jax.training.command_line import Invocation
 
@@ -38,7 +39,7 @@ def invocation(config, workdir, **fields):
 
 def without_signs(monkeypatch):
     """Takes the randomness out of KF-RTRL: its mean is then not the influence."""
-    module = importlib.import_module("kfrtrl_jax.estimators.kf_rtrl")
+    module = importlib.import_module("kfrtrl_jax._src.estimators.kf_rtrl")
     monkeypatch.setattr(module, "random_signs", lambda key, shape, dtype: jnp.ones(shape, dtype))
 
 

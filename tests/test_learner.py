@@ -5,9 +5,9 @@ import optax
 import pytest
 
 from kfrtrl_jax import estimators
+from kfrtrl_jax._src.learner import make_learner, predict
+from kfrtrl_jax._src.tasks.base import Batch
 from kfrtrl_jax.errors import UnsupportedCellError
-from kfrtrl_jax.learner import make_learner, predict
-from kfrtrl_jax.tasks.base import Batch
 from tests.trajectories import BATCH_SIZE, READOUT, SMALL_CELLS, flat, sequence
 
 STEPS = 12

@@ -17,8 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
+from kfrtrl_jax._src.lanes import is_key
 from kfrtrl_jax.errors import WorkdirError
-from kfrtrl_jax.lanes import is_key
 from kfrtrl_jax.training.config import one_line
 
 # Orbax announces its every step.

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from kfrtrl_jax._src.learner import initial_lanes, predict
 from kfrtrl_jax.base import Array, Cell
-from kfrtrl_jax.learner import initial_lanes, predict
 from kfrtrl_jax.readouts import Readout
 
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from kfrtrl_jax import compilation
+from kfrtrl_jax._src import compilation
 from kfrtrl_jax.training import checkpoints, display, evaluation, metrics, plots, workdir
 from kfrtrl_jax.training.program import ChunkMetrics, Program, RunState, build, check_memory
 

@@ -10,13 +10,13 @@ import jax
 import jax.numpy as jnp
 import psutil
 
-from kfrtrl_jax import estimators, learner, linearization, readouts
+from kfrtrl_jax import estimators, learning, linearization, readouts
+from kfrtrl_jax._src.lanes import is_key
 from kfrtrl_jax.base import Array, Key, Structure
 from kfrtrl_jax.cells import CELLS, on_tokens
 from kfrtrl_jax.credit import CREDIT
 from kfrtrl_jax.errors import ConfigError
 from kfrtrl_jax.estimators import ESTIMATORS
-from kfrtrl_jax.lanes import is_key
 from kfrtrl_jax.optimizers import OPTIMIZERS
 from kfrtrl_jax.tasks import TASKS
 from kfrtrl_jax.training import evaluation
@@ -37,7 +37,7 @@ class RunState(NamedTuple):
       running_loss: exponential average of the loss over time steps, in bits per character.
     """
 
-    learner: learner.LearnerState
+    learner: learning.LearnerState
     task: Any
     losses: Array
     key: Key
@@ -125,7 +125,7 @@ def build(config: Any, floats: Mapping[str, Any] | None = None) -> Program:
     if config.estimator.copies > 1:
         estimator = estimators.average(estimator, config.estimator.copies)
     optimizer = make("optimizer", OPTIMIZERS[config.optimizer.name])
-    learn = learner.make_learner(
+    learn = learning.make_learner(
         cell,
         readout,
         estimator,

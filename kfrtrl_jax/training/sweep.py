@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kfrtrl_jax import compilation
+from kfrtrl_jax._src import compilation
 from kfrtrl_jax.errors import ConfigError
 from kfrtrl_jax.training import config as configs
 from kfrtrl_jax.training import display, evaluation, metrics, plots, workdir

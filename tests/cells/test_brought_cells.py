@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from kfrtrl_jax import cells, estimators
+from kfrtrl_jax._src.matrices import Banded
 from kfrtrl_jax.linearization import make_linearizer
-from kfrtrl_jax.matrices import Banded
 from tests.linearization.test_linearizer import assert_linearization_is_the_jacobian, inputs
 from tests.trajectories import BATCH_SIZE, INPUT_SIZE, influence_rows, push_all, run
 

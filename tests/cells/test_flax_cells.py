@@ -9,11 +9,11 @@ import pytest
 from flax import nnx
 
 from kfrtrl_jax import cells, estimators, readouts, tasks
+from kfrtrl_jax._src.lanes import initial_lanes, restarted
+from kfrtrl_jax._src.learner import make_learner
+from kfrtrl_jax._src.matrices import Banded
 from kfrtrl_jax.errors import UnsupportedCellError
-from kfrtrl_jax.lanes import initial_lanes, restarted
-from kfrtrl_jax.learner import make_learner
 from kfrtrl_jax.linearization import explain
-from kfrtrl_jax.matrices import Banded
 from tests.linearization.test_linearizer import assert_linearization_is_the_jacobian, inputs
 from tests.trajectories import INPUT_SIZE
 

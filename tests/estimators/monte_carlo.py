@@ -6,9 +6,9 @@ import functools
 
 import numpy as np
 
-from kfrtrl_jax import fidelity
+from kfrtrl_jax._src.compilation import known
 from kfrtrl_jax.base import Cell, InfluenceEstimator
-from kfrtrl_jax.compilation import known
+from kfrtrl_jax.studies import fidelity
 from tests.trajectories import BATCH_SIZE, INPUT_SIZE
 
 # Compiling costs more than running at this size: as little as possible of it, or a bit more for draws

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from kfrtrl_jax import estimators
+from kfrtrl_jax._src.matrices import Dense
 from kfrtrl_jax.base import Cell, InfluenceEstimator, Linearization, Structure
-from kfrtrl_jax.matrices import Dense
 from tests.trajectories import SMALL_CELLS, run
 
 PROJECTIONS = 6
@@ -113,7 +113,7 @@ def patch_signs(modules: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> No
         return key[: np.prod(shape)].reshape(shape).astype(dtype)
 
     for module in modules:
-        imported = importlib.import_module(f"kfrtrl_jax.estimators.{module}")
+        imported = importlib.import_module(f"kfrtrl_jax._src.estimators.{module}")
         monkeypatch.setattr(imported, "random_signs", given)
 
 

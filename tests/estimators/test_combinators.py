@@ -3,9 +3,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kfrtrl_jax import estimators, fidelity
+from kfrtrl_jax import estimators
 from kfrtrl_jax.errors import UnsupportedCellError
 from kfrtrl_jax.linearization import make_linearizer
+from kfrtrl_jax.studies import fidelity
 from tests.estimators import stacked
 
 

@@ -12,11 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kfrtrl_jax import fidelity
 from kfrtrl_jax.base import InfluenceEstimator
 from kfrtrl_jax.errors import UnsupportedCellError
 from kfrtrl_jax.estimators import ESTIMATORS, UNBIASED
-from kfrtrl_jax.fidelity import gradients
+from kfrtrl_jax.studies import fidelity
+from kfrtrl_jax.studies.fidelity import gradients
 from tests.estimators.monte_carlo import QUICK, reference
 from tests.trajectories import SMALL_CELLS
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from kfrtrl_jax import estimators
+from kfrtrl_jax._src.matrices import Banded, BlockColumns, Dense, Index
 from kfrtrl_jax.base import Linearization, Site, SiteShape, Structure
-from kfrtrl_jax.matrices import Banded, BlockColumns, Dense, Index
 from tests.estimators import stacked
 
 N, INPUTS, LANES = 4, 2, 3

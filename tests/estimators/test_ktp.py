@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from kfrtrl_jax import estimators
+from kfrtrl_jax._src.matrices import Banded, Dense, Index
 from kfrtrl_jax.base import Site
-from kfrtrl_jax.matrices import Banded, Dense, Index
 from tests.estimators.monte_carlo import deviations
 from tests.trajectories import SMALL_CELLS, push_all, run
 
-module = importlib.import_module("kfrtrl_jax.estimators.ktp")
+module = importlib.import_module("kfrtrl_jax._src.estimators.ktp")
 
 
 @pytest.mark.parametrize(("cell", "rank"), [("vanilla", 1), ("deep_recurrent_highway", 3)])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from kfrtrl_jax import estimators
-from kfrtrl_jax.estimators.ok import reduction
+from kfrtrl_jax._src.estimators.ok import reduction
 from kfrtrl_jax.linearization import make_linearizer
 from tests.estimators.monte_carlo import deviations
 from tests.estimators.test_kf_rtrl import next_linearization

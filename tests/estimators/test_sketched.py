@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from kfrtrl_jax import cells, estimators
+from kfrtrl_jax._src.estimators.sketched import resized
+from kfrtrl_jax._src.matrices import Banded, BlockColumns, Dense
 from kfrtrl_jax.base import Linearization, Mask, Site
-from kfrtrl_jax.estimators.sketched import resized
 from kfrtrl_jax.linearization import make_linearizer
-from kfrtrl_jax.matrices import Banded, BlockColumns, Dense
 from tests.trajectories import INPUT_SIZE, SMALL_CELLS, run
 
 STEPS = 10

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from kfrtrl_jax import cells, estimators
+from kfrtrl_jax._src.matrices import Banded
 from kfrtrl_jax.base import Cell, InfluenceEstimator
-from kfrtrl_jax.matrices import Banded
 from tests.trajectories import INPUT_SIZE, SMALL_CELLS, influence_rows, push_all, run
 
 STEPS = 6

@@ -63,7 +63,7 @@ def test_average_of_copies_is_unbiased():
 def test_equal_signs_are_caught(name, monkeypatch):
     """The tests above have teeth: with equal signs they see the bias."""
     monkeypatch.setattr(
-        importlib.import_module(f"kfrtrl_jax.estimators.{name}"),
+        importlib.import_module(f"kfrtrl_jax._src.estimators.{name}"),
         "random_signs",
         lambda key, shape, dtype: jnp.ones(shape, dtype),
     )

@@ -5,8 +5,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from kfrtrl_jax import jax_internals, lanes, matrices
-from kfrtrl_jax.linearization import (
+from kfrtrl_jax._src import jax_internals, lanes, matrices
+from kfrtrl_jax._src.linearization import (
     complex_numbers,
     custom_rules,
     patterns,
@@ -14,8 +14,8 @@ from kfrtrl_jax.linearization import (
     taps,
     trace,
 )
-from kfrtrl_jax.linearization.patterns import normalized, propagate
-from kfrtrl_jax.linearization.program import Role, Variable
+from kfrtrl_jax._src.linearization.patterns import normalized, propagate
+from kfrtrl_jax._src.linearization.program import Role, Variable
 
 
 class Fault(NamedTuple):

@@ -13,9 +13,9 @@ import numpy as np
 import optax
 
 from kfrtrl_jax import estimators, make_learner
-from kfrtrl_jax.learner import initial_lanes
+from kfrtrl_jax._src.learner import initial_lanes
+from kfrtrl_jax._src.tasks.base import Batch
 from kfrtrl_jax.readouts import Readout
-from kfrtrl_jax.tasks.base import Batch
 from tests.linearization.interpreter import evaluated, traced
 
 LANES, TARGETS = 2, 2

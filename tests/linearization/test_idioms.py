@@ -11,12 +11,12 @@ import optax
 import pytest
 
 from kfrtrl_jax import cells, estimators, linearization, readouts
+from kfrtrl_jax._src.lanes import initial_lanes, restarted
+from kfrtrl_jax._src.learner import make_learner
+from kfrtrl_jax._src.tasks.base import Batch
 from kfrtrl_jax.base import Cell
 from kfrtrl_jax.errors import UnsupportedCellError
-from kfrtrl_jax.lanes import initial_lanes, restarted
-from kfrtrl_jax.learner import make_learner
 from kfrtrl_jax.linearization import make_linearizer
-from kfrtrl_jax.tasks.base import Batch
 
 N, X, STEPS, LANES = 4, 3, 6, 2
 RESET = np.zeros((STEPS, LANES), bool)

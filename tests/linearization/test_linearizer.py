@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from kfrtrl_jax import cells
+from kfrtrl_jax._src.matrices import Banded
 from kfrtrl_jax.base import Cell
 from kfrtrl_jax.linearization import make_linearizer
-from kfrtrl_jax.matrices import Banded
 from tests.trajectories import BATCH_SIZE, INPUT_SIZE, SMALL_CELLS, flat
 
 

@@ -14,9 +14,9 @@ from hypothesis import HealthCheck, Phase, assume, given, settings
 from hypothesis import strategies as st
 
 from kfrtrl_jax import estimators
+from kfrtrl_jax._src.learner import initial_lanes, restarted
 from kfrtrl_jax.base import Cell
 from kfrtrl_jax.errors import UnsupportedCellError
-from kfrtrl_jax.learner import initial_lanes, restarted
 from kfrtrl_jax.linearization import make_linearizer
 from tests.linearization.derivative_rules import NOT_LINEAR, UNSUPPORTED
 from tests.linearization.interpreter import evaluated

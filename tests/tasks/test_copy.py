@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from kfrtrl_jax import tasks
-from kfrtrl_jax.tasks.copy import CopyState
+from kfrtrl_jax._src.tasks.copy import CopyState
 
 START, FILLER = 2, 3
 GUESSING = 2.0

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kfrtrl_jax import cells, learner, readouts
+from kfrtrl_jax import cells, readouts
+from kfrtrl_jax._src import learner
 from kfrtrl_jax.training import evaluation
 
 VOCABULARY = 5

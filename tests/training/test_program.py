@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from kfrtrl_jax._src.lanes import is_key
 from kfrtrl_jax.errors import ConfigError
-from kfrtrl_jax.lanes import is_key
 from kfrtrl_jax.training import checkpoints, program
 from tests.training.small import small, text
 

@@ -1,0 +1,1 @@
+"""The implementation; the modules above it name what is public."""

@@ -1,0 +1,18 @@
+"""Cells that read tokens."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+
+from kfrtrl_jax._src.base import Array, Cell
+
+
+def on_tokens(cell: Cell, vocabulary_size: int) -> Cell:
+    """The cell with its input x one-hot encoded from an integer token in [0, vocabulary_size)."""
+
+    def step(params: Any, carry: Any, token: Array) -> tuple[Any, Array]:
+        return cell.step(params, carry, jax.nn.one_hot(token, vocabulary_size))
+
+    return cell._replace(step=step)

@@ -1,0 +1,104 @@
+"""Decoupled neural interfaces (Jaderberg et al., 2017, arXiv:1608.05343)."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from kfrtrl_jax._src.base import Array, CreditEstimator, Key, Structure
+
+_DECAY = 0.99
+
+
+class DniState(NamedTuple):
+    """A model of the credit in training.
+
+    Attributes:
+      parameters: the model's, "output" [h + 1, n], and "hidden" [n + 1, h] where it has a hidden layer.
+      optimizer_state: optax's.
+      squares: exponential averages over updates of the mean over lanes of |target - prediction|^2,
+        |prediction|^2 and |target|^2, [3].
+    """
+
+    parameters: dict[str, Array]
+    optimizer_state: Any
+    squares: Array
+
+
+def dni(
+    *, hidden_units: int = 0, learning_rate: float = 1e-3, share: float = 1.0
+) -> CreditEstimator:
+    """A model of the credit, trained by bootstrapping: W^T [s; 1], or with one hidden layer of tanh.
+
+    Its target is the loss of a segment backpropagated to the segment's start together with its own
+    prediction for the end, so that it learns of a loss many segments ahead from one segment after the
+    other. It takes Adam on the squared error. The output layer starts at 0 and learning, therefore, as
+    truncated backpropagation. Biased by what the model cannot express and has not learned yet; it adds
+    no noise of its own. O(n^2) memory altogether, O(n^2) work a lane and segment (n h with a hidden
+    layer). Analyzed by Czarnecki et al. (2017, arXiv:1703.00522), among online algorithms by Marschall
+    et al. (2020, arXiv:1907.02649).
+
+    Args:
+      hidden_units: h, 0 for the linear model.
+      learning_rate: Adam's.
+      share: see `CreditEstimator`.
+
+    Raises:
+      ValueError: if hidden_units is negative.
+    """
+    if hidden_units < 0:
+        raise ValueError(f"hidden_units must be at least 0, got {hidden_units}")
+    optimizer = optax.adam(learning_rate)
+
+    def init(structure: Structure, key: Key) -> DniState:
+        n, dtype = structure.state_size, jnp.promote_types(structure.dtype, jnp.float32)
+        parameters = {"output": jnp.zeros(((hidden_units or n) + 1, n), dtype)}
+        if hidden_units:
+            hidden = jax.random.normal(key, (n + 1, hidden_units), dtype)
+            parameters["hidden"] = hidden / (n + 1) ** 0.5
+        return DniState(parameters, optimizer.init(parameters), jnp.zeros(3, dtype))
+
+    def model(parameters: dict[str, Array], carry: Array) -> Array:
+        features = carry.astype(parameters["output"].dtype)
+        if hidden_units:
+            features = jnp.tanh(_affine(parameters["hidden"], features))
+        return _affine(parameters["output"], features)
+
+    def predict(state: DniState, carry: Array) -> Array:
+        return model(state.parameters, carry)
+
+    def update(state: DniState, carry: Array, target: Array) -> DniState:
+        def error(parameters: dict[str, Array]) -> tuple[Array, Array]:
+            prediction = model(parameters, carry)
+            return _mean_square(target - prediction), prediction
+
+        (loss, prediction), gradient = jax.value_and_grad(error, has_aux=True)(state.parameters)
+        updates, optimizer_state = optimizer.update(gradient, state.optimizer_state)
+        parameters = optax.apply_updates(state.parameters, updates)
+        now = jnp.stack([loss, _mean_square(prediction), _mean_square(target)])
+        squares = _DECAY * state.squares + (1 - _DECAY) * now.astype(state.squares.dtype)
+        return DniState(parameters, optimizer_state, squares)
+
+    def diagnostics(state: DniState) -> dict[str, Array]:
+        error, prediction, target = state.squares
+        # 2 p . t = |p|^2 + |t|^2 - |t - p|^2
+        product, norms = (prediction + target - error) / 2, jnp.sqrt(prediction * target)
+        return {
+            "norm": jnp.sqrt(prediction),
+            "bootstrap_loss": error,
+            "bootstrap_cosine": jnp.where(norms > 0, product / jnp.where(norms > 0, norms, 1), 0),
+        }
+
+    return CreditEstimator(init, predict, update, share, diagnostics)
+
+
+def _affine(weights: Array, x: Array) -> Array:
+    return x @ weights[:-1] + weights[-1]
+
+
+def _mean_square(x: Array) -> Array:
+    """The mean over lanes of |x|^2, x: [B, n]."""
+    return jnp.mean(jnp.sum(x * x, axis=1))

@@ -1,0 +1,13 @@
+"""Credit estimators by the names that configs use."""
+
+from collections.abc import Callable
+
+from kfrtrl_jax._src.base import CreditEstimator
+from kfrtrl_jax._src.credit.dni import dni
+
+
+def none() -> None:
+    """No credit: nothing of a segment's gradient comes from the time after it."""
+
+
+CREDIT: dict[str, Callable[..., CreditEstimator | None]] = {"none": none, "dni": dni}

@@ -1,0 +1,1 @@
+"""Approximations of the influence matrix, a file each, and what combines them."""

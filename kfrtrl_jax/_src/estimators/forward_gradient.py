@@ -1,0 +1,94 @@
+"""Forward gradients: tangents along random directions (Silver et al., 2021; Baydin et al., 2022).
+
+arXiv:2202.08587.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from kfrtrl_jax._src.base import (
+    Array,
+    InfluenceEstimator,
+    Key,
+    Linearization,
+    SiteGradients,
+    Structure,
+)
+from kfrtrl_jax._src.estimators.common import norm
+
+
+class ForwardGradientState(NamedTuple):
+    """Directions v_1 .. v_k in the space of the weights, and what the state owes to each.
+
+    Attributes:
+      tangents: s. = G v, [B, n, k].
+      directions: v, for every site [B, k, m, g].
+    """
+
+    tangents: Array
+    directions: tuple[Array, ...]
+
+
+def forward_gradient(directions: int = 1) -> InfluenceEstimator:
+    """s. <- J s. + I v, and G~ = s. v^T: the mean over k standard normal v, each lane's own.
+
+    Since s. = G v exactly, E[s. v^T] = G E[v v^T] = G: unbiased, as long as v has not changed since G
+    was last 0; a new v with the old tangent would lose all but the immediate influence. A direction
+    is therefore drawn again where J s. = 0, and only there. With normal v this happens exactly where
+    J G = 0 (but for events of probability 0): at a lane's first step or where it starts anew, not where
+    v decides. Its noise is P + 1 times |G|^2 for P weights, divided by k.
+
+    O(k (n + P)) memory and O(k (n^2 + P)) work a lane. On a stream without resets every update would be
+    along the same v: put it inside `reset_every`, at whose resets it draws anew.
+
+    Args:
+      directions: k.
+
+    Raises:
+      ValueError: if directions is less than 1.
+    """
+    if directions < 1:
+        raise ValueError(f"directions must be at least 1, got {directions}")
+
+    def init(structure: Structure) -> ForwardGradientState:
+        b, dtype = structure.batch_size, structure.dtype
+        return ForwardGradientState(
+            jnp.zeros((b, structure.state_size, directions), dtype),
+            tuple(
+                jnp.zeros((b, directions, site.input_size, site.output_size), dtype)
+                for site in structure.sites
+            ),
+        )
+
+    def push(
+        state: ForwardGradientState, linearization: Linearization, key: Key
+    ) -> ForwardGradientState:
+        carried = linearization.jacobian.times(state.tangents)
+        anew = jnp.all(carried == 0, axis=1)  # [B, k]
+
+        def draw(old: tuple[Array, ...]) -> tuple[Array, ...]:
+            keys = jax.random.split(key, len(old))
+            return tuple(
+                jnp.where(anew[:, :, None, None], jax.random.normal(k, v.shape, v.dtype), v)
+                for k, v in zip(keys, old)
+            )
+
+        v = jax.lax.cond(jnp.any(anew), draw, lambda old: old, state.directions)
+        immediate = [
+            site.derivative.times(jnp.einsum("bm,bkmg->bgk", site.input, w))
+            for site, w in zip(linearization.sites, v)
+        ]
+        return ForwardGradientState(sum(immediate, carried), v)
+
+    def pull(state: ForwardGradientState, cotangent: Array) -> SiteGradients:
+        weight = jnp.einsum("bn,bnk->bk", cotangent, state.tangents) / directions
+        return tuple(jnp.einsum("bk,bkmg->mg", weight, v) for v in state.directions)
+
+    def diagnostics(state: ForwardGradientState) -> dict[str, Array]:
+        return {"tangents_norm": jnp.mean(norm(state.tangents))}
+
+    return InfluenceEstimator(init, push, pull, diagnostics)

@@ -1,0 +1,146 @@
+"""Kernel RNN learning (Roth, Kanitscheider and Fiete, 2019, ICLR)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from kfrtrl_jax._src.base import (
+    Array,
+    InfluenceEstimator,
+    Key,
+    Linearization,
+    SiteGradients,
+    Structure,
+)
+from kfrtrl_jax._src.estimators.snap import SnapState, snap
+from kfrtrl_jax._src.matrices import Banded, BlockColumns, Index
+
+# A decay of 1 would let the traces grow without end.
+_SLOWEST_DECAY = 0.999
+# By how much a perturbation may outgrow its filtered noise before it starts anew.
+_MOST_GROWTH = 100.0
+
+
+class KernlState(NamedTuple):
+    """A kernel and the traces that it mixes, G[i, w] = sum_u beta[i, u] e[u, w].
+
+    Attributes:
+      kernel: beta, [n, n], shared by the lanes.
+      decay: of each unit's trace, [n], shared by the lanes.
+      trace: e, on the entries of I, as in `snap(1)`.
+      perturbation: delta, what the state owes to noise in every step since the lane began, [B, n].
+      filtered_noise: omega, the same noise in traces, [B, n].
+      sensitivity: d omega / d decay, [B, n].
+    """
+
+    kernel: Array
+    decay: Array
+    trace: SnapState
+    perturbation: Array
+    filtered_noise: Array
+    sensitivity: Array
+
+
+def kernl(
+    learning_rate: float = 0.1, decay_learning_rate: float = 0.1, decay: float = 0.8
+) -> InfluenceEstimator:
+    """e_u <- decay_u e_u + I_u for each unit's row of I, and G = beta e.
+
+    J_t .. J_{s+1}, by which G_t follows from I_s, is taken to be beta diag(decay)^(t - s), and that is
+    learned from noise xi ~ N(0, 1) in the state: delta <- J delta + xi, omega <- decay omega + xi, and
+    a gradient step on |delta - beta omega|^2 at every push, the mean over lanes. beta starts as the
+    identity. A lane starts anew, traces and all, where J delta = 0: with random delta, where J = 0.
+
+    Other than in the paper, the perturbation is linear, carried by J along the trajectory itself and so
+    free of its size, where the paper runs a second, noisy network; a unit is an entry of the state,
+    whatever the cell; a perturbation starts anew where it outgrows omega a hundredfold, as in chaotic
+    networks; and a lane's gradient is divided by |delta|^2 plus the squared norm of the prediction's
+    derivative, so that learning rates up to 1 are stable whatever n, and a growing perturbation counts
+    for little.
+
+    Biased, also in the immediate influence, which it has as beta I; the noise is that of beta and the
+    decays alone. O(m n + n^2) memory and work a lane for each band of a site with a banded D, O(n m g)
+    for one with a dense D.
+
+    Args:
+      learning_rate: of beta.
+      decay_learning_rate: of the decays.
+      decay: at first; they stay within [0, 0.999].
+
+    Raises:
+      ValueError: if decay is not in [0, 1), or a learning rate is negative.
+    """
+    # A sweep may hand over traced scalars, whose values are not known yet.
+    for name, rate in [
+        ("learning_rate", learning_rate),
+        ("decay_learning_rate", decay_learning_rate),
+    ]:
+        if isinstance(rate, (int, float)) and not rate >= 0:
+            raise ValueError(f"{name} must be at least 0, got {rate}")
+    if isinstance(decay, (int, float)) and not 0 <= decay < 1:
+        raise ValueError(f"decay must be in [0, 1), got {decay}")
+    local = snap(order=1)
+
+    def init(structure: Structure) -> KernlState:
+        b, n, dtype = structure.batch_size, structure.state_size, structure.dtype
+        zeros = jnp.zeros((b, n), dtype)
+        return KernlState(
+            jnp.eye(n, dtype=dtype),
+            jnp.minimum(jnp.full(n, decay, dtype), _SLOWEST_DECAY),
+            local.init(structure),
+            *(zeros, zeros, zeros),
+        )
+
+    def push(state: KernlState, linearization: Linearization, key: Key) -> KernlState:
+        carried = linearization.jacobian.times_vector(state.perturbation)
+        goes_on = jnp.any(carried != 0, axis=1, keepdims=True)
+        kept = jnp.where(goes_on, state.decay, 0)
+        n = carried.shape[1]
+        own = Banded(kept[:, None], Index(np.arange(n)[None]), n)
+        trace = local.push(state.trace, linearization._replace(jacobian=BlockColumns((own,))), key)
+
+        size = jnp.linalg.norm(carried, axis=1, keepdims=True)
+        bound = _MOST_GROWTH * jnp.linalg.norm(state.filtered_noise, axis=1, keepdims=True)
+        tame = goes_on & (size <= bound)  # also false for NaN
+        xi = jax.random.normal(key, carried.shape, carried.dtype)
+        delta = jnp.where(tame, carried, 0) + xi
+        omega = jnp.where(tame, kept * state.filtered_noise, 0) + xi
+        gamma = jnp.where(tame, kept * state.sensitivity + state.filtered_noise, 0)
+        kernel, decays = _learn(state, delta, omega, gamma)
+        return KernlState(kernel, decays, trace, delta, omega, gamma)
+
+    def _learn(state: KernlState, delta: Array, omega: Array, gamma: Array) -> tuple[Array, Array]:
+        """beta and the decays after a step on |delta - beta omega|^2; all [B, n]."""
+        error = delta - omega @ state.kernel.T
+        energy = _squares(delta)
+        kernel_step = jnp.einsum("bi,bu->iu", error / (energy + _squares(omega)), omega)
+        # The prediction's derivative by the decays is beta diag(gamma).
+        derivative_norm = _squares(jnp.sqrt(jnp.sum(state.kernel**2, axis=0)) * gamma)
+        decay_step = jnp.sum(error @ state.kernel * gamma / (energy + derivative_norm), axis=0)
+        lanes = len(delta)
+        return (
+            state.kernel + learning_rate / lanes * kernel_step,
+            jnp.clip(state.decay + decay_learning_rate / lanes * decay_step, 0, _SLOWEST_DECAY),
+        )
+
+    def pull(state: KernlState, cotangent: Array) -> SiteGradients:
+        return local.pull(state.trace, cotangent @ state.kernel)
+
+    def diagnostics(state: KernlState) -> dict[str, Array]:
+        error = state.perturbation - state.filtered_noise @ state.kernel.T
+        size = jnp.sum(_squares(state.perturbation))
+        return {
+            "kernel_error": jnp.sqrt(jnp.sum(_squares(error)) / jnp.where(size > 0, size, 1)),
+            "decay_mean": jnp.mean(state.decay),
+        }
+
+    return InfluenceEstimator(init, push, pull, diagnostics)
+
+
+def _squares(x: Array) -> Array:
+    """|x|^2 of every lane, [B, 1]."""
+    return jnp.sum(x * x, axis=1, keepdims=True)

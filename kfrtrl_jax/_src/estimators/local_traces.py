@@ -1,0 +1,75 @@
+"""Traces that each unit can keep by itself: no recurrent weight carries influence.
+
+RFLO (Murray, 2019, eLife 8:e43299) and e-prop (Bellec et al., 2020, Nature Communications 11:3625).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import jax.numpy as jnp
+import numpy as np
+
+from kfrtrl_jax._src.base import InfluenceEstimator, Key, Linearization, Structure
+from kfrtrl_jax._src.errors import UnsupportedCellError
+from kfrtrl_jax._src.estimators.snap import SnapState, snap
+from kfrtrl_jax._src.matrices import Banded, BlockColumns, Matrix
+
+
+def e_prop() -> InfluenceEstimator:
+    """G <- L G + I on the entries of I, where L is the part of J that passes no pre-activation.
+
+    The eligibility trace goes through the unit's own state, all of its variables (both of an LSTM's),
+    and through no recurrent weight; the learning signal is the loss's gradient by the present state
+    (symmetric e-prop). A cell without such a path, as the tanh network, keeps I alone.
+
+    Biased, without noise; O(m n) memory and work a lane for each band. Its init raises
+    UnsupportedCellError for a cell whose pre-activations reach the state in no element-wise way.
+    """
+    return _with_jacobian(lambda linearization: linearization.leak)
+
+
+def rflo() -> InfluenceEstimator:
+    """G <- diag(l) G + I on the entries of I, where l is each state variable's own leak.
+
+    As `e_prop`, with no exchange between the variables of a unit. With the true readout weights in
+    place of random feedback. Biased, without noise; O(m n) memory and work a lane for each band.
+    """
+    return _with_jacobian(lambda linearization: _diagonal(linearization.leak))
+
+
+def _with_jacobian(choose: Callable[[Linearization], BlockColumns]) -> InfluenceEstimator:
+    """`snap(order=1)` that carries its influence through another matrix than J."""
+    local = snap(order=1)
+
+    def init(structure: Structure) -> SnapState:
+        for site in structure.sites:
+            if site.bands is None:
+                raise UnsupportedCellError(
+                    f"a trace local to each unit needs element-wise derivatives; those by the "
+                    f"pre-activation of {site.label} are dense; rtrl, uoro and kf_rtrl take it"
+                )
+        return local.init(structure)
+
+    def push(state: SnapState, linearization: Linearization, key: Key) -> SnapState:
+        return local.push(state, linearization._replace(jacobian=choose(linearization)), key)
+
+    return InfluenceEstimator(init, push, local.pull)
+
+
+def _diagonal(matrix: BlockColumns) -> BlockColumns:
+    """The diagonal entries of a square matrix, 0 elsewhere."""
+    blocks: list[Matrix] = []
+    start = 0
+    for block in matrix.blocks:
+        stop = start + block.shape[1]
+        own = np.arange(block.shape[0]) - start
+        own = np.where((own >= 0) & (own < block.shape[1]), own, -1)
+        if isinstance(block, Banded):
+            here = (block.columns.array == own) & (own >= 0)
+        else:
+            here = np.arange(block.shape[1]) == own[:, None]
+        blocks.append(dataclasses.replace(block, values=jnp.where(here, block.values, 0)))
+        start = stop
+    return BlockColumns(tuple(blocks))

@@ -1,0 +1,75 @@
+"""Estimators and combinators by the names that configs use."""
+
+from collections.abc import Callable
+
+from kfrtrl_jax._src.base import InfluenceEstimator
+from kfrtrl_jax._src.estimators.combinators import (
+    antithetic,
+    average,
+    control_variate,
+    mixture,
+    random_resets,
+    reset_every,
+)
+from kfrtrl_jax._src.estimators.diagonal_rtrl import diagonal_rtrl
+from kfrtrl_jax._src.estimators.forward_gradient import forward_gradient
+from kfrtrl_jax._src.estimators.kernl import kernl
+from kfrtrl_jax._src.estimators.kf_rtrl import kf_rtrl
+from kfrtrl_jax._src.estimators.ktp import ktp
+from kfrtrl_jax._src.estimators.local_traces import e_prop, rflo
+from kfrtrl_jax._src.estimators.nobacktrack import nobacktrack
+from kfrtrl_jax._src.estimators.ok import ok
+from kfrtrl_jax._src.estimators.reverse_kf_rtrl import reverse_kf_rtrl
+from kfrtrl_jax._src.estimators.rtrl import rtrl
+from kfrtrl_jax._src.estimators.sketched import sketched
+from kfrtrl_jax._src.estimators.snap import snap
+from kfrtrl_jax._src.estimators.truncated import truncated
+from kfrtrl_jax._src.estimators.uoro import uoro
+
+ESTIMATORS: dict[str, Callable[..., InfluenceEstimator]] = {
+    "rtrl": rtrl,
+    "diagonal_rtrl": diagonal_rtrl,
+    "uoro": uoro,
+    "nobacktrack": nobacktrack,
+    "kf_rtrl": kf_rtrl,
+    "reverse_kf_rtrl": reverse_kf_rtrl,
+    "ok": ok,
+    "forward_gradient": forward_gradient,
+    "ktp": ktp,
+    "snap": snap,
+    "sketched": sketched,
+    "e_prop": e_prop,
+    "rflo": rflo,
+    "kernl": kernl,
+    "truncated": truncated,
+}
+
+# What makes an estimator of estimators and plain values.
+COMBINATORS: dict[str, Callable[..., InfluenceEstimator]] = {
+    "average": average,
+    "antithetic": antithetic,
+    "control_variate": control_variate,
+    "mixture": mixture,
+    "random_resets": random_resets,
+    "reset_every": reset_every,
+}
+
+# What claims that the mean of its estimate is the influence matrix; combinators if all in them do.
+# A mixture is none of them, as it depends on its weights.
+UNBIASED = frozenset(
+    {
+        "rtrl",
+        "diagonal_rtrl",
+        "uoro",
+        "nobacktrack",
+        "kf_rtrl",
+        "reverse_kf_rtrl",
+        "ok",
+        "forward_gradient",
+        "ktp",
+        "average",
+        "antithetic",
+        "control_variate",
+        "random_resets",
+    }
+)

@@ -1,0 +1,53 @@
+"""Real-time recurrent learning (Williams and Zipser, 1989): the influence matrix itself."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+
+from kfrtrl_jax._src.base import (
+    Array,
+    InfluenceEstimator,
+    Key,
+    Linearization,
+    SiteGradients,
+    Structure,
+)
+
+
+class RtrlState(NamedTuple):
+    """The influence matrix.
+
+    Attributes:
+      influence: for every site G, [B, n, m, g].
+    """
+
+    influence: tuple[Array, ...]
+
+
+def rtrl() -> InfluenceEstimator:
+    """G <- J G + I, exactly. O(n P) memory and O(n^2 P) work a lane, for P parameters."""
+
+    def init(structure: Structure) -> RtrlState:
+        b, n = structure.batch_size, structure.state_size
+        return RtrlState(
+            tuple(
+                jnp.zeros((b, n, site.input_size, site.output_size), structure.dtype)
+                for site in structure.sites
+            )
+        )
+
+    def push(state: RtrlState, linearization: Linearization, key: Key) -> RtrlState:
+        del key
+        influence = []
+        for g, site in zip(state.influence, linearization.sites):
+            carried = linearization.jacobian.times(g.reshape(*g.shape[:2], -1))
+            immediate = jnp.einsum("bm,bng->bnmg", site.input, site.derivative.dense())
+            influence.append(carried.reshape(g.shape) + immediate)
+        return RtrlState(tuple(influence))
+
+    def pull(state: RtrlState, cotangent: Array) -> SiteGradients:
+        return tuple(jnp.einsum("bn,bnmg->mg", cotangent, g) for g in state.influence)
+
+    return InfluenceEstimator(init, push, pull)

@@ -1,0 +1,369 @@
+"""SnAp-1 with a low-rank rest and a running bound of its error, after sketched RTRL (SK-RTRL, 2026).
+
+The variant here: S is SnAp-1's own, whatever the rest does; the rest of a step, with what is carried
+on from before, is cut to its best low rank by a singular value decomposition, found from n x n inner
+products and never at random; the rank in use follows the bound.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from kfrtrl_jax._src.base import (
+    Array,
+    InfluenceEstimator,
+    Key,
+    Linearization,
+    Mask,
+    SiteGradients,
+    Structure,
+)
+from kfrtrl_jax._src.estimators.common import exact_einsum, norm
+from kfrtrl_jax._src.estimators.snap import SnapState, snap
+from kfrtrl_jax._src.matrices import Banded, Index, Matrix, places_of_bands, take, total
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class SketchedState:
+    """The influence matrix as S + L R^T, and how far that can be from the truth.
+
+    Attributes:
+      sparse: S, for every site and each of its inputs j the part of ds/dW_j, n x g, that has the bands
+        of D, values [B, m, bands, n], or all of it where D is dense, [B, m, n, g].
+      state_factor: L, [B, n, r]: orthonormal columns, the leading one first, 0 where not in use.
+      parameter_factors: R, for every site with a banded D other than 0 [B, r, m, g], 0 where not
+        in use.
+      rank_in_use: [B], integers.
+      error_bound: e >= |G - S - L R^T|_F, [B].
+      weights: which weights each site has, None for all; static.
+    """
+
+    sparse: tuple[Matrix, ...]
+    state_factor: Array
+    parameter_factors: tuple[Array, ...]
+    rank_in_use: Array
+    error_bound: Array
+    weights: tuple[Mask | None, ...] = dataclasses.field(metadata={"static": True})
+
+
+def sketched(rank: int, tolerance: float = 0.0, squarings: int = 0) -> InfluenceEstimator:
+    """S as in `snap(1)`; L R^T <- the best of its rank for E = J (S + L R^T) - (J S on the pattern).
+
+    The error obeys |G - S - L R^T|_F <= e with e <- rho e + eta, where eta is the norm of what the
+    truncation drops and rho = min(|J|_F, (|J|_1 |J|_inf)^1/2) is at least J's largest singular value.
+    A lane that starts anew has rho = 0. The bound counts no rounding errors: those of eta are of the
+    order of |E|_F times the square root of the machine precision. Where rho stays above 1, as it does
+    in most networks without `squarings`, the bound says nothing after a few steps; it ends at the
+    largest number of its type.
+
+    Biased, without noise: `snap(1)` with rank 0, `rtrl` with rank n. For P parameters and b bands,
+    O(m n b + (n + P) r) memory, O(n^2 b) more during a step, and O(n^3 b + P r (r + b)) work a lane;
+    sites with a dense D have all n m g entries in S, whatever masks thin it out, and no part in L R^T.
+
+    Args:
+      rank: r, the most that is used; n is enough.
+      tolerance: if above 0, each lane uses the least rank with e <= tolerance |S + L R^T|_F, or all of
+        them if there is none.
+      squarings: s, to put the Schatten norm of order 2^(s + 1) in the place of |J|_F, the one of order
+        2. It exceeds J's largest singular value by a factor of n^(1 / 2^(s + 1)) at the most and takes
+        s more products of n x n matrices. With 5 the bound is nearly as good as it can be.
+
+    Raises:
+      ValueError: if rank, tolerance or squarings is negative, or tolerance is not finite.
+    """
+    if rank < 0:
+        raise ValueError(f"rank must be at least 0, got {rank}")
+    if squarings < 0:
+        raise ValueError(f"squarings must be at least 0, got {squarings}")
+    # Those of a sweep are traced.
+    if isinstance(tolerance, (int, float)) and not 0 <= tolerance < math.inf:
+        raise ValueError(f"tolerance must be finite and at least 0, got {tolerance}")
+    first_order = snap(1)
+
+    def init(structure: Structure) -> SketchedState:
+        b, n, dtype = structure.batch_size, structure.state_size, structure.dtype
+        r = min(rank, n)
+        # A banded D has its bands whatever masks there are; L R^T needs no more of S.
+        sparse = first_order.init(structure.without_masks()).influence
+        return SketchedState(
+            sparse=sparse,
+            state_factor=jnp.zeros((b, n, r), dtype),
+            parameter_factors=tuple(
+                jnp.zeros((b, r, s.values.shape[1], s.num_columns), dtype)
+                for s in _with_rest(sparse)
+            ),
+            rank_in_use=jnp.zeros(b, jnp.int32),
+            error_bound=jnp.zeros(b, jnp.promote_types(dtype, jnp.float32)),
+            weights=tuple(site.weights for site in structure.sites),
+        )
+
+    def push(state: SketchedState, linearization: Linearization, key: Key) -> SketchedState:
+        pushed = first_order.push(SnapState(state.sparse), linearization, key).influence
+        sparse = tuple(_masked(s, weights) for s, weights in zip(pushed, state.weights))
+        if not state.parameter_factors:
+            return dataclasses.replace(state, sparse=sparse)
+        jacobian = linearization.jacobian.dense()
+        rest = _rest(state, jacobian, linearization.jacobian.times(state.state_factor))
+        # One call for all lanes: decompositions side by side can block each other on a CPU.
+        values, vectors = jnp.linalg.eigh(rest.square())
+        r = state.state_factor.shape[-1]
+        left = vectors[..., ::-1][..., :r]
+        right = rest.transpose_times(left)
+        # The values are less exact than these norms where they are small.
+        squares = _squared_norms(left, right)
+        beyond = jnp.sum(jnp.maximum(values[..., : values.shape[-1] - r], 0), axis=-1)
+        smallest_first = jnp.concatenate([beyond[:, None], squares[:, ::-1]], axis=-1)
+        dropped = jnp.cumsum(smallest_first, axis=-1)[:, ::-1]  # for every rank in use from 0 to r
+        bounds = (_gain(jacobian, squarings) * state.error_bound)[:, None] + jnp.sqrt(dropped)
+        used = _least_rank(bounds, _squared_sums(sparse, left, right), tolerance)
+        in_use = jnp.arange(r) < used[:, None]
+        dtype = state.state_factor.dtype
+        bound = jnp.take_along_axis(bounds, used[:, None], axis=1)[:, 0]
+        return SketchedState(
+            sparse=sparse,
+            state_factor=jnp.where(in_use[:, None], left, 0).astype(dtype),
+            parameter_factors=tuple(
+                jnp.where(in_use[:, :, None, None], x, 0).astype(dtype) for x in right
+            ),
+            rank_in_use=used,
+            error_bound=jnp.minimum(bound, jnp.finfo(bound.dtype).max),
+            weights=state.weights,
+        )
+
+    def pull(state: SketchedState, cotangent: Array) -> SiteGradients:
+        weights = jnp.einsum("bn,bnr->br", cotangent, state.state_factor)
+        factors = iter(state.parameter_factors)
+        return tuple(
+            gradient + jnp.einsum("br,brmg->mg", weights, next(factors))
+            if _has_rest(influence)
+            else gradient
+            for gradient, influence in zip(
+                first_order.pull(SnapState(state.sparse), cotangent), state.sparse
+            )
+        )
+
+    def diagnostics(state: SketchedState) -> dict[str, Array]:
+        sums = _squared_sums(state.sparse, state.state_factor, state.parameter_factors)
+        size = jnp.sqrt(jnp.maximum(sums[:, -1], 0))
+        relative = state.error_bound / jnp.where(size > 0, size, 1)
+        squares = _squared_norms(state.state_factor, state.parameter_factors)
+        low_rank = jnp.sqrt(jnp.sum(squares, axis=-1))
+        return {
+            "error_bound": jnp.mean(state.error_bound),
+            "error_bound_max": jnp.max(state.error_bound),
+            "relative_error_bound": jnp.mean(jnp.where(size > 0, relative, 0)),
+            "low_rank_norm": jnp.mean(low_rank),
+            "rank_in_use": jnp.mean(state.rank_in_use.astype(low_rank.dtype)),
+        }
+
+    return InfluenceEstimator(init, push, pull, diagnostics)
+
+
+def resized(state: SketchedState, rank: int) -> SketchedState:
+    """The state with room for another rank; any estimator of `sketched` goes on with it.
+
+    For between two compiled runs, as its shapes are others. The leading components stay; the bound
+    grows by the norm of those that have no room.
+
+    Args:
+      state: any.
+      rank: the new r; n if it is more.
+
+    Raises:
+      ValueError: if rank is negative.
+    """
+    if rank < 0:
+        raise ValueError(f"rank must be at least 0, got {rank}")
+    n, old = state.state_factor.shape[-2:]
+    new = min(rank, n)
+
+    def fit(x: Array, axis: int) -> Array:
+        padding = [(0, max(new - old, 0) if a == axis else 0) for a in range(x.ndim)]
+        return jnp.pad(jax.lax.slice_in_dim(x, 0, min(new, old), axis=axis), padding)
+
+    squares = _squared_norms(state.state_factor, state.parameter_factors)
+    lost = jnp.sqrt(jnp.sum(squares[:, new:], axis=-1))
+    return dataclasses.replace(
+        state,
+        state_factor=fit(state.state_factor, 2),
+        parameter_factors=tuple(fit(x, 1) for x in state.parameter_factors),
+        rank_in_use=jnp.minimum(state.rank_in_use, new),
+        error_bound=state.error_bound + lost,
+    )
+
+
+class _Band(NamedTuple):
+    """The entries of S at one site that belong to one band, a column of D each.
+
+    Attributes:
+      values: [B, m, g].
+      places: the k that each is part of S_k for, [g], static, -1 for none.
+    """
+
+    values: Array
+    places: np.ndarray
+
+
+class _Rest(NamedTuple):
+    """E = F [R, S_1 .. S_K]^T, what a step takes off the pattern of S.
+
+    What a weight does to unit i goes on to all units that J connects with i. Rows on the weight's own
+    pattern are S's; the others are here. So F is J L, and then, for each unit i and each set of rows
+    that a column of the pattern with i has, J's column i without those rows. S_k is S's row i, on the
+    columns with that set alone.
+
+    Attributes:
+      left: F, [B, n, r + K].
+      factors: R, for every banded site [B, r, m, g].
+      bands: S_1 .. S_K, for every banded site.
+    """
+
+    left: Array
+    factors: tuple[Array, ...]
+    bands: tuple[tuple[_Band, ...], ...]
+
+    def square(self) -> Array:
+        """E E^T, [B, n, n], from inner products of R's columns and the S_k alone."""
+        r = self.factors[0].shape[1]
+        carried, beyond = (jnp.swapaxes(x, 1, 2) for x in (self.left[..., :r], self.left[..., r:]))
+        low_rank, mixed, own = self._products(beyond.shape[1])
+        products = [
+            exact_einsum("bxy,byn->bxn", low_rank, carried)
+            + exact_einsum("bxk,bkn->bxn", mixed, beyond),
+            exact_einsum("bxk,bxn->bkn", mixed, carried) + own.times(beyond),
+        ]
+        return exact_einsum("bnk,bkl->bnl", self.left, jnp.concatenate(products, axis=1))
+
+    def _products(self, count: int) -> tuple[Array, Array, Matrix]:
+        """R^T R, [B, r, r], R^T S_k^T, [B, r, K], and S_k S_l^T, K x K, for K = count."""
+        low_rank, mixed, own = [], [], []
+        for factor, bands in zip(self.factors, self.bands):
+            flat = jax.lax.collapse(factor, 2)
+            low_rank.append(exact_einsum("bxp,byp->bxy", flat, flat))
+            for band in bands:
+                column = np.full(count, -1)
+                column[band.places[band.places >= 0]] = np.flatnonzero(band.places >= 0)
+                mixed.append(take(exact_einsum("bxmg,bmg->bxg", factor, band.values), column, -1))
+                for other in bands:
+                    partner = np.where(column >= 0, other.places[column], -1)
+                    if np.any(partner >= 0):
+                        product = exact_einsum("bmg,bmg->bg", band.values, other.values)
+                        values = take(product, column, -1)[:, None]
+                        own.append(Banded(values, Index(partner[None]), count))
+        return _sum(low_rank), _sum(mixed), total(own, count, count)
+
+    def transpose_times(self, x: Array) -> tuple[Array, ...]:
+        """E^T x for every banded site, [B, c, m, g], for x: [B, n, c]."""
+        r = self.factors[0].shape[1]
+        weights = exact_einsum("bnk,bnc->bck", self.left, x)
+        result = []
+        for factor, bands in zip(self.factors, self.bands):
+            terms = [exact_einsum("bcx,bxmg->bcmg", weights[..., :r], factor)]
+            for band in bands:
+                weight = take(weights[..., r:], band.places, -1)
+                terms.append(weight[:, :, None] * band.values[:, None])
+            result.append(_sum(terms))
+        return tuple(result)
+
+
+def _rest(state: SketchedState, jacobian: Array, carried: Array) -> _Rest:
+    """For J: [B, n, n] and J L: [B, n, r]."""
+    found: dict[tuple[int, bytes], int] = {}
+    on_pattern: list[np.ndarray] = []
+    sites = []
+    for s in _with_rest(state.sparse):
+        all_rows = s.rows_of_columns()
+        pattern = places_of_bands(s.columns.array, s.num_columns)
+        bands = []
+        for band, rows in enumerate(all_rows):
+            places = np.full(len(rows), -1)
+            for column in np.flatnonzero(rows >= 0):
+                key = (int(rows[column]), pattern[:, column].tobytes())
+                if key not in found:
+                    found[key] = len(found)
+                    on_pattern.append(pattern[:, column])
+                places[column] = found[key]
+            bands.append(_Band(take(s.values[:, :, band], rows, -1), places))
+        sites.append(tuple(bands))
+    units = np.asarray([unit for unit, _ in found])
+    beyond = jnp.where(np.stack(on_pattern, axis=-1), 0, take(jacobian, units, -1))
+    left = jnp.concatenate([carried, beyond], axis=-1)
+    return _Rest(left, state.parameter_factors, tuple(sites))
+
+
+def _has_rest(influence: Matrix) -> bool:
+    """Whether L R^T has a part at a site: a dense S leaves nothing out, an empty one has nothing."""
+    return isinstance(influence, Banded) and influence.bands > 0
+
+
+def _with_rest(sparse: Sequence[Matrix]) -> list[Banded]:
+    return [s for s in sparse if isinstance(s, Banded) and _has_rest(s)]
+
+
+def _masked(influence: Matrix, weights: Mask | None) -> Matrix:
+    """Without the absent weights, whose influence would take up room in L R^T."""
+    if weights is None:
+        return influence
+    if isinstance(influence, Banded):
+        present = weights.array[:, influence.columns.array]
+    else:
+        present = weights.array[:, None]
+    return dataclasses.replace(influence, values=jnp.where(present, influence.values, 0))
+
+
+def _least_rank(bounds: Array, squared_sizes: Array, tolerance: float) -> Array:
+    """The least k with bound_k <= tolerance |G~_k|, for both [B, r + 1], else the last: [B]."""
+    within = bounds <= tolerance * jnp.sqrt(jnp.maximum(squared_sizes, 0))
+    within &= tolerance > 0
+    last = bounds.shape[-1] - 1
+    least = jnp.where(jnp.any(within, axis=-1), jnp.argmax(within, axis=-1), last)
+    return least.astype(jnp.int32)
+
+
+def _squared_sums(sparse: Sequence[Matrix], left: Array, right: tuple[Array, ...]) -> Array:
+    """|S + the first k components of L R^T|_F^2 for k = 0 .. r, [B, r + 1]; L is orthonormal."""
+    added = _squared_norms(left, right)
+    for s, factor in zip(_with_rest(sparse), right):
+        for_components = dataclasses.replace(s, values=s.values[:, None])
+        projected = for_components.vector_times(jnp.swapaxes(left, 1, 2)[:, :, None])
+        added += 2 * exact_einsum("bxmg,bxmg->bx", projected, factor)
+    own = _sum([jnp.sum(s.squared_norm(), axis=-1) for s in sparse])
+    return own[:, None] + jnp.pad(jnp.cumsum(added, axis=-1), ((0, 0), (1, 0)))
+
+
+def _squared_norms(left: Array, right: tuple[Array, ...]) -> Array:
+    """The squared norms of the components of L R^T, [B, r]; L is orthonormal."""
+    none = jnp.zeros(left.shape[::2], jnp.promote_types(left.dtype, jnp.float32))
+    return _sum([none, *(exact_einsum("bxmg,bxmg->bx", x, x) for x in right)])
+
+
+def _gain(jacobian: Array, squarings: int) -> Array:
+    """rho of `sketched`: at least the largest singular value of each lane's J, [B]."""
+    size = jnp.abs(jacobian).astype(jnp.promote_types(jacobian.dtype, jnp.float32))
+    columns, rows = (jnp.max(jnp.sum(size, axis=axis), axis=-1) for axis in (-2, -1))
+    schatten = norm(jacobian)
+    power = _normalized(jacobian, schatten)
+    for k in range(squarings):
+        # The norm of order 2^(k + 2) is that of (J^T J)^(2^k) to the power of 1 / 2^(k + 1).
+        power = exact_einsum("bki,bkj->bij", power, power)
+        size = norm(power)
+        power = _normalized(power, size)
+        schatten *= size ** (0.5 ** (k + 1))
+    return jnp.minimum(schatten, jnp.sqrt(columns * rows))
+
+
+def _normalized(x: Array, size: Array) -> Array:
+    """x / size for x: [B, n, n], 0 where size is 0."""
+    return x / jnp.where(size > 0, size, 1)[:, None, None]
+
+
+def _sum(terms: Sequence[Array]) -> Array:
+    return sum(terms[1:], terms[0])

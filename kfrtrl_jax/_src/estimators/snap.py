@@ -1,0 +1,263 @@
+"""Sparse n-step approximation (Menick et al., 2021, arXiv:2006.07232)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from kfrtrl_jax._src.base import (
+    Array,
+    InfluenceEstimator,
+    Key,
+    Linearization,
+    Site,
+    SiteGradients,
+    SiteShape,
+    Structure,
+)
+from kfrtrl_jax._src.estimators.common import sum_of_lanes
+from kfrtrl_jax._src.matrices import (
+    Banded,
+    BlockColumns,
+    Dense,
+    Index,
+    Matrix,
+    materialized,
+    places_of_bands,
+    take,
+)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class OnPattern:
+    """The influence of a site's weights on the state variables that they can reach.
+
+    All weights W_jl into one pre-activation l reach the same ones.
+
+    Attributes:
+      values: ds_i/dW_jl for i = rows[l, :] and j = inputs[l, :], [B, g, r, f]; 0 where either is -1.
+      rows: [g, r], static: the state variables that each pre-activation reaches, -1 for none; in their
+        places where r is n.
+      inputs: [g, f], static: the inputs that each pre-activation has weights for, -1 for none.
+      input_size: m, static.
+    """
+
+    values: Array
+    rows: Index = dataclasses.field(metadata={"static": True})
+    inputs: Index = dataclasses.field(metadata={"static": True})
+    input_size: int = dataclasses.field(metadata={"static": True})
+
+
+class SnapState(NamedTuple):
+    """The influence matrix on a sparsity pattern.
+
+    Attributes:
+      influence: for every site either the matrix ds/dW_j, n x g, of each input j: values
+        [B, m, bands, n] where it has the bands of D, [B, m, n, g] where it is full; or the influence
+        on another pattern.
+    """
+
+    influence: tuple[Matrix | OnPattern, ...]
+
+
+def snap(order: int = 1) -> InfluenceEstimator:
+    """G <- J G + I where a weight can reach a unit within `order` steps, 0 elsewhere.
+
+    The pattern of a pre-activation's weights is that of D + J D + ... + J^(order - 1) D, by which
+    entries of J and D can be non-zero whatever the parameters are: fixed masks on the weights count,
+    and weights that a mask takes away have no influence. With order 1 these are the places where I can
+    be non-zero, with a high one all that can ever be, and then it is `rtrl`.
+
+    A site whose g pre-activations reach r of the n state variables and have f weights each, both at the
+    most, takes O(g r f) memory and O(g r^2 f) work a lane: with order 1 and an element-wise cell, as
+    many entries as there are weights for each of its bands. Where r is more than half of n it takes
+    O(g n f) and O(g n^2 f), `rtrl` without the absent weights. With order 2 and a dense J r is n.
+
+    Biased, without noise; exact where J carries no influence out of the pattern.
+
+    Raises:
+      ValueError: if order is less than 1.
+    """
+    if order < 1:
+        raise ValueError(f"order must be at least 1, got {order}")
+
+    def init(structure: Structure) -> SnapState:
+        return SnapState(tuple(_nothing(structure, site, order) for site in structure.sites))
+
+    def push(state: SnapState, linearization: Linearization, key: Key) -> SnapState:
+        del key
+        pairs = zip(state.influence, linearization.sites)
+        return SnapState(tuple(_push(g, linearization.jacobian, site) for g, site in pairs))
+
+    def pull(state: SnapState, cotangent: Array) -> SiteGradients:
+        return tuple(_pull(g, cotangent) for g in state.influence)
+
+    return InfluenceEstimator(init, push, pull)
+
+
+def reachable(structure: Structure, site: SiteShape, order: int) -> np.ndarray:
+    """Where a site's D + J D + ... + J^(order - 1) D can be non-zero, [n, g]."""
+    reach = immediate = _immediate(site, structure.state_size)
+    for _ in range(order - 1):
+        if structure.jacobian is None:
+            wider = immediate | reach.any(axis=0)
+        else:
+            step = structure.jacobian.array.astype(np.float32)
+            wider = immediate | (step @ reach.astype(np.float32) > 0)
+        if np.array_equal(wider, reach):
+            break
+        reach = wider
+    return reach
+
+
+def _immediate(site: SiteShape, state_size: int) -> np.ndarray:
+    """Where D can be non-zero, [n, g]."""
+    if site.bands is None:
+        full = np.ones((state_size, site.output_size), bool)
+        return full if site.derivative is None else site.derivative.array
+    return places_of_bands(site.bands.array, site.output_size)
+
+
+def _padded(present: np.ndarray) -> np.ndarray:
+    """The columns of the entries of each row of a boolean matrix, then -1 up to the longest row."""
+    longest = int(present.sum(axis=1).max(initial=0))
+    first = np.argsort(~present, axis=1, kind="stable")[:, :longest]
+    return np.where(np.take_along_axis(present, first, axis=1), first, -1)
+
+
+def _nothing(structure: Structure, site: SiteShape, order: int) -> Matrix | OnPattern:
+    """A site's influence before the first step, in the form that holds its pattern."""
+    m, g = site.input_size, site.output_size
+
+    def zeros(*shape: int) -> Array:
+        return jnp.zeros((structure.batch_size, *shape), structure.dtype)
+
+    reach, every_weight = reachable(structure, site, order), site.weights is None
+    stays = np.array_equal(reach, _immediate(site, structure.state_size))
+    if every_weight and site.bands is not None and stays:
+        return Banded(zeros(m, *site.bands.array.shape), site.bands, g)
+    if every_weight and reach.all():
+        return Dense(zeros(m, *reach.shape))
+    rows = _padded(reach.T)
+    if 2 * rows.shape[1] > len(reach):
+        rows = np.where(reach.T, np.arange(len(reach)), -1)
+    weights = np.ones((m, g), bool) if site.weights is None else site.weights.array
+    inputs = _padded(weights.T)
+    return OnPattern(zeros(*rows.shape, inputs.shape[1]), Index(rows), Index(inputs), m)
+
+
+def _push(influence: Matrix | OnPattern, jacobian: BlockColumns, site: Site) -> Matrix | OnPattern:
+    if isinstance(influence, Banded):
+        return _push_banded(influence, jacobian, site)
+    if isinstance(influence, OnPattern):
+        return _push_on_pattern(influence, jacobian, site)
+    carried = jax.vmap(jacobian.times, in_axes=1, out_axes=1)(influence.values)
+    return Dense(carried + site.input[:, :, None, None] * site.derivative.dense()[:, None])
+
+
+def _pull(influence: Matrix | OnPattern, cotangent: Array) -> Array:
+    if isinstance(influence, Banded):
+        flat = influence.values.reshape(*influence.values.shape[:2], -1)
+        weights = materialized(jnp.tile(cotangent, (1, influence.bands)))
+        by_row = sum_of_lanes(flat * weights[:, None]).reshape(influence.values.shape[1:])
+        return dataclasses.replace(influence, values=by_row).vector_times(
+            jnp.ones_like(cotangent, shape=cotangent.shape[1:])
+        )
+    if isinstance(influence, OnPattern):
+        return _pull_on_pattern(influence, cotangent)
+    return jnp.einsum("bn,bmng->mg", cotangent, influence.values)
+
+
+def _push_banded(influence: Banded, jacobian: BlockColumns, site: Site) -> Banded:
+    """Entries of one column of G, which belong to one weight, meet through those of J between them."""
+    if not influence.bands:
+        return influence
+    units = np.arange(influence.shape[0])
+    # One pass over as few axes as there can be, and all that is read many times written before.
+    flat = influence.values.reshape(*influence.values.shape[:2], -1)
+    own = materialized(jnp.tile(jacobian.diagonal(), (1, influence.bands)))
+    derivative = materialized(site.derivative.values.reshape(len(flat), -1))
+    immediate = materialized(site.input)[:, :, None] * derivative[:, None]
+    values = (own[:, None] * flat + immediate).reshape(influence.values.shape)
+    rows = influence.rows_of_columns()
+    between = []
+    for band, columns in enumerate(influence.columns.array):
+        terms = [jnp.zeros_like(values[:, :, band])]
+        for other in range(influence.bands):
+            same_column = np.where(columns >= 0, rows[other][columns], -1)
+            if other != band and np.any(same_column >= 0):
+                through = _entries(jacobian.blocks, units, same_column)
+                terms.append(
+                    through[:, None] * take(influence.values[:, :, other], same_column, -1)
+                )
+        between.append(terms)
+    if any(len(terms) > 1 for terms in between):
+        values = values + jnp.stack([sum(terms[1:], terms[0]) for terms in between], axis=2)
+    return dataclasses.replace(influence, values=values)
+
+
+def _push_on_pattern(influence: OnPattern, jacobian: BlockColumns, site: Site) -> OnPattern:
+    rows, inputs = influence.rows.array, influence.inputs.array
+    state_size = jacobian.blocks[0].shape[0]
+    if rows.shape[1] == state_size:
+        carried = jax.vmap(jacobian.times, in_axes=1, out_axes=1)(influence.values)
+        carried = jnp.where(rows[:, :, None] >= 0, carried, 0)
+    else:
+        between = _entries(jacobian.blocks, rows[:, :, None], rows[:, None, :])
+        carried = between @ influence.values
+    immediate = _entries([site.derivative], rows, np.arange(len(rows))[:, None])
+    values = carried + immediate[..., None] * _at(site.input, inputs)[:, :, None, :]
+    return dataclasses.replace(influence, values=values)
+
+
+def _pull_on_pattern(influence: OnPattern, cotangent: Array) -> Array:
+    """[m, g], 0 for absent weights."""
+    rows, inputs, m = influence.rows.array, influence.inputs.array, influence.input_size
+    gradient = jnp.einsum("bgr,bgrf->gf", _at(cotangent, rows), influence.values)
+    if _in_their_places(inputs, m):
+        return gradient.T  # absent weights have no influence
+    spread = jnp.zeros((len(inputs), m), gradient.dtype)
+    places = np.where(inputs >= 0, inputs, m)  # past the end, where nothing is written
+    return spread.at[np.arange(len(inputs))[:, None], places].set(gradient, mode="drop").T
+
+
+def _at(x: Array, indices: np.ndarray) -> Array:
+    """`x`: [B, k] at static indices of any shape, 0 where they are -1: [B, ...]."""
+    if _in_their_places(indices, x.shape[1]):
+        x = x.reshape(len(x), *[1] * (indices.ndim - 1), -1)
+        picked = jnp.broadcast_to(x, (len(x), *indices.shape))
+    else:
+        picked = jnp.take(x, np.maximum(indices, 0), axis=1)
+    return picked if np.all(indices >= 0) else jnp.where(indices >= 0, picked, 0)
+
+
+def _in_their_places(indices: np.ndarray, size: int) -> bool:
+    """Whether the last axis holds 0 to size - 1 in order, or -1."""
+    whole = np.arange(size)
+    return indices.shape[-1] == size and bool(np.all((indices == whole) | (indices < 0)))
+
+
+def _entries(blocks: Sequence[Matrix], rows: np.ndarray, columns: np.ndarray) -> Array:
+    """The entries of [M_1, M_2, ...] at static rows and columns, 0 where either is -1: [B, ...]."""
+    rows, columns = np.broadcast_arrays(rows, columns)
+    start, total = 0, jnp.zeros((1, *rows.shape), blocks[0].values.dtype)
+    for block in blocks:
+        stop = start + block.shape[1]
+        inside = (columns >= start) & (columns < stop) & (rows >= 0)
+        here = np.where(inside, columns - start, -1)
+        start = stop
+        if isinstance(block, Banded):
+            for band, of_band in enumerate(block.columns.array):
+                present = inside & (of_band[rows] == here)
+                if np.any(present):
+                    total = total + jnp.where(present, _at(block.values[:, band], rows), 0)
+        elif np.any(inside):
+            entries = block.values[:, np.maximum(rows, 0), np.maximum(here, 0)]
+            total = total + jnp.where(inside, entries, 0)
+    return total

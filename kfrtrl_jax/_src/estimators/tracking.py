@@ -1,0 +1,165 @@
+"""Estimators side by side: one watched beside another, or each for its own part of the parameters."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from kfrtrl_jax._src.base import (
+    Array,
+    InfluenceEstimator,
+    Key,
+    Linearization,
+    SiteGradients,
+    Structure,
+)
+from kfrtrl_jax._src.errors import ConfigError
+
+_PROBES = 8
+# A fold that no split of the same key gives: split(key, k)[1] is fold_in(key, 1).
+_OTHER = 0x7FFFFFFF
+
+
+class TrackedState(NamedTuple):
+    """An estimator's state and that of the one it is compared with.
+
+    Attributes:
+      inner: the state.
+      reference: the other's.
+      probes: fixed cotangents that the two are compared on, [probes, B, n].
+    """
+
+    inner: Any
+    reference: Any
+    probes: Array
+
+
+def tracked(estimator: InfluenceEstimator, reference: InfluenceEstimator) -> InfluenceEstimator:
+    """The estimator, with how far it is from another one among its diagnostics.
+
+    Both see every step; only the estimator's gradients are used. The diagnostics compare the gradients
+    G~^T c of the two, over all sites, for a few fixed random c: "cosine", the mean of their cosines,
+    and "relative_error", the root of sum |G~^T c - G^T c|^2 / sum |G^T c|^2. It costs what both cost.
+    Both are 0 as long as the reference is 0.
+
+    Args:
+      estimator: the one to watch.
+      reference: a better one, such as `rtrl()`.
+    """
+
+    def init(structure: Structure) -> TrackedState:
+        shape = (_PROBES, structure.batch_size, structure.state_size)
+        probes = jax.random.normal(jax.random.key(0), shape, structure.dtype)
+        return TrackedState(estimator.init(structure), reference.init(structure), probes)
+
+    def push(state: TrackedState, linearization: Linearization, key: Key) -> TrackedState:
+        # The key itself for the estimator, which is then the same whether tracked or not.
+        return state._replace(
+            inner=estimator.push(state.inner, linearization, key),
+            reference=reference.push(
+                state.reference, linearization, jax.random.fold_in(key, _OTHER)
+            ),
+        )
+
+    def pull(state: TrackedState, cotangent: Array) -> SiteGradients:
+        return estimator.pull(state.inner, cotangent)
+
+    def diagnostics(state: TrackedState) -> dict[str, Array]:
+        ours = jax.vmap(lambda c: _flat(estimator.pull(state.inner, c)))(state.probes)
+        theirs = jax.vmap(lambda c: _flat(reference.pull(state.reference, c)))(state.probes)
+        norms = jnp.linalg.norm(ours, axis=1) * jnp.linalg.norm(theirs, axis=1)
+        error = jnp.linalg.norm(ours - theirs)
+        return {
+            **estimator.diagnostics(state.inner),
+            "cosine": jnp.mean(_ratio(jnp.sum(ours * theirs, axis=1), norms)),
+            "relative_error": _ratio(error, jnp.linalg.norm(theirs)),
+        }
+
+    return InfluenceEstimator(init, push, pull, diagnostics)
+
+
+def _flat(gradients: SiteGradients) -> Array:
+    return jnp.concatenate([g.reshape(-1) for g in gradients])
+
+
+def _ratio(numerator: Array, denominator: Array) -> Array:
+    present = denominator > 0
+    return jnp.where(present, numerator / jnp.where(present, denominator, 1), 0)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class PartitionState:
+    """The states of two estimators, each for some of the sites.
+
+    Attributes:
+      chosen: the state of the one.
+      other: the state of the other.
+      choice: for every site whether it is the first one's; static.
+    """
+
+    chosen: Any
+    other: Any
+    choice: tuple[bool, ...] = dataclasses.field(metadata={"static": True})
+
+
+def partition(
+    predicate: Callable[[str], bool], chosen: InfluenceEstimator, other: InfluenceEstimator
+) -> InfluenceEstimator:
+    """One estimator for the sites whose label the predicate holds of, another for the rest.
+
+    For example `partition(lambda label: "gates" in label, ok(8), snap())`. It nests. A label names the
+    paths of all parameters that enter at the site, such as "candidate/weights + candidate/bias".
+
+    Its init raises ConfigError, with the labels, if all sites would go to one of the two.
+    """
+
+    def init(structure: Structure) -> PartitionState:
+        choice = tuple(bool(predicate(site.label)) for site in structure.sites)
+        if all(choice) or not any(choice):
+            labels = ", ".join(repr(site.label) for site in structure.sites)
+            raise ConfigError(
+                f"partition: the predicate holds of {'all' if any(choice) else 'none'} of the sites "
+                f"{labels}; it must hold of some and not of others"
+            )
+        parts = [
+            structure._replace(sites=_pick(structure.sites, choice, which))
+            for which in (True, False)
+        ]
+        return PartitionState(chosen.init(parts[0]), other.init(parts[1]), choice)
+
+    def push(state: PartitionState, linearization: Linearization, key: Key) -> PartitionState:
+        keys = jax.random.split(key)
+        parts = [
+            linearization._replace(sites=_pick(linearization.sites, state.choice, which))
+            for which in (True, False)
+        ]
+        return PartitionState(
+            chosen.push(state.chosen, parts[0], keys[0]),
+            other.push(state.other, parts[1], keys[1]),
+            state.choice,
+        )
+
+    def pull(state: PartitionState, cotangent: Array) -> SiteGradients:
+        gradients = {
+            True: iter(chosen.pull(state.chosen, cotangent)),
+            False: iter(other.pull(state.other, cotangent)),
+        }
+        return tuple(next(gradients[which]) for which in state.choice)
+
+    def diagnostics(state: PartitionState) -> dict[str, Array]:
+        parts = {
+            "chosen": chosen.diagnostics(state.chosen),
+            "other": other.diagnostics(state.other),
+        }
+        return {f"{part}/{name}": x for part, named in parts.items() for name, x in named.items()}
+
+    return InfluenceEstimator(init, push, pull, diagnostics)
+
+
+def _pick(sites: tuple[Any, ...], choice: tuple[bool, ...], which: bool) -> tuple[Any, ...]:
+    return tuple(site for site, c in zip(sites, choice) if c == which)

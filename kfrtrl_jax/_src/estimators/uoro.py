@@ -1,0 +1,141 @@
+"""Unbiased online recurrent optimization (Tallec and Ollivier, 2018, arXiv:1702.05043)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple, get_args
+
+import jax.numpy as jnp
+import numpy as np
+
+from kfrtrl_jax._src.base import (
+    Array,
+    InfluenceEstimator,
+    Key,
+    Linearization,
+    Site,
+    SiteGradients,
+    Structure,
+)
+from kfrtrl_jax._src.estimators.common import balance, joint_norm, norm, random_signs
+
+Noise = Literal["state", "pre_activation"]
+
+
+class UoroState(NamedTuple):
+    """A rank-one influence matrix, G = s~ theta~^T.
+
+    Attributes:
+      state_vector: s~, [B, n].
+      parameter_vector: theta~, for every site [B, m, g].
+    """
+
+    state_vector: Array
+    parameter_vector: tuple[Array, ...]
+
+
+def uoro(noise: Noise = "state") -> InfluenceEstimator:
+    """s~ <- rho0 J s~ + rho1 nu, theta~ <- theta~ / rho0 + nu^T I / rho1, for random signs nu.
+
+    rho0 and rho1 make the two factors of either product equal in norm. Unbiased; O(n + P) memory and
+    O(n^2 + P) work a lane.
+
+    Args:
+      noise: where the signs are. "state": nu in {+-1}^n, as above and in the paper. "pre_activation":
+        nu_k in {+-1}^g for every site k; s~ takes up rho1 sum_k D_k nu_k and theta~ of site k takes up
+        a_k (x) nu_k / rho1, at the same cost. This is the rank-one form with its noise in the space of
+        the pre-activations, on which Cooijmans and Martens (2019, arXiv:1902.02405) found their
+        variance reduction; their preUORO goes on to propagate the matrix D in place of D nu, which is
+        `kf_rtrl` (with scales and signs that its sites share). Of a step's own noise "state" has
+        (n - 1) sum_k |a_k|^2 |D_k|^2, "pre_activation" |D|^2 sum_k g_k |a_k|^2 less |I|^2: more where
+        there are more pre-activations than state variables, as in gated cells.
+
+    Raises:
+      ValueError: if there is no such noise.
+    """
+    if noise not in get_args(Noise):
+        raise ValueError(f"noise must be one of {', '.join(get_args(Noise))}, got {noise!r}")
+    project = _by_state if noise == "state" else _by_pre_activation
+
+    def push(state: UoroState, linearization: Linearization, key: Key) -> UoroState:
+        # The noise that s~ takes up, and the g-sized part of what every theta~ takes up, a (x) part.
+        nu, parts = project(linearization.sites, key)
+        inputs = [site.input for site in linearization.sites]
+        immediate_norm = joint_norm([norm(a) * norm(part) for a, part in zip(inputs, parts)])
+        up, down = balance(norm(nu), immediate_norm)
+        return accumulate(
+            state, linearization, up[:, None] * nu, [down[:, None] * part for part in parts]
+        )
+
+    return rank_one(push)
+
+
+def _by_state(sites: Sequence[Site], key: Key) -> tuple[Array, list[Array]]:
+    """nu and, as nu^T I = a (x) nu^T D, nu^T D for every site."""
+    shape = (len(sites[0].input), sites[0].derivative.shape[0])
+    nu = random_signs(key, shape, sites[0].input.dtype)
+    return nu, [site.derivative.vector_times(nu) for site in sites]
+
+
+def _by_pre_activation(sites: Sequence[Site], key: Key) -> tuple[Array, list[Array]]:
+    """sum_k D_k nu_k and every nu_k."""
+    signs = site_signs(sites, key)
+    terms = [site.derivative.times(nu[..., None])[..., 0] for site, nu in zip(sites, signs)]
+    return sum(terms[1:], terms[0]), signs
+
+
+def site_signs(sites: Sequence[Site], key: Key) -> list[Array]:
+    """Independent fair signs for every pre-activation: for every site [B, g]."""
+    sizes = [site.derivative.shape[1] for site in sites]
+    signs = random_signs(key, (len(sites[0].input), sum(sizes)), sites[0].input.dtype)
+    return jnp.split(signs, np.cumsum(sizes)[:-1], axis=1)
+
+
+def rank_one(
+    push: Callable[[UoroState, Linearization, Key], UoroState],
+) -> InfluenceEstimator:
+    """The estimator that keeps s~ and theta~ and moves them on by `push`."""
+
+    def init(structure: Structure) -> UoroState:
+        b, dtype = structure.batch_size, structure.dtype
+        return UoroState(
+            jnp.zeros((b, structure.state_size), dtype),
+            tuple(jnp.zeros((b, s.input_size, s.output_size), dtype) for s in structure.sites),
+        )
+
+    def pull(state: UoroState, cotangent: Array) -> SiteGradients:
+        weight = jnp.sum(cotangent * state.state_vector, axis=1)
+        return tuple(jnp.einsum("b,bmg->mg", weight, theta) for theta in state.parameter_vector)
+
+    def diagnostics(state: UoroState) -> dict[str, Array]:
+        return {
+            "state_vector_norm": jnp.mean(norm(state.state_vector)),
+            "parameter_vector_norm": jnp.mean(
+                joint_norm([norm(theta) for theta in state.parameter_vector])
+            ),
+        }
+
+    return InfluenceEstimator(init, push, pull, diagnostics)
+
+
+def accumulate(
+    state: UoroState, linearization: Linearization, noise: Array, parts: Sequence[Array]
+) -> UoroState:
+    """s~ <- rho0 J s~ + noise, theta~ <- theta~ / rho0 + a (x) part.
+
+    Args:
+      state: s~ and theta~.
+      linearization: of the step.
+      noise: what s~ takes up, [B, n].
+      parts: for every site [B, g].
+    """
+    carried = linearization.jacobian.times_vector(state.state_vector)
+    parameter_norm = joint_norm([norm(theta) for theta in state.parameter_vector])
+    up, down = balance(norm(carried), parameter_norm)
+    return UoroState(
+        up[:, None] * carried + noise,
+        tuple(
+            down[:, None, None] * theta + site.input[:, :, None] * part[:, None, :]
+            for theta, site, part in zip(state.parameter_vector, linearization.sites, parts)
+        ),
+    )

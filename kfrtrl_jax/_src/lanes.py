@@ -1,0 +1,60 @@
+"""Lanes: the independent sequences that a batch is made of, their first carry and their restarts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from kfrtrl_jax._src.base import Array, Cell
+
+
+def is_key(leaf: Any) -> bool:
+    """Whether an array holds typed PRNG keys."""
+    return bool(jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key))
+
+
+def is_raw_key(leaf: Any) -> bool:
+    """Whether an array has the form of raw PRNG keys, of `jax.random.PRNGKey`: uint32[..., 2]."""
+    form = jax.eval_shape(lambda: jax.random.key_data(jax.random.key(0)))
+    return bool(leaf.dtype == form.dtype and jnp.shape(leaf)[-1:] == form.shape)
+
+
+def initial_lanes(cell: Cell, batch_size: int) -> Any:
+    """The carry of B lanes before their first step; PRNG keys, typed or raw, differ by lane."""
+
+    def folded(keys: Array) -> Array:
+        fold = jnp.vectorize(jax.random.fold_in, signature="(),()->()")
+        return fold(keys, jnp.arange(batch_size).reshape(-1, *[1] * keys.ndim))
+
+    def lanes(leaf: Any) -> Array:
+        leaf = jnp.asarray(leaf)
+        if is_key(leaf):
+            return folded(leaf)
+        if is_raw_key(leaf):
+            return jax.random.key_data(folded(jax.random.wrap_key_data(leaf)))
+        return jnp.broadcast_to(leaf, (batch_size, *leaf.shape))
+
+    return jax.tree.map(lanes, cell.initial_carry())
+
+
+def restarted(cell: Cell, carry: Any, reset: Array) -> Any:
+    """The carry [B, ...] with the lanes of reset [B] at the start of a sequence; PRNG keys go on.
+
+    Nothing that a sequence starts from has a gradient, nor a past.
+    """
+    fresh = cell.initial_carry() if cell.restart is None else jax.vmap(cell.restart)(carry)
+    lanes = jax.tree.leaves(carry)[0].shape[0]
+
+    def leaf(new: Any, old: Array) -> Array:
+        if is_key(old) or is_raw_key(old):
+            return old
+        new = jnp.asarray(new, old.dtype)
+        if cell.restart is None:
+            new = jnp.broadcast_to(new, (lanes, *new.shape))
+        if jnp.issubdtype(old.dtype, jnp.inexact):
+            new = jax.lax.stop_gradient(new)
+        return jnp.where(reset.reshape(-1, *[1] * (old.ndim - 1)), new, old)
+
+    return jax.tree.map(leaf, fresh, carry)

@@ -1,0 +1,178 @@
+"""What the linearization finds in a cell, in words."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from kfrtrl_jax._src.base import Array, Cell, InfluenceEstimator, Linearization, Mask, Structure
+from kfrtrl_jax._src.errors import UnsupportedCellError
+from kfrtrl_jax._src.estimators.registry import ESTIMATORS
+from kfrtrl_jax._src.linearization.linearizer import Linearizer, make_linearizer
+from kfrtrl_jax._src.linearization.self_check import Check
+from kfrtrl_jax._src.linearization.self_check import check as compare
+from kfrtrl_jax._src.matrices import Banded, Matrix
+
+
+class Cost(NamedTuple):
+    """What an estimator takes on a cell.
+
+    Attributes:
+      state_bytes: of its state, all lanes together; None if it refuses the cell.
+      flops: floating-point operations of one push, as XLA counts them before it optimizes.
+      refusal: why it refuses the cell, or "".
+    """
+
+    state_bytes: int | None
+    flops: float | None
+    refusal: str
+
+
+class Explanation(NamedTuple):
+    """What was found; `str` of it is the report.
+
+    Attributes:
+      structure: the sites.
+      derivatives: for each site, what its D is.
+      jacobian: for each leaf of the carry, what its columns of J are.
+      direct: paths of parameters that never reach the state and get their direct gradient only.
+      linearization_flops: floating-point operations of finding J and every D in one step, all lanes
+        together, as XLA counts them before it optimizes.
+      costs: by estimator.
+      check: what the comparison with `jax.vjp` gave; None if it was not asked for.
+    """
+
+    structure: Structure
+    derivatives: tuple[str, ...]
+    jacobian: tuple[str, ...]
+    direct: tuple[str, ...]
+    linearization_flops: float
+    costs: dict[str, Cost]
+    check: Check | None
+
+    def __str__(self) -> str:
+        lines = [
+            f"state: n = {self.structure.state_size}, {self.structure.batch_size} lanes of "
+            f"{jnp.dtype(self.structure.dtype).name}; "
+            f"J by leaf of the carry: {', '.join(self.jacobian)}"
+            f"{_density(self.structure.jacobian)}"
+        ]
+        for site, derivative in zip(self.structure.sites, self.derivatives):
+            lines.append(
+                f"site: [{site.input_size} x {site.output_size}] of {site.label}"
+                f"{_density(site.weights)}; D {derivative}{_density(site.derivative)}"
+            )
+        if self.direct:
+            lines.append(f"direct gradient only: {', '.join(self.direct)}")
+        lines += [f"no structure: {problem}" for problem in self.structure.problems]
+        lines.append(f"J and D: {self.linearization_flops:.3g} floating-point operations a step")
+        for name, cost in self.costs.items():
+            if cost.state_bytes is None:
+                lines.append(f"{name}: cannot use it")
+            else:
+                lines.append(
+                    f"{name}: {cost.state_bytes / 2**20:.3f} MiB of state, {cost.flops:.3g} "
+                    f"floating-point operations a push"
+                )
+        if self.check is not None:
+            lines.append(str(self.check))
+        return "\n".join(lines)
+
+
+def explain(
+    cell: Cell,
+    example_input: Any,
+    *,
+    batch_size: int = 1,
+    estimators: Mapping[str, InfluenceEstimator] | None = None,
+    check: bool = True,
+) -> Explanation:
+    """Prints and returns what the linearization finds in a cell. Nothing is trained.
+
+    Args:
+      cell: for one lane.
+      example_input: one lane's input.
+      batch_size: B, for the costs.
+      estimators: whose costs to tell, by name; all that the library has if None, with their defaults,
+        and where there is no default, such as for a rank, with 8.
+      check: whether to compare it with `jax.vjp`, which compiles a program (see `linearization.check`).
+
+    Raises:
+      UnsupportedCellError: if the cell cannot be linearized, or does not pass the check.
+    """
+    if estimators is None:
+        estimators = dict(_with_defaults(name, make) for name, make in ESTIMATORS.items())
+    linearizer = make_linearizer(cell, example_input, batch_size)
+    linearize = _linearize_something(cell, linearizer, example_input, batch_size)
+    shapes = jax.eval_shape(linearize, jax.random.key(0))
+    explanation = Explanation(
+        structure=linearizer.structure,
+        derivatives=tuple(_kind(site.derivative) for site in shapes.sites),
+        jacobian=tuple(_kind(block) for block in shapes.jacobian.blocks),
+        direct=linearizer.direct,
+        linearization_flops=_flops(linearize, jax.random.key(0)),
+        check=compare(cell, example_input) if check else None,
+        costs={name: _cost(e, linearizer.structure, shapes) for name, e in estimators.items()},
+    )
+    print(explanation)
+    return explanation
+
+
+def _with_defaults(
+    name: str, make: Callable[..., InfluenceEstimator]
+) -> tuple[str, InfluenceEstimator]:
+    needed = {
+        key: 8
+        for key, parameter in inspect.signature(make).parameters.items()
+        if parameter.default is inspect.Parameter.empty
+    }
+    shown = ", ".join(f"{key}={value}" for key, value in needed.items())
+    return (f"{name}({shown})" if shown else name), make(**needed)
+
+
+def _linearize_something(
+    cell: Cell, linearizer: Linearizer, example_input: Any, batch_size: int
+) -> Callable[[Array], Linearization]:
+    def linearize(key: Array) -> Linearization:
+        def lanes(tree: Any) -> Any:
+            return jax.tree.map(lambda x: jnp.broadcast_to(x, (batch_size, *jnp.shape(x))), tree)
+
+        x = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), example_input)
+        return linearizer.linearize(
+            cell.init(key), lanes(cell.initial_carry()), lanes(x), jnp.ones(batch_size)
+        )
+
+    return linearize
+
+
+def _flops(function: Callable[..., Any], *arguments: Any) -> float:
+    analysis = jax.jit(function).lower(*arguments).cost_analysis() or {}
+    return float(analysis.get("flops", 0.0))
+
+
+def _kind(matrix: Matrix) -> str:
+    if not isinstance(matrix, Banded):
+        return "dense"
+    if matrix.bands <= 1:
+        return "diagonal" if matrix.bands else "zero"
+    return f"diagonal in {matrix.bands} bands"
+
+
+def _density(mask: Mask | None) -> str:
+    return "" if mask is None else f" ({mask.density:.1%} can be non-zero)"
+
+
+def _cost(
+    estimator: InfluenceEstimator, structure: Structure, linearization: Linearization
+) -> Cost:
+    try:
+        state = jax.eval_shape(lambda: estimator.init(structure))
+    except UnsupportedCellError as error:
+        return Cost(None, None, str(error))
+    size = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(state))
+    return Cost(size, _flops(estimator.push, state, linearization, jax.random.key(0)), "")

@@ -1,0 +1,176 @@
+"""A cell's step as one flat list of equations.
+
+Every value has a role: a constant, a function of parameters alone, or data (anything that depends on
+the carry or the input). Equations where parameters meet data are what the rest looks at. All values are
+real: complex ones are in two parts, see `complex_numbers`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+
+from kfrtrl_jax._src import jax_internals
+
+
+class Role(enum.Enum):
+    """What a value depends on."""
+
+    CONSTANT = "constant"
+    PARAMETER = "parameter"
+    DATA = "data"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Variable:
+    """A value inside a step: known by identity.
+
+    Attributes:
+      shape: of the value.
+      dtype: of the value.
+      role: what it depends on.
+      fixed: whether, depending on parameters alone, it depends on none that has derivatives.
+    """
+
+    shape: tuple[int, ...]
+    dtype: Any
+    role: Role
+    fixed: bool = False
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Constant:
+    """A value known when the step was traced."""
+
+    value: Any
+    role: Role = Role.CONSTANT
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The value's shape."""
+        return jnp.shape(self.value)
+
+    @property
+    def dtype(self) -> Any:
+        """The value's type."""
+        return self.value.dtype if hasattr(self.value, "dtype") else jnp.result_type(self.value)
+
+
+Atom = Variable | Constant
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Equation:
+    """One primitive operation."""
+
+    primitive: Any
+    params: dict[str, Any]
+    inputs: tuple[Atom, ...]
+    outputs: tuple[Variable, ...]
+    source: Any
+
+    @property
+    def name(self) -> str:
+        """The primitive's name."""
+        return self.primitive.name
+
+    @property
+    def is_meeting(self) -> bool:
+        """Whether parameters meet data here, in a way that has a derivative by the parameters."""
+        return meet(self.inputs)
+
+    def apply(self, values: Sequence[Any]) -> Sequence[Any]:
+        """The outputs' values."""
+        return jax_internals.bind(self.primitive, self.params, values)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Program:
+    """A step (params, carry, x) -> (carry, output), flat.
+
+    Attributes:
+      parameters: the leaves of params, each complex one as two, see `complex_numbers`; so below.
+      paths: their paths in the user's tree.
+      carry: the leaves of the carry.
+      inputs: the leaves of x.
+      equations: in order of evaluation.
+      new_carry: the leaves of the new carry.
+      output: the leaves of the output.
+    """
+
+    parameters: tuple[Variable, ...]
+    paths: tuple[str, ...]
+    carry: tuple[Variable, ...]
+    inputs: tuple[Variable, ...]
+    equations: tuple[Equation, ...]
+    new_carry: tuple[Atom, ...]
+    output: tuple[Atom, ...]
+
+
+def meet(atoms: Sequence[Atom]) -> bool:
+    """Whether parameters that have derivatives meet data among the inputs of an equation."""
+    return any(atom.role is Role.DATA for atom in atoms) and any(map(has_gradient, atoms))
+
+
+def has_gradient(atom: Atom) -> bool:
+    """Whether a value is a function of parameters alone, with a derivative by them."""
+    return (
+        isinstance(atom, Variable)
+        and atom.role is Role.PARAMETER
+        and not atom.fixed
+        and bool(jnp.issubdtype(atom.dtype, jnp.inexact))
+    )
+
+
+Environment = dict[Variable, Any]
+
+
+def read(environment: Environment, atom: Atom) -> Any:
+    """The value of an atom."""
+    return atom.value if isinstance(atom, Constant) else environment[atom]
+
+
+def evaluate(equations: Sequence[Equation], environment: Environment) -> Environment:
+    """The environment with the equations' outputs, except those it already has, added to it.
+
+    Args:
+      equations: in order of evaluation.
+      environment: the values that are known.
+    """
+    environment = dict(environment)
+    for equation in equations:
+        if all(v in environment for v in equation.outputs):
+            continue
+        values = equation.apply([read(environment, atom) for atom in equation.inputs])
+        environment.update(zip(equation.outputs, values))
+    return environment
+
+
+def needed(
+    equations: Sequence[Equation], wanted: Sequence[Atom], given: Sequence[Variable] = ()
+) -> list[Equation]:
+    """Those of the equations that the wanted values depend on, in order, short of given values."""
+    cut = set(given)
+    live = {atom for atom in wanted if isinstance(atom, Variable)} - cut
+    kept = []
+    for equation in reversed(equations):
+        if not live.isdisjoint(equation.outputs):
+            kept.append(equation)
+            live.update(a for a in equation.inputs if isinstance(a, Variable) and a not in cut)
+    return kept[::-1]
+
+
+# An operation that is kept whole as a function has this before its place in that function's name.
+WHOLE = "kfrtrl_jax whole "
+
+
+def origin(equation: Equation) -> str:
+    """What an equation is and where in the user's code it comes from: "max at file.py:12"."""
+    name = str(equation.params.get("name", ""))
+    if name.startswith(WHOLE):
+        return name.removeprefix(WHOLE)
+    return jax_internals.origin(equation.primitive, equation.source)

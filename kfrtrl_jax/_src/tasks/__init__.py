@@ -1,0 +1,1 @@
+"""Sources of sequences, made on the device inside the scan."""

@@ -1,0 +1,119 @@
+"""String memorization with a curriculum (Mujika et al., 2018; Benzing et al., 2019)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from kfrtrl_jax._src.base import Array, Key
+from kfrtrl_jax._src.tasks.base import Batch, Task
+
+START, FILLER = 2, 3
+VOCABULARY_SIZE = 4
+
+
+class CopyState(NamedTuple):
+    """Where every lane is in its string, and how far the curriculum has come.
+
+    Attributes:
+      position: [B], of the time step before in its sequence, counted from 0.
+      length: [B], T of the lane's sequence.
+      bits: [B] keys, from which a sequence's bits are drawn again where they are needed.
+      sequence_length: T*, a scalar.
+      running_loss: the exponential average of the loss, in bits.
+      started: whether a step was made before.
+    """
+
+    position: Array
+    length: Array
+    bits: Key
+    sequence_length: Array
+    running_loss: Array
+    started: Array
+
+
+def copy(
+    *,
+    batch_size: int,
+    threshold: float = 0.15,
+    restart: float = 0.3,
+    decay: float = 0.999,
+    shortening: int = 4,
+    initial_loss: float = 2.0,
+) -> Task:
+    """Repeats T random bits after T + 1 fillers; T grows with success.
+
+    A sequence has 2T + 2 steps: inputs [2, b_1..b_T, 3, ..., 3], targets T + 1 times 3, then
+    [2, b_1..b_T]. Sequences run back to back in every lane. T* starts at 1; a new sequence draws
+    T = max(1, T* - U{0..shortening}); where the running loss is below the threshold as a lane starts a
+    sequence, T* goes up by one and the running loss is set to `restart`. Nothing bounds T*.
+
+    Args:
+      batch_size: B, the number of lanes.
+      threshold: in bits per character.
+      restart: in bits per character.
+      decay: of the running loss's exponential average.
+      shortening: the most by which a sequence is shorter than T*.
+      initial_loss: the running loss before the first step, in bits; two are those of guessing.
+
+    Raises:
+      ValueError: if batch_size is less than 1 or shortening negative.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    if shortening < 0:
+        raise ValueError(f"shortening must not be negative, got {shortening}")
+
+    def init(key: Key) -> CopyState:
+        return CopyState(
+            # Past the end of a sequence of length 1: every lane starts one at the first step.
+            position=jnp.full(batch_size, 3, jnp.int32),
+            length=jnp.ones(batch_size, jnp.int32),
+            bits=jax.random.split(key, batch_size),
+            sequence_length=jnp.ones((), jnp.int32),
+            running_loss=jnp.asarray(initial_loss, float),
+            started=jnp.zeros((), bool),
+        )
+
+    def sample(state: CopyState, key: Key, loss: Array) -> tuple[CopyState, Batch]:
+        # Few draws: on a CPU each costs as much as a small product. A new key is itself random bits.
+        fresh = jax.random.split(key, 2 * batch_size)
+        averaged = decay * state.running_loss + (1 - decay) * loss
+        running_loss = jnp.where(state.started, averaged, state.running_loss)
+        position = state.position + 1
+        reset = position >= 2 * state.length + 2
+        up = jnp.any(reset) & (running_loss < threshold)
+        sequence_length = state.sequence_length + up
+        running_loss = jnp.where(up, restart, running_loss).astype(state.running_loss.dtype)
+        # 2^32 is no multiple of the number of lengths; the difference is nothing.
+        shorter = (_words(fresh[batch_size:]) % (shortening + 1)).astype(jnp.int32)
+        drawn = jnp.maximum(1, sequence_length - shorter)
+        length = jnp.where(reset, drawn, state.length)
+        position = jnp.where(reset, 0, position)
+        # Lane by lane, for keys of the raw kind have an axis more.
+        bits = jax.vmap(jnp.where)(reset, fresh[:batch_size], state.bits)
+
+        presenting = position <= length
+        place = jnp.where(presenting, position - 1, position - length - 2)
+        bit = _words(jax.vmap(jax.random.fold_in)(bits, place)) & 1
+        symbol = jnp.where(place < 0, START, bit.astype(jnp.int32))
+        batch = Batch(
+            inputs=jnp.where(presenting, symbol, FILLER),
+            targets=jnp.where(presenting, FILLER, symbol),
+            reset=reset,
+        )
+        new = CopyState(position, length, bits, sequence_length, running_loss, jnp.ones((), bool))
+        return new, batch
+
+    def metrics(state: CopyState) -> dict[str, Array]:
+        return {"sequence_length": state.sequence_length}
+
+    return Task(VOCABULARY_SIZE, batch_size, init, sample, metrics, {})
+
+
+def _words(keys: Array) -> Array:
+    """The last 32 bits of each key of [B]."""
+    data = jax.random.key_data(keys) if jnp.issubdtype(keys.dtype, jax.dtypes.prng_key) else keys
+    return data[:, -1]

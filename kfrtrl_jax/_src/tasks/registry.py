@@ -1,0 +1,13 @@
+"""Tasks by the names that configs use."""
+
+from collections.abc import Callable
+
+from kfrtrl_jax._src.tasks.base import Task
+from kfrtrl_jax._src.tasks.copy import copy
+from kfrtrl_jax._src.tasks.text import penn_treebank, text
+
+TASKS: dict[str, Callable[..., Task]] = {
+    "copy": copy,
+    "text": text,
+    "penn_treebank": penn_treebank,
+}

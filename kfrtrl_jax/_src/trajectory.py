@@ -1,0 +1,171 @@
+"""A cell along random inputs, linearized once, and what exact RTRL says of it."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from kfrtrl_jax._src.base import Array, Cell, InfluenceEstimator, Key, Linearization, Structure
+from kfrtrl_jax._src.estimators.rtrl import rtrl
+from kfrtrl_jax._src.lanes import initial_lanes, restarted
+from kfrtrl_jax._src.linearization.linearizer import make_linearizer
+
+Options = Mapping[str, Any] | None
+
+
+class Trajectory(NamedTuple):
+    """T linearized steps of a cell.
+
+    Attributes:
+      structure: the cell's.
+      linearizations: stacked, [T, B, ...].
+    """
+
+    structure: Structure
+    linearizations: Linearization
+
+    @property
+    def steps(self) -> int:
+        """T."""
+        return len(jax.tree.leaves(self.linearizations)[0])
+
+    def astype(self, dtype: Any) -> Trajectory:
+        """The same in another precision."""
+        cast = jax.tree.map(lambda x: x.astype(dtype), self.linearizations)
+        return Trajectory(self.structure._replace(dtype=jnp.dtype(dtype)), cast)
+
+
+class Reference(NamedTuple):
+    """A trajectory and its exact gradients, by RTRL. P counts the weights of all sites.
+
+    Attributes:
+      trajectory: T steps.
+      probes: fixed random cotangents, [C, B, n].
+      gradients: those of the probes after every step, [T, C, P].
+      influence: G after the last step, one lane's block after the other's, [B n, P].
+    """
+
+    trajectory: Trajectory
+    probes: Array
+    gradients: Array
+    influence: Array
+
+
+def drawn(
+    cell: Cell,
+    *,
+    input_size: int,
+    batch_size: int,
+    steps: int,
+    seed: int,
+    restart: bool = True,
+) -> tuple[Any, Array, np.ndarray]:
+    """What a trajectory runs on; the arguments are those of `trajectory`.
+
+    Returns:
+      The cell's first parameters, its inputs [T, B, input_size], and which lanes start anew before
+      which step, [T, B].
+    """
+    params_key, input_key = jax.random.split(jax.random.key(seed))
+    reset = np.zeros((steps, batch_size), bool)
+    reset[0] = True
+    reset[steps // 2, -1] |= restart
+    inputs = jax.random.normal(input_key, (steps, batch_size, input_size))
+    return cell.init(params_key), inputs, reset
+
+
+def trajectory(
+    cell: Cell,
+    *,
+    input_size: int,
+    batch_size: int,
+    steps: int,
+    seed: int,
+    restart: bool = True,
+    compiler_options: Options = None,
+) -> Trajectory:
+    """Runs a cell with its own first parameters on standard normal inputs.
+
+    Args:
+      cell: reading vectors of `input_size`.
+      input_size: length of the inputs.
+      batch_size: B.
+      steps: T.
+      seed: of parameters and inputs.
+      restart: whether the last lane starts anew in the middle.
+      compiler_options: of `jax.jit`; at small sizes compiling well takes longer than the run.
+    """
+    linearizer = make_linearizer(cell, jnp.zeros(input_size), batch_size)
+
+    @functools.partial(jax.jit, compiler_options=compiler_options)
+    def linearizations() -> Linearization:
+        params, inputs, reset = drawn(
+            cell,
+            input_size=input_size,
+            batch_size=batch_size,
+            steps=steps,
+            seed=seed,
+            restart=restart,
+        )
+
+        def step(carry: Any, xs: tuple[Array, Array]) -> tuple[Any, Linearization]:
+            x, starts = xs
+            carry = restarted(cell, carry, starts)
+            keep = 1 - starts.astype(linearizer.structure.dtype)
+            linearization = linearizer.linearize(params, carry, x, keep)
+            carry, _ = jax.vmap(cell.step, in_axes=(None, 0, 0))(params, carry, x)
+            return carry, linearization
+
+        return jax.lax.scan(step, initial_lanes(cell, batch_size), (inputs, jnp.asarray(reset)))[1]
+
+    return Trajectory(linearizer.structure, linearizations())
+
+
+def reference(
+    along: Trajectory, *, probes: int = 8, seed: int = 0, compiler_options: Options = None
+) -> Reference:
+    """Runs exact RTRL along a trajectory, with a number of probes."""
+    exact = rtrl()
+    size = (along.structure.batch_size, along.structure.state_size)
+    cotangents = jax.random.normal(jax.random.key(seed), (probes, *size), along.structure.dtype)
+
+    @functools.partial(jax.jit, compiler_options=compiler_options)
+    def run(linearizations: Linearization) -> tuple[Array, Array]:
+        def step(state: Any, linearization: Linearization) -> tuple[Any, Array]:
+            state = exact.push(state, linearization, jax.random.key(0))
+            return state, gradients(exact, state, cotangents)
+
+        state, along_time = jax.lax.scan(step, exact.init(along.structure), linearizations)
+        return along_time, gradients(exact, state, all_cotangents(along.structure))
+
+    return Reference(along, cotangents, *run(along.linearizations))
+
+
+def all_cotangents(structure: Structure) -> Array:
+    """One for each unit of each lane, [B n, B, n]: they pull all of G."""
+    b, n = structure.batch_size, structure.state_size
+    return jnp.eye(b * n, dtype=structure.dtype).reshape(-1, b, n)
+
+
+def gradients(estimator: InfluenceEstimator, state: Any, cotangents: Array) -> Array:
+    """What the estimator pulls for cotangents [C, B, n]: [C, P]."""
+
+    def pull(cotangent: Array) -> Array:
+        return jnp.concatenate([g.reshape(-1) for g in estimator.pull(state, cotangent)])
+
+    return jax.vmap(pull)(cotangents)
+
+
+def push_all(estimator: InfluenceEstimator, along: Trajectory, key: Key) -> Any:
+    """The estimator's state after the whole trajectory."""
+
+    def step(state: Any, xs: tuple[Linearization, Array]) -> tuple[Any, None]:
+        return estimator.push(state, *xs), None
+
+    keys = jax.random.split(key, along.steps)
+    return jax.lax.scan(step, estimator.init(along.structure), (along.linearizations, keys))[0]

@@ -1,0 +1,55 @@
+"""Approximations of the influence matrix, a file each, and what combines them."""
+
+from kfrtrl_jax._src.estimators.combinators import (
+    antithetic,
+    average,
+    control_variate,
+    mixture,
+    random_resets,
+    reset_every,
+)
+from kfrtrl_jax._src.estimators.diagonal_rtrl import diagonal_rtrl
+from kfrtrl_jax._src.estimators.forward_gradient import forward_gradient
+from kfrtrl_jax._src.estimators.kernl import kernl
+from kfrtrl_jax._src.estimators.kf_rtrl import kf_rtrl
+from kfrtrl_jax._src.estimators.ktp import ktp
+from kfrtrl_jax._src.estimators.local_traces import e_prop, rflo
+from kfrtrl_jax._src.estimators.nobacktrack import nobacktrack
+from kfrtrl_jax._src.estimators.ok import ok
+from kfrtrl_jax._src.estimators.registry import COMBINATORS, ESTIMATORS, UNBIASED
+from kfrtrl_jax._src.estimators.reverse_kf_rtrl import reverse_kf_rtrl
+from kfrtrl_jax._src.estimators.rtrl import rtrl
+from kfrtrl_jax._src.estimators.sketched import sketched
+from kfrtrl_jax._src.estimators.snap import snap
+from kfrtrl_jax._src.estimators.tracking import partition, tracked
+from kfrtrl_jax._src.estimators.truncated import truncated
+from kfrtrl_jax._src.estimators.uoro import uoro
+
+__all__ = [
+    "COMBINATORS",
+    "ESTIMATORS",
+    "UNBIASED",
+    "antithetic",
+    "average",
+    "control_variate",
+    "diagonal_rtrl",
+    "e_prop",
+    "forward_gradient",
+    "kernl",
+    "kf_rtrl",
+    "ktp",
+    "mixture",
+    "nobacktrack",
+    "ok",
+    "partition",
+    "random_resets",
+    "reset_every",
+    "reverse_kf_rtrl",
+    "rflo",
+    "rtrl",
+    "sketched",
+    "snap",
+    "tracked",
+    "truncated",
+    "uoro",
+]

@@ -1,0 +1,17 @@
+"""From any cell's step to J and its Kronecker sites, found by reading the step's jaxpr."""
+
+from kfrtrl_jax._src.errors import UnsupportedCellError
+from kfrtrl_jax._src.linearization.explain import Cost, Explanation, explain
+from kfrtrl_jax._src.linearization.linearizer import Linearizer, make_linearizer
+from kfrtrl_jax._src.linearization.self_check import Check, check
+
+__all__ = [
+    "Check",
+    "Cost",
+    "Explanation",
+    "Linearizer",
+    "UnsupportedCellError",
+    "check",
+    "explain",
+    "make_linearizer",
+]

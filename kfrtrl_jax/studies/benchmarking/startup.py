@@ -1,0 +1,102 @@
+"""From the start of `experiments.train` to its first finished chunk, with a cold and a warm cache."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from kfrtrl_jax.studies.benchmarking.timing import Row, median
+from kfrtrl_jax.training.metrics import METRICS
+
+# What is measured and within how many seconds it is wanted.
+COMPILE_SUITE = {"cold cache": 10.0, "warm cache": 5.0, "imports alone": None}
+_ROOT = Path(__file__).parents[3]
+_PATIENCE = 600
+
+
+def measure(
+    what: str, arguments: Sequence[str], *, suite: str, n: int, batch: int, rounds: int = 3
+) -> Row:
+    """Measures one of COMPILE_SUITE. The floor is the wanted time; its ratio is wanted below 1.
+
+    Args:
+      what: a key of COMPILE_SUITE.
+      arguments: of experiments.train, such as --config=configs/copy.py.
+      suite: the suite's name.
+      n: of that config, for the row.
+      batch: of that config, for the row.
+      rounds: processes that are timed.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        if what == "imports alone":
+            seconds = [import_seconds() for _ in range(rounds)]
+        elif what == "cold cache":
+            seconds = [
+                first_chunk_seconds(arguments, place / f"run{i}", place / f"cache{i}")
+                for i in range(rounds)
+            ]
+        else:
+            first_chunk_seconds(arguments, place / "first", place / "cache")
+            seconds = [
+                first_chunk_seconds(arguments, place / f"run{i}", place / "cache")
+                for i in range(rounds)
+            ]
+    target = COMPILE_SUITE[what]
+    limit = target or median(seconds)
+    ratio = median(seconds) / limit
+    return Row(
+        suite,
+        f"start of training, {what}",
+        n,
+        batch,
+        ratio,
+        min(seconds) / limit,
+        max(seconds) / limit,
+        limit,
+        median(seconds),
+        None if target is None else 1.0,
+        None if target is None else ratio <= 1,
+        "itself" if target is None else f"{target:g} s",
+        [(value, limit) for value in seconds],
+    )
+
+
+def first_chunk_seconds(arguments: Sequence[str], workdir: Path, cache: Path) -> float:
+    """Until the first line of metrics is there; the process is then ended.
+
+    Raises:
+      RuntimeError: if there is none after all.
+    """
+    environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(cache)}
+    command = [sys.executable, "-m", "experiments.train", *arguments, f"--workdir={workdir}"]
+    with tempfile.TemporaryFile("w+") as errors:
+        start = time.perf_counter()
+        process = subprocess.Popen(
+            command, cwd=_ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=errors
+        )
+        try:
+            while time.perf_counter() < start + _PATIENCE:
+                metrics = workdir / METRICS
+                if metrics.exists() and b"\n" in metrics.read_bytes():
+                    return time.perf_counter() - start
+                if process.poll() is not None:
+                    break
+                time.sleep(0.005)
+        finally:
+            process.kill()
+            process.wait()
+        errors.seek(0)
+        raise RuntimeError(f"no first chunk of {' '.join(command)}: {errors.read().strip()[-500:]}")
+
+
+def import_seconds() -> float:
+    """A process that imports the training program and ends."""
+    start = time.perf_counter()
+    subprocess.run([sys.executable, "-c", "import experiments.train"], cwd=_ROOT, check=True)
+    return time.perf_counter() - start

@@ -1,0 +1,241 @@
+"""Whole training steps (task, cell, estimator, readout, optimizer) against what they need at least."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from kfrtrl_jax._src import compilation
+from kfrtrl_jax._src.matrices import Banded
+from kfrtrl_jax._src.tasks.copy import VOCABULARY_SIZE
+from kfrtrl_jax.base import Linearization
+from kfrtrl_jax.cells import CELLS, on_tokens
+from kfrtrl_jax.linearization import make_linearizer
+from kfrtrl_jax.studies.benchmarking import floors, timing
+from kfrtrl_jax.studies.benchmarking.flax_baseline import flax_training
+from kfrtrl_jax.studies.benchmarking.timing import Floor, Row, Work
+from kfrtrl_jax.training import config as configs
+from kfrtrl_jax.training import program as programs
+
+
+class Case(NamedTuple):
+    """What a row measures: a training step, on the copy task if the row does not say otherwise.
+
+    Attributes:
+      cell: its name in the registry.
+      estimator: its name in the registry.
+      n: the cell's hidden size.
+      batch: lanes.
+      floor: "product" is J A for every site, with the columns of J that are dense; "influence" is J G;
+        "passes" is one reading and writing of all that the estimator keeps for the parameters; "flax"
+        is the same training written with Flax's own RNN and jax.grad; "alone" is for seeds; anything
+        else is another cell, whose training step is the floor.
+      target: the ratio that is wanted at the most.
+      arguments: of the estimator.
+      segment_length: K.
+      seeds: how many runs make one program, against the same runs one after another.
+      config: the module in configs/ that the row starts from.
+      steps: time steps in each run; by the sizes if None.
+    """
+
+    cell: str
+    estimator: str
+    n: int
+    batch: int
+    floor: str = "product"
+    target: float | None = None
+    arguments: Mapping[str, int] = {}
+    segment_length: int = 1
+    seeds: int = 0
+    config: str = "copy"
+    steps: int | None = None
+
+    @property
+    def name(self) -> str:
+        """Cell and estimator."""
+        arguments = ", ".join(f"{key}={value}" for key, value in self.arguments.items())
+        name = f"{self.cell} {self.estimator}" + (f"({arguments})" if arguments else "")
+        name += f" K={self.segment_length}" if self.segment_length > 1 else ""
+        name += f" {self.config}" if self.config != "copy" else ""
+        return name + (f", {self.seeds} seeds" if self.seeds else "")
+
+
+STEP_SUITE = (
+    Case("recurrent_highway", "kf_rtrl", 128, 16, target=1.35),
+    Case("recurrent_highway", "kf_rtrl", 256, 32, target=1.25),
+    Case("recurrent_highway", "kf_rtrl", 512, 16, target=1.15),
+    Case("lstm", "kf_rtrl", 256, 32, target=1.35),
+    Case("lstm", "kf_rtrl", 128, 16),
+    Case("gru", "kf_rtrl", 128, 16),
+    Case("vanilla", "kf_rtrl", 128, 16),
+    Case("recurrent_highway", "ok", 128, 16, target=1.6, arguments={"rank": 16}),
+    Case("recurrent_highway", "uoro", 256, 32, floor="passes", target=2.0),
+    Case("recurrent_highway", "rtrl", 64, 8, floor="influence", target=1.3),
+    Case("recurrent_highway", "snap", 256, 32, "passes", 2.0, {"order": 1}),
+    # The same steps without any influence: what is left for an estimator.
+    Case("recurrent_highway", "truncated", 128, 16),
+    Case("recurrent_highway", "truncated", 256, 32),
+    Case("flax_optimized_lstm", "truncated", 256, 32, "flax", 1.0, segment_length=25),
+    Case("lstm", "truncated", 256, 32, "flax", 1.0, segment_length=25),
+    Case("recurrent_highway", "kf_rtrl", 64, 8, "alone", 0.7, seeds=16),
+)
+# What is asked of an accelerator alone. The third row's nine rounds are 36,000 steps, from which
+# `experiments.benchmark` tells the time of a million.
+GPU_SUITE = (
+    Case("recurrent_highway", "kf_rtrl", 256, 32, target=1.5),
+    Case("recurrent_highway", "kf_rtrl", 1024, 64, target=1.25),
+    Case("recurrent_highway", "kf_rtrl", 256, 32, config="ptb", steps=4000),
+)
+# An unmodified cell of Flax; its floor is our own cell of the same size.
+FLAX_SUITE = (
+    Case("flax_optimized_lstm", "kf_rtrl", 128, 16, floor="lstm"),
+    Case("flax_gru", "kf_rtrl", 128, 16, floor="gru"),
+)
+
+
+def measure(
+    case: Case, config: Any, *, suite: str, rounds: int = 9, steps: int | None = None
+) -> Row:
+    """Measures a case against its floor.
+
+    Args:
+      case: what to measure.
+      config: the config to start from.
+      suite: the suite's name, for the row.
+      rounds: how often either is run.
+      steps: time steps a run; by the case's size if None.
+    """
+    steps = steps or case.steps or _steps(case)
+    steps = -(-steps // case.segment_length) * case.segment_length
+    resolved = resolve(config, case, steps)
+    floor = _floor(case, resolved, config, steps)
+    if case.seeds:
+        work = _population(programs.build(resolved), case.seeds, steps)
+    else:
+        work = training(resolved)
+    sizes = {"n": case.n, "batch": case.batch}
+    return timing.compare(
+        work, floor, suite=suite, name=case.name, target=case.target, rounds=rounds, **sizes
+    )
+
+
+def resolve(config: Any, case: Case, steps: int) -> Any:
+    """The config of a case, whose chunks make `steps` time steps."""
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        config.cell = {"name": case.cell, "hidden_size": case.n}
+        config.estimator = {"name": case.estimator, **case.arguments}
+        config.task.batch_size, config.segment_length = case.batch, case.segment_length
+        config.num_steps = config.log_every = config.checkpoint_every = steps
+        config.eval_every = 0
+    return configs.resolve(config)
+
+
+def training(resolved: Any) -> Work:
+    """A run that goes on for a chunk each time it is called."""
+    program = programs.build(resolved)
+    return _going_on(
+        compilation.jit(program.run_chunk, donate_argnums=0),
+        jax.jit(program.init)(0),
+        resolved.log_every,
+    )
+
+
+def linearization(case: Case) -> Linearization:
+    """The shapes of the cell's linearization, and which blocks are dense."""
+    cell = CELLS[case.cell](input_size=VOCABULARY_SIZE, hidden_size=case.n)
+    cell = on_tokens(cell, VOCABULARY_SIZE)
+    linearizer = make_linearizer(cell, jnp.int32(0), case.batch)
+
+    def at_the_start(key: Any) -> Linearization:
+        lanes = jax.tree.map(
+            lambda c: jnp.zeros((case.batch, *c.shape), c.dtype), cell.initial_carry()
+        )
+        tokens = jnp.zeros(case.batch, jnp.int32)
+        return linearizer.linearize(cell.init(key), lanes, tokens, jnp.ones(case.batch))
+
+    return jax.eval_shape(at_the_start, jax.random.key(0))
+
+
+def dense_columns(linearized: Linearization) -> int:
+    """Columns of J that are no mere diagonals: those that a product is needed for."""
+    blocks = linearized.jacobian.blocks
+    return sum(block.shape[1] for block in blocks if not isinstance(block, Banded))
+
+
+def influence_shapes(estimator: str, structure: Any) -> list[tuple[int, ...]]:
+    """What an estimator of rank one or order one keeps for the parameters, as shapes.
+
+    Raises:
+      ValueError: for an estimator that is bound by products, not by memory.
+    """
+    if estimator not in ("uoro", "snap"):
+        raise ValueError(f"passes are a floor of uoro and snap, not of {estimator!r}")
+    b, n = structure.batch_size, structure.state_size
+    shapes: list[tuple[int, ...]] = []
+    for site in structure.sites:
+        m, g = site.input_size, site.output_size
+        if estimator == "uoro":
+            shapes.append((b, m, g))
+        elif site.bands is not None:
+            shapes.append((b, m, *site.bands.array.shape))
+        else:
+            shapes.append((b, m, n, g))
+    return shapes
+
+
+def _floor(case: Case, resolved: Any, config: Any, steps: int) -> Floor:
+    if case.floor == "flax":
+        return flax_training(resolved)
+    if case.floor == "alone":
+        return _one_after_another(programs.build(resolved), case.seeds, steps)
+    if case.floor in CELLS:
+        other = case._replace(cell=case.floor)
+        return Floor(f"a training step with {case.floor}", training(resolve(config, other, steps)))
+    structure = programs.build(resolved).structure
+    b, n, dtype = structure.batch_size, structure.state_size, structure.dtype
+    if case.floor == "passes":
+        return floors.passes(influence_shapes(case.estimator, structure), dtype)
+    columns = dense_columns(linearization(case))
+    rank = case.arguments.get("rank", 1)
+    if case.floor == "influence":
+        widths = [site.input_size * site.output_size for site in structure.sites]
+    else:
+        # A site with one input has one exact product, whatever the rank.
+        widths = [
+            site.output_size
+            for site in structure.sites
+            for _ in range(rank if site.input_size > 1 else 1)
+        ]
+    return floors.product(b, n, columns, widths, dtype)
+
+
+def _population(program: programs.Program, seeds: int, steps: int) -> Work:
+    states = jax.jit(jax.vmap(program.init))(jnp.arange(seeds))
+    return _going_on(compilation.jit(jax.vmap(program.run_chunk), donate_argnums=0), states, steps)
+
+
+def _one_after_another(program: programs.Program, seeds: int, steps: int) -> Floor:
+    init, chunk = jax.jit(program.init), compilation.jit(program.run_chunk, donate_argnums=0)
+    runs = [_going_on(chunk, init(seed), steps) for seed in range(seeds)]
+    return Floor(f"{seeds} runs one after another", Work(lambda: [r.run() for r in runs], steps))
+
+
+def _going_on(chunk: Callable[[Any], tuple[Any, Any]], start: Any, steps: int) -> Work:
+    state = [start]
+
+    def run() -> Any:
+        state[0], metrics = chunk(state[0])
+        return metrics
+
+    return Work(run, steps)
+
+
+def _steps(case: Case) -> int:
+    """Fewer for larger cells, but enough that what is done once a chunk is nothing."""
+    rank = case.arguments.get("rank", 1)
+    steps = min(50, max(20, 2e10 / (4 * case.batch * case.n**3 * rank)))
+    return round(steps if jax.default_backend() == "cpu" else 20 * steps)

@@ -1,0 +1,46 @@
+"""How far each estimator is from the exact influence matrix, and what it costs."""
+
+from kfrtrl_jax._src.trajectory import (
+    Reference,
+    Trajectory,
+    drawn,
+    gradients,
+    push_all,
+    reference,
+    trajectory,
+)
+from kfrtrl_jax.studies.fidelity.cells import CERTIFIED_CELLS
+from kfrtrl_jax.studies.fidelity.certificate import (
+    LIMIT,
+    Certificate,
+    Row,
+    Size,
+    certify,
+    deviations,
+    markdown,
+    standardized,
+    violations,
+)
+from kfrtrl_jax.studies.fidelity.names import Named, named
+
+__all__ = [
+    "CERTIFIED_CELLS",
+    "LIMIT",
+    "Certificate",
+    "Named",
+    "Reference",
+    "Row",
+    "Size",
+    "Trajectory",
+    "certify",
+    "deviations",
+    "drawn",
+    "gradients",
+    "markdown",
+    "named",
+    "push_all",
+    "reference",
+    "standardized",
+    "trajectory",
+    "violations",
+]

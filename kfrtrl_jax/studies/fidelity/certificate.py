@@ -1,0 +1,398 @@
+"""Every estimator against exact RTRL, on the same trajectories: bias, noise, cosine and cost."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from kfrtrl_jax import estimators
+from kfrtrl_jax._src.trajectory import (
+    Options,
+    Reference,
+    Trajectory,
+    all_cotangents,
+    gradients,
+    push_all,
+    reference,
+    trajectory,
+)
+from kfrtrl_jax.base import Array, Cell, InfluenceEstimator, Linearization
+from kfrtrl_jax.errors import UnsupportedCellError
+from kfrtrl_jax.studies.benchmarking import timing
+from kfrtrl_jax.studies.fidelity.names import Named
+
+# Standard errors from which on an estimator that claims to be unbiased is not.
+LIMIT = 4.0
+# Draws that are made at once, and points of a curve over time that are kept.
+_CHUNK = 256
+_POINTS = 64
+
+
+class Row(NamedTuple):
+    """One estimator on one cell.
+
+    Attributes:
+      cell: its name.
+      estimator: how it was named.
+      claims_unbiased: whether its mean should be the exact gradient.
+      unbiased: whether it is, as far as these draws can tell; None where that is not claimed.
+      bias_z: the largest deviation of a few fixed random projections of the mean, in standard errors;
+        for an estimator without randomness 0 if it is exact, else None.
+      relative_bias: |mean - G|_F / |G|_F; for an unbiased one, what is left after so many draws.
+      relative_noise: E|G~ - E G~|_F^2 / |G|_F^2.
+      cosine: of a draw's gradient with the exact one at the end, the mean over draws and a few fixed
+        random cotangents.
+      times: steps at which the cosine is given below, counted from 1.
+      cosine_over_time: the same after each of them.
+      state_bytes: of the estimator's state.
+      flops_per_step: floating-point operations of a push and a pull, as XLA counts them before it
+        optimizes.
+      time_ratio: time of a push and a pull over that of `kf_rtrl` on the same cell, at the size for
+        timing: the ratio of medians of alternating runs. None where it was not measured or `kf_rtrl`
+        does not take the cell.
+      seconds_per_step: the median that goes into it.
+    """
+
+    cell: str
+    estimator: str
+    claims_unbiased: bool
+    unbiased: bool | None
+    bias_z: float | None
+    relative_bias: float
+    relative_noise: float
+    cosine: float
+    times: list[int]
+    cosine_over_time: list[float]
+    state_bytes: int
+    flops_per_step: float
+    time_ratio: float | None
+    seconds_per_step: float | None
+
+
+class Refusal(NamedTuple):
+    """An estimator that does not take a cell, and why."""
+
+    cell: str
+    estimator: str
+    reason: str
+
+
+class Size(NamedTuple):
+    """How large a cell is and how long it runs.
+
+    Attributes:
+      input_size: length of the inputs.
+      hidden_size: the cell's argument.
+      batch_size: B.
+      steps: T.
+    """
+
+    input_size: int
+    hidden_size: int
+    batch_size: int
+    steps: int
+
+
+class Certificate(NamedTuple):
+    """What came out.
+
+    Attributes:
+      rows: an entry for every estimator on every cell that it takes.
+      refusals: the others.
+    """
+
+    rows: list[Row]
+    refusals: list[Refusal]
+
+
+_Race = Callable[[InfluenceEstimator], tuple[float | None, float | None]]
+
+
+class _Draws(NamedTuple):
+    """What many draws of an estimator on one trajectory say. P counts the weights of all sites.
+
+    Attributes:
+      mean: of G~ after the last step, [B n, P].
+      squared_error: E|G~ - G|_F^2.
+      projected: of G~ for every draw, [draws, projections].
+      cosines: with the exact gradient after every step, [T].
+    """
+
+    mean: np.ndarray
+    squared_error: float
+    projected: np.ndarray
+    cosines: np.ndarray
+
+
+def certify(
+    cells: Mapping[str, Callable[..., Cell]],
+    named: Sequence[Named],
+    size: Size,
+    *,
+    draws: int = 4096,
+    seed: int = 0,
+    timed: Size | None = None,
+    rounds: int = 5,
+) -> Certificate:
+    """Runs every estimator on every cell.
+
+    Args:
+      cells: by name, functions of `input_size` and `hidden_size`.
+      named: the estimators.
+      size: of the trajectories, the last lane of which starts anew in the middle.
+      draws: of every estimator; rounded up to a multiple of 256 beyond that number.
+      seed: of parameters, inputs and draws.
+      timed: the size at which times are taken, in single precision; None to take none.
+      rounds: alternating runs for a time.
+    """
+
+    def along(make: Callable[..., Cell], size: Size) -> Trajectory:
+        cell = make(input_size=size.input_size, hidden_size=size.hidden_size)
+        return trajectory(
+            cell,
+            input_size=size.input_size,
+            batch_size=size.batch_size,
+            steps=size.steps,
+            seed=seed,
+        )
+
+    certificate = Certificate([], [])
+    for cell, make in cells.items():
+        exact = reference(along(make, size), seed=seed + 1)
+        race = _race(along(make, timed).astype(jnp.float32), rounds) if timed else None
+        for one in named:
+            try:
+                one.estimator.init(exact.trajectory.structure)
+            except UnsupportedCellError as error:
+                certificate.refusals.append(Refusal(cell, one.name, str(error)))
+                continue
+            certificate.rows.append(_row(cell, one, exact, race, draws, seed))
+    return certificate
+
+
+def deviations(
+    estimator: InfluenceEstimator,
+    exact: Reference,
+    *,
+    draws: int,
+    seed: int = 0,
+    projections: int = 6,
+    compiler_options: Options = None,
+) -> np.ndarray:
+    """How far off the mean is: fixed random projections of it, [projections], in standard errors.
+
+    Each is sum_ij c_i G_ij d_j for one of the probes c and a random d. Where all draws are alike it is
+    0 if they are right, else infinite.
+
+    Args:
+      estimator: any.
+      exact: with as many probes as projections, or more.
+      draws: of the estimator; rounded up to a multiple of 256 beyond that number.
+      seed: of the draws and directions.
+      projections: how many.
+      compiler_options: of `jax.jit`; at small sizes compiling well takes longer than the draws.
+    """
+    probes, wanted = exact.probes[:projections], exact.gradients[-1, :projections]
+    directions = jax.random.normal(jax.random.key(seed + 1), wanted.shape, wanted.dtype)
+
+    def one(key: Array, linearizations: Linearization) -> Array:
+        along = exact.trajectory._replace(linearizations=linearizations)
+        got = gradients(estimator, push_all(estimator, along, key), probes)
+        return jnp.sum(directions * got, axis=1)
+
+    @functools.partial(jax.jit, compiler_options=compiler_options)
+    def all_draws(keys: Array, linearizations: Linearization) -> Array:
+        return jax.lax.map(
+            lambda chunk: jax.vmap(one, in_axes=(0, None))(chunk, linearizations), keys
+        )
+
+    keys = _chunks(draws, seed)
+    projected = all_draws(keys, exact.trajectory.linearizations).reshape(keys.size, projections)
+    return standardized(np.asarray(projected), np.asarray(jnp.sum(directions * wanted, axis=1)))
+
+
+def violations(certificate: Certificate) -> list[Row]:
+    """The rows whose estimator claims to be unbiased and is not."""
+    return [row for row in certificate.rows if row.unbiased is False]
+
+
+def markdown(certificate: Certificate) -> str:
+    """The rows as a table, cell by cell, and the refusals among them."""
+    head = ["cell", "estimator", "unbiased", "bias z", "relative bias", "noise", "cosine", "bytes",
+            "flops", "time / kf_rtrl"]  # fmt: skip
+    lines = [[*head], ["---"] * len(head)]
+    for r in certificate.rows:
+        verdict = "-" if r.unbiased is None else "yes" if r.unbiased else "NO"
+        off = "-" if r.bias_z is None else f"{r.bias_z:.2f}"
+        time = "-" if r.time_ratio is None else f"{r.time_ratio:.2f}"
+        lines.append(
+            [r.cell, r.estimator, verdict, off, f"{r.relative_bias:.3g}", f"{r.relative_noise:.3g}",
+             f"{r.cosine:.3f}", f"{r.state_bytes}", f"{r.flops_per_step:.3g}", time]
+        )  # fmt: skip
+    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
+    text = [
+        "| " + " | ".join(entry.ljust(width) for entry, width in zip(line, widths)) + " |"
+        for line in lines
+    ]
+    # A refusal stands after its cell's rows.
+    last = {row.cell: i for i, row in enumerate(certificate.rows, start=2)}
+    for refusal in reversed(certificate.refusals):
+        reason = refusal.reason.replace("|", "\\|")
+        line = f"| {refusal.cell} | {refusal.estimator} | refused: {reason} |"
+        text.insert(last.get(refusal.cell, len(text) - 1) + 1, line)
+    return "\n".join(text) + "\n"
+
+
+def _row(
+    cell: str,
+    one: Named,
+    exact: Reference,
+    race: _Race | None,
+    draws: int,
+    seed: int,
+) -> Row:
+    directions = jax.random.normal(jax.random.key(seed + 2), (8, *exact.influence.shape))
+    got = _draw(one.estimator, exact, directions, draws, seed + 3)
+    wanted = np.asarray(jnp.sum(directions * exact.influence, axis=(1, 2)))
+    z = float(np.max(standardized(got.projected, wanted)))
+    total = float(jnp.sum(exact.influence**2))
+    bias = float(np.sum((got.mean - np.asarray(exact.influence)) ** 2))
+    kept = np.unique(np.linspace(0, len(got.cosines) - 1, _POINTS).round().astype(int))
+    ratio, seconds = race(one.estimator) if race else (None, None)
+    structure = exact.trajectory.structure
+    state = jax.eval_shape(lambda: one.estimator.init(structure))
+    return Row(
+        cell=cell,
+        estimator=one.name,
+        claims_unbiased=one.claims_unbiased,
+        unbiased=z <= LIMIT if one.claims_unbiased else None,
+        bias_z=z if math.isfinite(z) else None,
+        relative_bias=math.sqrt(bias / total),
+        relative_noise=max(got.squared_error - bias, 0.0) / total,
+        cosine=float(got.cosines[-1]),
+        times=[int(t) + 1 for t in kept],
+        cosine_over_time=[float(got.cosines[t]) for t in kept],
+        state_bytes=sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(state)),
+        flops_per_step=_flops(one.estimator, exact.trajectory),
+        time_ratio=ratio,
+        seconds_per_step=seconds,
+    )
+
+
+def _draw(
+    estimator: InfluenceEstimator, exact: Reference, directions: Array, draws: int, seed: int
+) -> _Draws:
+    along, probes = exact.trajectory, exact.probes
+    everything = all_cotangents(along.structure)
+    Exact = tuple[Linearization, Array, Array]
+
+    def one(key: Array, exact: Exact) -> tuple[Array, Array, Array, Array]:
+        linearizations, wanted, influence = exact
+
+        def step(state: Any, xs: tuple[Linearization, Array, Array]) -> tuple[Any, Array]:
+            linearization, wanted, key = xs
+            state = estimator.push(state, linearization, key)
+            return state, _cosine(gradients(estimator, state, probes), wanted)
+
+        xs = (linearizations, wanted, jax.random.split(key, along.steps))
+        state, cosines = jax.lax.scan(step, estimator.init(along.structure), xs)
+        got = gradients(estimator, state, everything)
+        projected = jnp.sum(directions * got, axis=(1, 2))
+        return got, jnp.sum((got - influence) ** 2), projected, cosines
+
+    @jax.jit
+    def chunk(keys: Array, exact: Exact) -> tuple[Array, Array, Array, Array]:
+        got, squared, projected, cosines = jax.vmap(one, in_axes=(0, None))(keys, exact)
+        return jnp.sum(got, axis=0), jnp.sum(squared), projected, jnp.sum(cosines, axis=0)
+
+    keys = _chunks(draws, seed)
+    given = (along.linearizations, exact.gradients, exact.influence)
+    chunks = [[np.asarray(x) for x in chunk(k, given)] for k in keys]
+    got, squared, projected, cosines = zip(*chunks)
+    count = keys.size
+    return _Draws(
+        np.sum(got, axis=0) / count,
+        float(np.sum(squared)) / count,
+        np.concatenate(projected),
+        np.sum(cosines, axis=0) / count,
+    )
+
+
+def _chunks(draws: int, seed: int) -> Array:
+    """Keys for so many draws or a little more, [chunks, draws in one]."""
+    size = min(draws, _CHUNK)
+    chunks = -(-draws // size)
+    return jax.random.split(jax.random.key(seed), (chunks, size))
+
+
+def standardized(projected: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """|mean - wanted| in standard errors, for draws [draws, k] and wanted [k]."""
+    spread = projected.std(axis=0, ddof=1)
+    off = np.abs(projected.mean(axis=0) - wanted)
+    # Draws that are all alike, to rounding, have no standard error: they are right or they are not.
+    scale = np.abs(wanted).max() + np.finfo(float).tiny
+    alike = spread < 1e-9 * scale
+    error = np.where(alike, 1, spread) / math.sqrt(len(projected))
+    return np.where(alike, np.where(off < 1e-8 * scale, 0.0, np.inf), off / error)
+
+
+def _cosine(got: Array, wanted: Array) -> Array:
+    """The mean cosine of the rows of [C, P], 0 where one of two rows is."""
+    norms = jnp.linalg.norm(got, axis=1) * jnp.linalg.norm(wanted, axis=1)
+    return jnp.mean(jnp.sum(got * wanted, axis=1) / jnp.where(norms > 0, norms, 1))
+
+
+def _flops(estimator: InfluenceEstimator, along: Trajectory) -> float:
+    """Of a push and a pull, before XLA optimizes."""
+    structure = along.structure
+    state = jax.eval_shape(lambda: estimator.init(structure))
+    cotangent = jax.ShapeDtypeStruct((structure.batch_size, structure.state_size), structure.dtype)
+    linearization = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), along.linearizations
+    )
+
+    def step(state: Any, linearization: Linearization, cotangent: Array) -> Any:
+        pulled = estimator.pull(state, cotangent)
+        return estimator.push(state, linearization, jax.random.key(0)), pulled
+
+    cost = jax.jit(step).lower(state, linearization, cotangent).cost_analysis() or {}
+    return float(cost.get("flops", 0.0))
+
+
+def _race(along: Trajectory, rounds: int) -> _Race:
+    """What times an estimator along a trajectory: (time over that of `kf_rtrl`, seconds of a step)."""
+    try:
+        floor = _work(estimators.kf_rtrl(), along)
+    except UnsupportedCellError:
+        return lambda estimator: (None, None)
+
+    def race(estimator: InfluenceEstimator) -> tuple[float, float]:
+        samples = timing.alternate(_work(estimator, along), floor, rounds)
+        return timing.ratios(samples)[0], timing.median(seconds for seconds, _ in samples)
+
+    return race
+
+
+def _work(estimator: InfluenceEstimator, along: Trajectory) -> timing.Work:
+    structure = along.structure
+    cotangent = jnp.ones((structure.batch_size, structure.state_size), structure.dtype)
+    first = estimator.init(structure)
+
+    @jax.jit
+    def run(linearizations: Linearization, keys: Array, cotangent: Array) -> Any:
+        def step(carry: Any, xs: tuple[Linearization, Array]) -> tuple[Any, None]:
+            state, total = carry
+            total = jax.tree.map(jnp.add, total, estimator.pull(state, cotangent))
+            return (estimator.push(state, *xs), total), None
+
+        total = jax.tree.map(jnp.zeros_like, estimator.pull(first, cotangent))
+        return jax.lax.scan(step, (first, total), (linearizations, keys))[0]
+
+    keys = jax.random.split(jax.random.key(0), along.steps)
+    return timing.Work(lambda: run(along.linearizations, keys, cotangent), along.steps)

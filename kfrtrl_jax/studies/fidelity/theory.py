@@ -1,0 +1,360 @@
+"""Noise against width and over time, beside what the analyses of KF-RTRL and UORO promise.
+
+With |a| and |D| of the order of sqrt(n) and |J| < 1, the noise of KF-RTRL relative to |G|_F^2 stays of
+order 1 as the width n grows, where UORO's grows like n (Mujika, Meier and Steger, 2018,
+arXiv:1805.10842); over time both stay bounded. Whether a cell is in that regime is measured, too.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from kfrtrl_jax import estimators
+from kfrtrl_jax._src.trajectory import Trajectory, gradients, push_all, trajectory
+from kfrtrl_jax.base import Array, Cell, InfluenceEstimator, Linearization, Structure
+from kfrtrl_jax.studies.fidelity.names import Named
+
+# The exponent of n in the relative noise; others have no prediction.
+PREDICTED = {"uoro": 1, "kf_rtrl": 0, "average": 0, "ok": 0}
+# Rows of G that are compared at a time: all of them at once may not fit beside it.
+_ROWS = 8
+
+
+class Width(NamedTuple):
+    """An estimator's noise at one width, at the end of a trajectory.
+
+    Attributes:
+      estimator: how it was named.
+      hidden_size: n.
+      relative_noise: E|G~ - G|_F^2 / |G|_F^2, the mean over draws.
+      standard_error: of that mean.
+    """
+
+    estimator: str
+    hidden_size: int
+    relative_noise: float
+    standard_error: float
+
+
+class Regime(NamedTuple):
+    """Whether a trajectory is what the theory speaks of; means over its second half.
+
+    Attributes:
+      hidden_size: n.
+      input_norm: |a| / sqrt(n), over all sites.
+      derivative_norm: |D|_F / sqrt(n), over all sites.
+      jacobian_norm: the largest singular value of J.
+      largest_jacobian_norm: the largest of these.
+    """
+
+    hidden_size: int
+    input_norm: float
+    derivative_norm: float
+    jacobian_norm: float
+    largest_jacobian_norm: float
+
+
+class Fit(NamedTuple):
+    """A line through log noise against log n.
+
+    Attributes:
+      slope: the exponent of n; None where there is no noise.
+      standard_error: of the slope, by the points' distance from the line.
+      predicted: by theory; None where there is no prediction.
+    """
+
+    slope: float | None
+    standard_error: float | None
+    predicted: int | None
+
+
+class Drift(NamedTuple):
+    """Noise early and late in a long run.
+
+    Attributes:
+      first: the mean over the first thousand steps.
+      last: the mean over the last thousand.
+    """
+
+    first: float
+    last: float
+
+
+class Theory(NamedTuple):
+    """What came out.
+
+    Attributes:
+      cell: in words.
+      widths: an entry for every estimator and width.
+      regimes: one for every width.
+      fits: by estimator.
+      time_width: n of the long run.
+      times: steps of the long run at which noise was measured.
+      over_time: by estimator, the relative noise at these.
+      drifts: by estimator.
+    """
+
+    cell: str
+    widths: list[Width]
+    regimes: list[Regime]
+    fits: dict[str, Fit]
+    time_width: int
+    times: list[int]
+    over_time: dict[str, list[float]]
+    drifts: dict[str, Drift]
+
+
+def against_width(
+    make: Callable[[int], Cell],
+    named: Sequence[Named],
+    widths: Sequence[int],
+    *,
+    steps: int,
+    draws: int,
+    seed: int = 0,
+) -> tuple[list[Width], list[Regime]]:
+    """The relative noise of G~ after some steps, for growing cells.
+
+    One lane; its inputs are as long as the state, so that |a| grows with it. G is held once, G~ never
+    as a whole: draws come one by one, and a few rows of theirs at a time.
+
+    Args:
+      make: width -> cell, reading vectors of that length.
+      named: the estimators, unbiased ones.
+      widths: values of n.
+      steps: T.
+      draws: of every estimator.
+      seed: of parameters, inputs and draws.
+    """
+    rows, regimes = [], []
+    for width in widths:
+        along = _along(make, width, steps, seed)
+        regimes.append(_regime(along, width))
+        influence = jax.jit(
+            lambda linearizations, along=along: _flat(
+                push_all(
+                    estimators.rtrl(),
+                    along._replace(linearizations=linearizations),
+                    jax.random.key(0),
+                ).influence
+            )[0]
+        )(along.linearizations)
+        total = float(jnp.sum(influence**2))
+        for one in named:
+            errors = _errors(one.estimator, along, influence, draws, seed + 1) / total
+            spread = float(np.std(errors, ddof=1))
+            rows.append(Width(one.name, width, float(np.mean(errors)), spread / math.sqrt(draws)))
+    return rows, regimes
+
+
+def over_time(
+    make: Callable[[int], Cell],
+    named: Sequence[Named],
+    width: int,
+    *,
+    steps: int,
+    every: int,
+    draws: int,
+    seed: int = 0,
+) -> tuple[list[int], dict[str, list[float]]]:
+    """The relative noise along one long trajectory without restarts.
+
+    Args:
+      make: as in `against_width`.
+      named: the estimators, unbiased ones.
+      width: n.
+      steps: T, a multiple of `every`.
+      every: steps from one measurement to the next.
+      draws: of every estimator.
+      seed: of parameters, inputs and draws.
+
+    Returns:
+      The steps, counted from 1, and for every estimator the mean over draws at each.
+    """
+    along = _along(make, width, steps, seed)
+    exact = estimators.rtrl()
+    noisy = {one.name: one.estimator for one in named}
+
+    def push(carry: Any, xs: tuple[Linearization, Array]) -> tuple[Any, None]:
+        truth, states = carry
+        linearization, key = xs
+        truth = exact.push(truth, linearization, key)
+        states = {
+            name: jax.vmap(estimator.push, in_axes=(0, None, 0))(
+                states[name], linearization, jax.random.split(jax.random.fold_in(key, i), draws)
+            )
+            for i, (name, estimator) in enumerate(noisy.items())
+        }
+        return (truth, states), None
+
+    def measure(carry: Any, xs: tuple[Linearization, Array]) -> tuple[Any, dict[str, Array]]:
+        (truth, states), _ = jax.lax.scan(push, carry, xs)
+        influence = _flat(truth.influence)[0]
+        total = jnp.sum(influence**2)
+        errors = {
+            name: jax.lax.map(
+                lambda state, e=estimator: _squared_error(e, state, influence, along.structure),
+                states[name],
+            )
+            for name, estimator in noisy.items()
+        }
+        return (truth, states), {name: jnp.mean(x) / total for name, x in errors.items()}
+
+    @jax.jit
+    def run(linearizations: Linearization) -> dict[str, Array]:
+        def copies(state: Any) -> Any:
+            return jax.tree.map(lambda x: jnp.broadcast_to(x, (draws, *x.shape)), state)
+
+        first = {name: copies(e.init(along.structure)) for name, e in noisy.items()}
+        keys = jax.random.split(jax.random.key(seed + 1), steps)
+        chunks = jax.tree.map(
+            lambda x: x.reshape(steps // every, every, *x.shape[1:]), (linearizations, keys)
+        )
+        return jax.lax.scan(measure, (exact.init(along.structure), first), chunks)[1]
+
+    noise = run(along.linearizations)
+    times = [int(t) for t in range(every, steps + 1, every)]
+    return times, {name: [float(x) for x in noise[name]] for name in noisy}
+
+
+def fit(rows: Sequence[Width], name: str) -> Fit:
+    """The exponent of n in an estimator's noise, by least squares of the logarithms."""
+    points = [row for row in rows if row.estimator == name]
+    predicted = PREDICTED.get(name.split("(")[0])
+    if any(row.relative_noise <= 0 for row in points):
+        return Fit(None, None, predicted)
+    x = np.log([row.hidden_size for row in points])
+    y = np.log([row.relative_noise for row in points])
+    x, y = x - x.mean(), y - y.mean()
+    slope = float(x @ y / (x @ x))
+    rest = float(np.sum((y - slope * x) ** 2)) / max(len(x) - 2, 1)
+    return Fit(slope, math.sqrt(rest / float(x @ x)), predicted)
+
+
+def drift(times: Sequence[int], curve: Sequence[float], span: int = 1000) -> Drift:
+    """Noise in the first and the last `span` steps."""
+    first = [y for t, y in zip(times, curve) if t <= span]
+    last = [y for t, y in zip(times, curve) if t > times[-1] - span]
+    return Drift(float(np.mean(first)), float(np.mean(last)))
+
+
+def markdown(theory: Theory) -> str:
+    """The figures as tables."""
+    widths = list(dict.fromkeys(row.hidden_size for row in theory.widths))
+    head = ["estimator", *(f"n = {n}" for n in widths), "slope", "predicted"]
+    lines = [f"Relative noise E|G~ - G|² / |G|² of the {theory.cell}.", "", *_table_head(head)]
+    for name, line in theory.fits.items():
+        noise = [row for row in theory.widths if row.estimator == name]
+        entries = [f"{row.relative_noise:.3g} ± {row.standard_error:.1g}" for row in noise]
+        predicted = "-" if line.predicted is None else str(line.predicted)
+        slope = "-" if line.slope is None else f"{line.slope:.2f} ± {line.standard_error:.2f}"
+        lines.append(f"| {name} | {' | '.join(entries)} | {slope} | {predicted} |")
+    lines += ["", *_table_head(["n", "|a| / √n", "|D| / √n", "|J|", "largest |J|"])]
+    for r in theory.regimes:
+        lines.append(
+            f"| {r.hidden_size} | {r.input_norm:.3f} | {r.derivative_norm:.3f} | "
+            f"{r.jacobian_norm:.3f} | {r.largest_jacobian_norm:.3f} |"
+        )
+    steps, n = theory.times[-1], theory.time_width
+    lines += ["", f"Over {steps:,} steps at n = {n}, means over a thousand steps:", ""]
+    lines += _table_head(["estimator", "first thousand", "last thousand", "last / first"])
+    for name, both in theory.drifts.items():
+        ratio = f"{both.last / both.first:.2f}" if both.first > 0 else "-"
+        lines.append(f"| {name} | {both.first:.3g} | {both.last:.3g} | {ratio} |")
+    return "\n".join(lines) + "\n"
+
+
+def as_dict(theory: Theory) -> Mapping[str, Any]:
+    """For JSON."""
+    return {
+        **theory._asdict(),
+        "widths": [row._asdict() for row in theory.widths],
+        "regimes": [row._asdict() for row in theory.regimes],
+        "fits": {name: x._asdict() for name, x in theory.fits.items()},
+        "drifts": {name: x._asdict() for name, x in theory.drifts.items()},
+    }
+
+
+def _table_head(entries: Sequence[str]) -> list[str]:
+    return [
+        f"| {' | '.join(e.replace('|', chr(92) + '|') for e in entries)} |",
+        "|" + "---|" * len(entries),
+    ]
+
+
+def _along(make: Callable[[int], Cell], width: int, steps: int, seed: int) -> Trajectory:
+    return trajectory(
+        make(width), input_size=width, batch_size=1, steps=steps, seed=seed, restart=False
+    )
+
+
+def _errors(
+    estimator: InfluenceEstimator, along: Trajectory, influence: Array, draws: int, seed: int
+) -> np.ndarray:
+    """|G~ - G|_F^2 of every draw, one after the other."""
+
+    @jax.jit
+    def one(key: Array, linearizations: Linearization, influence: Array) -> Array:
+        state = push_all(estimator, along._replace(linearizations=linearizations), key)
+        return _squared_error(estimator, state, influence, along.structure)
+
+    keys = jax.random.split(jax.random.key(seed), draws)
+    return np.array([float(one(key, along.linearizations, influence)) for key in keys])
+
+
+def _squared_error(
+    estimator: InfluenceEstimator, state: Any, influence: Array, structure: Structure
+) -> Array:
+    """|G~ - G|_F^2 for influence [n, P] of the one lane, some rows at a time."""
+    n = structure.state_size
+    rows = math.gcd(n, _ROWS)
+    unit = jnp.eye(n, dtype=structure.dtype).reshape(n // rows, rows, 1, n)
+
+    def part(xs: tuple[Array, Array]) -> Array:
+        cotangents, exact = xs
+        return jnp.sum((gradients(estimator, state, cotangents) - exact) ** 2)
+
+    return jnp.sum(jax.lax.map(part, (unit, influence.reshape(n // rows, rows, -1))))
+
+
+def _flat(influence: Sequence[Array]) -> Array:
+    """RTRL's G of all sites, [B, n, P]."""
+    parts = [g.reshape(*g.shape[:2], -1) for g in influence]
+    return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=2)
+
+
+def _regime(along: Trajectory, width: int) -> Regime:
+    half = along.steps // 2
+    late = jax.tree.map(lambda x: x[half:], along.linearizations)
+    jacobian = jax.vmap(lambda j: j.dense())(late.jacobian)
+    sizes = np.asarray(_spectral_norms(jacobian[:, 0]))
+    inputs = sum(np.sum(np.square(s.input), axis=(-2, -1)) for s in late.sites)
+    derivatives = sum(
+        np.asarray(jax.vmap(lambda d: d.squared_norm())(s.derivative))[:, 0] for s in late.sites
+    )
+    return Regime(
+        width,
+        float(np.mean(np.sqrt(inputs / width))),
+        float(np.mean(np.sqrt(derivatives / width))),
+        float(np.mean(sizes)),
+        float(np.max(sizes)),
+    )
+
+
+@jax.jit
+def _spectral_norms(matrices: Array) -> Array:
+    """The largest singular values of [k, n, n], by power iteration."""
+
+    def multiply(_: int, v: Array) -> Array:
+        v = jnp.einsum("kji,kj->ki", matrices, jnp.einsum("kij,kj->ki", matrices, v))
+        return v / jnp.linalg.norm(v, axis=1, keepdims=True)
+
+    v = jax.random.normal(jax.random.key(0), matrices.shape[:2], matrices.dtype)
+    v = jax.lax.fori_loop(0, 300, multiply, v)
+    return jnp.linalg.norm(jnp.einsum("kij,kj->ki", matrices, v), axis=1)
