@@ -13,7 +13,9 @@ def get_config() -> ConfigDict:
     config.input_size = 4
     config.hidden_size = 8
     config.batch_size = 2
-    config.num_steps = 20
+    config.num_steps = 24
+    # How many steps are pushed at once, each a divisor of num_steps.
+    config.segment_lengths = (1, 3, 8)
     config.draws = 4096
     # Times: at a larger one, in single precision; no rounds for none.
     config.timing_hidden_size = 64

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import jax
 
 from configs import fidelity as default
@@ -25,8 +27,17 @@ def run(invocation: command_line.Invocation) -> None:
     size = fidelity.Size(
         given["input_size"], given["hidden_size"], given["batch_size"], given["num_steps"]
     )
+    for length in given["segment_lengths"]:
+        if given["num_steps"] % length:
+            raise ConfigError(
+                f"config.num_steps must be a multiple of each of segment_lengths, got "
+                f"{given['num_steps']} and {length}"
+            )
     timed = fidelity.Size(
-        given["timing_hidden_size"], given["timing_hidden_size"], given["timing_batch_size"], 8
+        given["timing_hidden_size"],
+        given["timing_hidden_size"],
+        given["timing_batch_size"],
+        math.lcm(*given["segment_lengths"]),
     )
     # A verdict on bias needs sums that are more exact than the errors it looks for.
     jax.config.update("jax_enable_x64", True)
@@ -37,6 +48,7 @@ def run(invocation: command_line.Invocation) -> None:
             {name: fidelity.CERTIFIED_CELLS[name] for name in given["cells"]},
             named,
             size,
+            segment_lengths=given["segment_lengths"],
             draws=given["draws"],
             seed=given["seed"],
             timed=timed if given["timing_rounds"] else None,
@@ -48,7 +60,9 @@ def run(invocation: command_line.Invocation) -> None:
         print(table, end="", flush=True)
         plots.plot_certificate(certificate.rows, folder)
     if wrong := fidelity.violations(certificate):
-        names = ", ".join(f"{row.estimator} on {row.cell}" for row in wrong)
+        names = "; ".join(
+            f"{row.estimator} on {row.cell}, K = {row.segment_length}" for row in wrong
+        )
         raise SystemExit(
             f"error: more than {fidelity.LIMIT:g} standard errors from the exact influence though "
             f"claimed unbiased: {names}"

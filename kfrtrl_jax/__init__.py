@@ -1,16 +1,17 @@
 """Online training of recurrent networks: KF-RTRL and the estimators it is compared with."""
 
 from kfrtrl_jax import cells, credit, estimators, linearization, optimizers, readouts, tasks
-from kfrtrl_jax._src.compilation import jit
-from kfrtrl_jax._src.learner import Learner, LearnerState, StepMetrics, make_learner, predict
-from kfrtrl_jax._src.tasks.base import Batch, Task
+from kfrtrl_jax._src.base import Batch, Task
+from kfrtrl_jax._src.learning.learner import make_learner, predict
+from kfrtrl_jax._src.learning.types import Learner, LearnerState, StepMetrics
+from kfrtrl_jax._src.xla import jit
 from kfrtrl_jax.base import (
     Cell,
     CreditEstimator,
     InfluenceEstimator,
     Linearization,
     Site,
-    SiteShape,
+    SiteJacobian,
     Structure,
 )
 
@@ -23,7 +24,7 @@ __all__ = [
     "LearnerState",
     "Linearization",
     "Site",
-    "SiteShape",
+    "SiteJacobian",
     "StepMetrics",
     "Structure",
     "Task",

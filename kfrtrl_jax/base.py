@@ -2,6 +2,7 @@
 
 from kfrtrl_jax._src.base import (
     Array,
+    Batch,
     Carry,
     Cell,
     CreditEstimator,
@@ -12,12 +13,14 @@ from kfrtrl_jax._src.base import (
     Params,
     Site,
     SiteGradients,
-    SiteShape,
+    SiteJacobian,
     Structure,
+    Task,
 )
 
 __all__ = [
     "Array",
+    "Batch",
     "Carry",
     "Cell",
     "CreditEstimator",
@@ -28,6 +31,7 @@ __all__ = [
     "Params",
     "Site",
     "SiteGradients",
-    "SiteShape",
+    "SiteJacobian",
     "Structure",
+    "Task",
 ]

@@ -1,6 +1,7 @@
 """A cell, a readout, a loss, an estimator and an optimizer, put together."""
 
-from kfrtrl_jax._src.learner import Learner, LearnerState, StepMetrics, make_learner, predict
+from kfrtrl_jax._src.learning.learner import make_learner, predict
+from kfrtrl_jax._src.learning.types import Learner, LearnerState, StepMetrics
 
 __all__ = [
     "Learner",

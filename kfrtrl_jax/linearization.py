@@ -1,5 +1,6 @@
 """From any cell's step to J and its Kronecker sites, found by reading the step's jaxpr."""
 
+from kfrtrl_jax._src.composition import compose
 from kfrtrl_jax._src.errors import UnsupportedCellError
 from kfrtrl_jax._src.linearization.explain import Cost, Explanation, explain
 from kfrtrl_jax._src.linearization.linearizer import Linearizer, make_linearizer
@@ -12,6 +13,7 @@ __all__ = [
     "Linearizer",
     "UnsupportedCellError",
     "check",
+    "compose",
     "explain",
     "make_linearizer",
 ]

@@ -1,7 +1,7 @@
 """Sources of sequences, made on the device inside the scan."""
 
+from kfrtrl_jax._src.base import Batch, Task
 from kfrtrl_jax._src.tasks import download
-from kfrtrl_jax._src.tasks.base import Batch, Task
 from kfrtrl_jax._src.tasks.copy import copy
 from kfrtrl_jax._src.tasks.registry import TASKS
 from kfrtrl_jax._src.tasks.text import Corpus, penn_treebank, read_corpus, read_penn_treebank, text

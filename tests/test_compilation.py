@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import kfrtrl_jax as kf
-from kfrtrl_jax._src.compilation import products
+from kfrtrl_jax._src.xla import products
 
 BATCH, N = 3, 4
 

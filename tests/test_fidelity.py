@@ -14,8 +14,8 @@ from configs import theory as theory_config
 from experiments import fidelity as fidelity_program
 from experiments import theory as theory_program
 from kfrtrl_jax import cells, estimators, readouts
-from kfrtrl_jax._src.learner import make_learner
 from kfrtrl_jax.errors import ConfigError
+from kfrtrl_jax.learning import make_learner
 from kfrtrl_jax.linearization import make_linearizer
 from kfrtrl_jax.studies import fidelity
 from kfrtrl_jax.studies.fidelity import named, theory
@@ -39,7 +39,7 @@ def invocation(config, workdir, **fields):
 
 def without_signs(monkeypatch):
     """Takes the randomness out of KF-RTRL: its mean is then not the influence."""
-    module = importlib.import_module("kfrtrl_jax._src.estimators.kf_rtrl")
+    module = importlib.import_module("kfrtrl_jax._src.estimators.common")
     monkeypatch.setattr(module, "random_signs", lambda key, shape, dtype: jnp.ones(shape, dtype))
 
 
@@ -190,13 +190,16 @@ def test_rows_tell_exact_unbiased_and_biased_estimators_apart():
 def test_the_program_writes_everything_and_fails_where_a_claim_does(tmp_path, monkeypatch):
     small = {
         "cells": ("vanilla",), "estimators": ("kf_rtrl", "truncated"), "hidden_size": 3,
-        "num_steps": 4, "draws": 8, "timing_rounds": 0,
+        "num_steps": 4, "segment_lengths": (1, 2), "draws": 8, "timing_rounds": 0,
     }  # fmt: skip
     without_signs(monkeypatch)
-    with pytest.raises(SystemExit, match=r"^error: .* claimed unbiased: kf_rtrl on vanilla$"):
+    with pytest.raises(
+        SystemExit, match=r"^error: .* claimed unbiased: kf_rtrl on vanilla, K = 1; .*K = 2$"
+    ):
         fidelity_program.run(invocation(fidelity_config, tmp_path, **small))
-    first, second = json.loads((tmp_path / "fidelity.json").read_text())
+    first, blocks, second, _ = json.loads((tmp_path / "fidelity.json").read_text())
     assert (first["estimator"], first["unbiased"], first["bias_z"]) == ("kf_rtrl", False, None)
+    assert (blocks["segment_length"], blocks["unbiased"], blocks["times"]) == (2, False, [2, 4])
     assert second["unbiased"] is None
     assert "| NO " in (tmp_path / "fidelity.md").read_text()
     for picture in ("bias.png", "cosine.png", "cost.png"):
@@ -265,7 +268,8 @@ def test_what_cannot_be_read_is_refused_in_one_line(text, message):
     [
         ({"draw": 3}, "config.draw is not a field"),
         ({"draws": 1}, "config.draws must be at least 2"),
-        ({"num_steps": 1.5}, "config.num_steps must be like 20"),
+        ({"num_steps": 1.5}, "config.num_steps must be like 24"),
+        ({"segment_lengths": (1, 5)}, "multiple of each of segment_lengths, got 24 and 5"),
         ({"cells": ()}, "config.cells must be like"),
         ({"cells": ("elman",)}, "^there is no cell 'elman'; one of vanilla, .*, ode$"),
         ({"cells": ("gru", "spikng")}, "^there is no cell 'spikng'; one of .*spiking.*$"),
@@ -299,7 +303,8 @@ def test_noise_against_width_is_the_mean_squared_distance_of_the_draws():
         ratios.append(jnp.sum((product - exact) ** 2) / jnp.sum(exact**2))
     assert row.relative_noise == pytest.approx(np.mean(ratios))
     assert row.standard_error == pytest.approx(np.std(ratios, ddof=1) / np.sqrt(draws))
-    jacobians = along.linearizations.jacobian.blocks[0].dense()[steps // 2 :, 0]
+    late = jax.tree.map(lambda x: x[steps // 2 :], along.linearizations.jacobian)
+    jacobians = jax.vmap(lambda jacobian: jacobian.dense())(late)[:, 0]
     norms = [np.linalg.norm(jacobian, 2) for jacobian in jacobians]
     assert regime.largest_jacobian_norm == pytest.approx(max(norms))
 

@@ -6,13 +6,14 @@ input of size m and a pre-activation of size g.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from kfrtrl_jax._src.matrices import BlockColumns, Index, Matrix
+from kfrtrl_jax._src.matrices import BlockColumns, Index, Terms
 
 Array = jax.Array
 Key = jax.Array
@@ -53,18 +54,18 @@ class Mask(Index):
         return float(np.mean(self.array))
 
 
-class SiteShape(NamedTuple):
+class Site(NamedTuple):
     """One place where parameters enter a step: a product z = W^T a of parameters with data.
 
     Attributes:
       input_size: m. It is 1 for parameters that multiply no vector (biases, element-wise weights).
       output_size: g.
       label: the parameters' paths in the user's tree.
-      bands: where D = ds/dz can be non-zero if it is banded: its columns [bands, n], -1 for none (see
-        `matrices.Banded`); None if it is dense.
-      derivative: where D can be non-zero if it is dense, [n, g]; None for everywhere.
-      weights: which entries of W can be non-zero, [m, g], whatever the parameters are: a fixed mask
-        sets the others to 0, and no parameter has a gradient there. None for all of them.
+      columns: where D = ds/dz of one step can be non-zero if it is banded: its columns [bands, n], -1
+        for none (see `matrices.Banded`); None if it is dense.
+      derivative_mask: where D can be non-zero if it is dense, [n, g]; None for everywhere.
+      weights_mask: which entries of W can be non-zero, [m, g], whatever the parameters are: a fixed
+        mask sets the others to 0, and no parameter has a gradient there. None for all of them.
       problem: why the parameter could not be put into a product with data, in which case m is 1 and g
         the size of the whole parameter; None for a product or sum.
     """
@@ -72,9 +73,9 @@ class SiteShape(NamedTuple):
     input_size: int
     output_size: int
     label: str
-    bands: Index | None = None
-    derivative: Mask | None = None
-    weights: Mask | None = None
+    columns: Index | None = None
+    derivative_mask: Mask | None = None
+    weights_mask: Mask | None = None
     problem: str | None = None
 
 
@@ -86,24 +87,25 @@ class Structure(NamedTuple):
       state_size: n.
       sites: the cell's sites.
       dtype: of the carry.
-      jacobian: which entries of J can be non-zero, [n, n]; None for all of them.
+      jacobian_mask: which entries of one step's J can be non-zero, [n, n]; None for all of them.
       leaf_sizes: of n, how much belongs to each leaf of the carry; () for a carry of one leaf. The
         blocks of J's columns are those of the leaves.
-      leak: which entries of the leak (see `Linearization`) can be non-zero, [n, n]; None for all.
+      leak_mask: which entries of one step's leak (see `Linearization`) can be non-zero, [n, n]; None
+        for all.
     """
 
     batch_size: int
     state_size: int
-    sites: tuple[SiteShape, ...]
+    sites: tuple[Site, ...]
     dtype: Any
-    jacobian: Mask | None = None
+    jacobian_mask: Mask | None = None
     leaf_sizes: tuple[int, ...] = ()
-    leak: Mask | None = None
+    leak_mask: Mask | None = None
 
     def without_masks(self) -> Structure:
         """The same, with nothing known to be zero but what the bands of D leave out."""
-        sites = tuple(site._replace(derivative=None, weights=None) for site in self.sites)
-        return self._replace(sites=sites, jacobian=None, leak=None)
+        sites = tuple(site._replace(derivative_mask=None, weights_mask=None) for site in self.sites)
+        return self._replace(sites=sites, jacobian_mask=None, leak_mask=None)
 
     @property
     def problems(self) -> tuple[str, ...]:
@@ -111,37 +113,112 @@ class Structure(NamedTuple):
         return tuple(site.problem for site in self.sites if site.problem)
 
 
-class Site(NamedTuple):
-    """The immediate Jacobian of one site at one time step, the Kronecker product a (x) D.
+class SiteJacobian(NamedTuple):
+    """The immediate Jacobian of one site, a sum of Kronecker products: sum_t a_t (x) D_t.
+
+    There is a term for every use of the site's weights: one for a step that uses them once, T for T
+    such steps.
 
     Attributes:
-      input: a, [B, m].
-      derivative: D = ds_t/dz, [B, n, g], dense or banded.
+      inputs: a_t, [B, T, m].
+      derivatives: D_t = ds/dz_t, by the state at the end, n x g each.
     """
 
-    input: Array
-    derivative: Matrix
+    inputs: Array
+    derivatives: Terms
 
 
 class Linearization(NamedTuple):
-    """A cell's step to first order: J_t, and I_t as a sum of Kronecker products.
+    """One or more steps of a cell to first order: J, and I as a sum of Kronecker products.
 
-    A lane that starts anew at this step has J = 0: its state owes nothing to its past.
+    For the state s_T after T steps, by the state s_0 before them and the weights W of each site,
+    ds_T = J ds_0 + sum_t a_t (x) D_t dW. `linearization.compose` makes one of many.
+
+    A lane that starts anew in these steps has J = 0: its state owes nothing to its past.
 
     Attributes:
-      jacobian: J = ds_t/ds_{t-1}, [B, n, n].
+      jacobian: J = ds_T/ds_0, [B, n, n].
       sites: one for each site of the structure.
-      leak: the part of J that goes through no pre-activation, ds_t/ds_{t-1} at fixed z, [B, n, n].
+      leak: the part of J that goes through no pre-activation: of one step ds_1/ds_0 at fixed z,
+        [B, n, n], of several the product of theirs.
+      keep: [B], 0 for a lane that starts anew in these steps.
+      steps: the single steps that it is made of, in order; empty for one step.
     """
 
     jacobian: BlockColumns
-    sites: tuple[Site, ...]
+    sites: tuple[SiteJacobian, ...]
     leak: BlockColumns
+    keep: Array
+    steps: tuple[Any, ...] = ()
+
+    @property
+    def singles(self) -> tuple[Linearization, ...]:
+        """The single steps: itself, if it is one."""
+        return self.steps or (self,)
 
     def scaled(self, memory: Array) -> Linearization:
-        """The same step with J times a number for each lane, [B], or for all, []; 0 is a new start."""
+        """The same steps with J times a number for each lane, [B], or for all, []; 0 is a new start."""
+        memory = jnp.broadcast_to(memory, self.keep.shape)
         jacobian, leak = (m.kept(memory).scaled(memory) for m in (self.jacobian, self.leak))
-        return self._replace(jacobian=jacobian, leak=leak)
+        keep = jnp.where(memory == 0, 0, self.keep)
+        steps = self.steps and (self.steps[0].scaled(memory), *self.steps[1:])
+        return Linearization(jacobian, self.sites, leak, keep, steps)
+
+    def with_sites(
+        self, change: Callable[[tuple[SiteJacobian, ...]], tuple[SiteJacobian, ...]]
+    ) -> Linearization:
+        """The same steps with other sites; `change` is called for each of them and for all as one."""
+        steps = tuple(step._replace(sites=change(step.sites)) for step in self.steps)
+        return self._replace(sites=change(self.sites), steps=steps)
+
+    def with_signs(self, signs: Array) -> Linearization:
+        """The same steps, both factors of each term times the sign of its step; signs are [T]."""
+
+        def flipped(site: SiteJacobian, of_terms: Array) -> SiteJacobian:
+            of_lanes = jnp.broadcast_to(of_terms.astype(site.inputs.dtype), site.inputs.shape[:2])
+            return SiteJacobian(
+                of_lanes[..., None] * site.inputs, site.derivatives.scaled(of_lanes)
+            )
+
+        def of_terms(site: int) -> Array:
+            counts = [step.sites[site].derivatives.count for step in self.singles]
+            return signs[np.repeat(np.arange(len(counts)), counts)]
+
+        sites = tuple(flipped(site, of_terms(i)) for i, site in enumerate(self.sites))
+        steps = tuple(step.with_signs(signs[i : i + 1]) for i, step in enumerate(self.steps))
+        return self._replace(sites=sites, steps=steps)
+
+    def times(self, x: Array) -> Array:
+        """J x, for x: [B, n, k] of few columns: step by step, without J."""
+        for step in self.singles:
+            x = step.jacobian.times(x)
+        return x
+
+    def vector_times(self, v: Array) -> list[Array]:
+        """v^T D_t of every term of every site, [B, T, g], for v: [B, n]: step by step backward."""
+        found: list[list[Array]] = [[] for _ in self.sites]
+        for step in reversed(self.singles):
+            for of_site, site in zip(found, step.sites):
+                of_site.insert(0, site.derivatives.vector_times(v))
+            v = step.jacobian.vector_times(v)
+        return [jnp.concatenate(parts, axis=1) for parts in found]
+
+    def times_each(self, x: Sequence[Array]) -> list[Array]:
+        """D_t x_t of every term of every site, [B, T, n, k], for [B, T, g, k]: step by step forward."""
+        counts = [0] * len(self.sites)
+        found: list[Array | None] = [None] * len(self.sites)
+        for step in self.singles:
+            for i, site in enumerate(step.sites):
+                stop = counts[i] + site.derivatives.count
+                new = site.derivatives.times(x[i][:, counts[i] : stop])
+                counts[i], old = stop, found[i]
+                if old is not None:
+                    b, t, n, k = old.shape
+                    flat = jnp.moveaxis(old, 1, 2).reshape(b, n, t * k)
+                    carried = step.jacobian.times(flat).reshape(b, n, t, k)
+                    new = jnp.concatenate([jnp.moveaxis(carried, 2, 1), new], axis=1)
+                found[i] = new
+        return [part for part in found if part is not None]
 
 
 SiteGradients = tuple[Array, ...]
@@ -187,3 +264,38 @@ class CreditEstimator(NamedTuple):
     update: Callable[[Any, Array, Array], Any]
     share: float | Array = 1.0
     diagnostics: Callable[[Any], dict[str, Array]] = _no_diagnostics
+
+
+class Batch(NamedTuple):
+    """One time step of B lanes; a segment is the same with a leading time axis [K, B].
+
+    Attributes:
+      inputs: [B] int32 tokens.
+      targets: [B] int32 tokens.
+      reset: [B] bool, whether the lane starts anew before this step: carry and influence.
+    """
+
+    inputs: Any
+    targets: Any
+    reset: Array
+
+
+class Task(NamedTuple):
+    """A stream of batches as pure functions.
+
+    Attributes:
+      vocabulary_size: tokens are below it.
+      batch_size: B.
+      init: key -> state, a pytree on the device.
+      sample: (state, key, loss) -> (state, batch); loss is a scalar, the mean over lanes of the time
+        step before, in bits.
+      metrics: state -> named scalars, such as the sequence length of a curriculum.
+      held_out: named streams of tokens [N] to evaluate on.
+    """
+
+    vocabulary_size: int
+    batch_size: int
+    init: Callable[[Array], Any]
+    sample: Callable[[Any, Array, Array], tuple[Any, Batch]]
+    metrics: Callable[[Any], dict[str, Array]]
+    held_out: Mapping[str, np.ndarray]

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kfrtrl_jax._src.base import Array, Cell, InfluenceEstimator, Key, Linearization, Structure
+from kfrtrl_jax._src.composition import compose
 from kfrtrl_jax._src.estimators.rtrl import rtrl
 from kfrtrl_jax._src.lanes import initial_lanes, restarted
 from kfrtrl_jax._src.linearization.linearizer import make_linearizer
@@ -161,11 +162,30 @@ def gradients(estimator: InfluenceEstimator, state: Any, cotangents: Array) -> A
     return jax.vmap(pull)(cotangents)
 
 
-def push_all(estimator: InfluenceEstimator, along: Trajectory, key: Key) -> Any:
-    """The estimator's state after the whole trajectory."""
+def push_all(
+    estimator: InfluenceEstimator, along: Trajectory, key: Key, segment_length: int = 1
+) -> Any:
+    """The estimator's state after the whole trajectory, pushed once in every `segment_length` steps.
 
-    def step(state: Any, xs: tuple[Linearization, Array]) -> tuple[Any, None]:
-        return estimator.push(state, *xs), None
+    Raises:
+      ValueError: if that does not divide the number of steps.
+    """
 
-    keys = jax.random.split(key, along.steps)
-    return jax.lax.scan(step, estimator.init(along.structure), (along.linearizations, keys))[0]
+    def push(state: Any, xs: tuple[Linearization, Array]) -> tuple[Any, None]:
+        steps, key = xs
+        return estimator.push(state, compose(steps), key), None
+
+    segments = in_segments(along, segment_length)
+    keys = jax.random.split(key, along.steps // segment_length)
+    return jax.lax.scan(push, estimator.init(along.structure), (segments, keys))[0]
+
+
+def in_segments(along: Trajectory, segment_length: int) -> Linearization:
+    """The linearizations with an axis of segments before that of their steps.
+
+    Raises:
+      ValueError: if the length does not divide the number of steps.
+    """
+    if along.steps % segment_length:
+        raise ValueError(f"{along.steps} steps are not a multiple of {segment_length}")
+    return jax.tree.map(lambda x: x.reshape(-1, segment_length, *x.shape[1:]), along.linearizations)

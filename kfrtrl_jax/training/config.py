@@ -38,8 +38,12 @@ class RunFields(NamedTuple):
         it.
       seed: of everything random in the run.
       log_every: time steps between two lines of metrics, a multiple of segment_length.
-      segment_length: K, time steps for each update.
-      immediate: where the immediate Jacobian of a segment enters, see `learner`.
+      segment_length: K, time steps for each push of the influence.
+      update_every: U, time steps for each update of the parameters, a divisor of segment_length; 0 is
+        segment_length.
+      window: time steps whose linearizations are kept, a multiple of segment_length; 0 is
+        segment_length. See `make_learner` for these three.
+      immediate: where the immediate Jacobian of a step enters, see `make_learner`.
       eval_every: time steps between two evaluations on held-out text, a multiple of log_every; 0 is
         only at the end.
       eval_lanes: stretches that the held-out text is cut into; 1 is the whole text in order.
@@ -51,6 +55,8 @@ class RunFields(NamedTuple):
     seed: int = 0
     log_every: int = 100
     segment_length: int = 1
+    update_every: int = 0
+    window: int = 0
     immediate: Literal["exact", "estimated"] = "exact"
     eval_every: int = 0
     eval_lanes: int = 1
@@ -136,7 +142,10 @@ def resolve(config: Any, overridden: Iterable[str] = ()) -> FrozenConfigDict:
     whole = _check_fields("config", top, fields, "a config", also=SECTIONS)
     for name, section in SECTIONS.items():
         whole[name] = _resolve_section(name, section, given.get(name, {}), overridden)
+    for name in ("update_every", "window"):
+        whole[name] = whole[name] or whole["segment_length"]
     _check_multiples(whole)
+    _check_immediate(whole)
     _check_credit(whole)
     return FrozenConfigDict(whole)
 
@@ -315,6 +324,8 @@ def _check_bounds(path: str, key: str, value: Any) -> None:
 
 def _check_multiples(config: Mapping[str, Any]) -> None:
     for field, unit in [
+        ("segment_length", "update_every"),
+        ("window", "segment_length"),
         ("log_every", "segment_length"),
         ("num_steps", "log_every"),
         ("eval_every", "log_every"),
@@ -330,9 +341,22 @@ def _check_multiples(config: Mapping[str, Any]) -> None:
             )
 
 
+def _check_immediate(config: Mapping[str, Any]) -> None:
+    if config["immediate"] == "estimated" and config["window"] > 1:
+        raise ConfigError(
+            'config.immediate = "estimated" pushes the influence at every step and keeps none: it '
+            "needs segment_length = 1 and window = 1"
+        )
+
+
 def _check_credit(config: Mapping[str, Any]) -> None:
     if config["credit"]["name"] == "none":
         return
+    if not config["update_every"] == config["segment_length"] == config["window"]:
+        raise ConfigError(
+            "config.credit closes a segment that is one update: it needs update_every and window equal "
+            f"to segment_length ({config['segment_length']})"
+        )
     if config["immediate"] == "estimated":
         raise ConfigError(
             'config.immediate = "estimated" backpropagates through no segment, which a credit needs: '

@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from kfrtrl_jax._src.learner import initial_lanes, predict
+from kfrtrl_jax._src.lanes import initial_lanes
 from kfrtrl_jax.base import Array, Cell
+from kfrtrl_jax.learning import predict
 from kfrtrl_jax.readouts import Readout
 
 

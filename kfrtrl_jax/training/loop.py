@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from kfrtrl_jax._src import compilation
+from kfrtrl_jax._src import xla
 from kfrtrl_jax.training import checkpoints, display, evaluation, metrics, plots, workdir
 from kfrtrl_jax.training.program import ChunkMetrics, Program, RunState, build, check_memory
 
@@ -157,7 +157,7 @@ def _advance(
     config = run.config
     begun = time.monotonic() - progress.wall_time
     abstract = jax.eval_shape(lambda: state)
-    jitted = compilation.jit(run.program.run_chunk, donate_argnums=0)
+    jitted = xla.jit(run.program.run_chunk, donate_argnums=0)
     chunk = jitted.lower(abstract).compile()
     lap = time.monotonic()
     pending: tuple[ChunkMetrics, int] | None = None

@@ -132,6 +132,8 @@ def build(config: Any, floats: Mapping[str, Any] | None = None) -> Program:
         optimizer,
         batch_size=config.task.batch_size,
         segment_length=config.segment_length,
+        update_every=config.update_every,
+        window=config.window,
         immediate=config.immediate,
         credit=make("credit", CREDIT[config.credit.name]),
         example_input=token,

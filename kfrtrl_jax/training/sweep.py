@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kfrtrl_jax._src import compilation
+from kfrtrl_jax._src import xla
 from kfrtrl_jax.errors import ConfigError
 from kfrtrl_jax.training import config as configs
 from kfrtrl_jax.training import display, evaluation, metrics, plots, workdir
@@ -154,9 +154,7 @@ def _run_group(
         return build(config, point)
 
     init = jax.jit(jax.vmap(lambda seed, point: program(point).init(seed)))
-    jitted = compilation.jit(
-        jax.vmap(lambda s, point: program(point).run_chunk(s)), donate_argnums=0
-    )
+    jitted = xla.jit(jax.vmap(lambda s, point: program(point).run_chunk(s)), donate_argnums=0)
     base = program({})
     evaluate = jax.jit(jax.vmap(base.evaluate, in_axes=(0, None)))
     held_out = base.held_out

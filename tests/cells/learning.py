@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import optax
 
 from kfrtrl_jax import cells, readouts, tasks
-from kfrtrl_jax._src.learner import make_learner
 from kfrtrl_jax.base import Cell, InfluenceEstimator
+from kfrtrl_jax.learning import make_learner
 
 
 def losses_on_the_copy_task(cell: Cell, estimator: InfluenceEstimator) -> jax.Array:

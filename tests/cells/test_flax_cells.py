@@ -10,9 +10,9 @@ from flax import nnx
 
 from kfrtrl_jax import cells, estimators, readouts, tasks
 from kfrtrl_jax._src.lanes import initial_lanes, restarted
-from kfrtrl_jax._src.learner import make_learner
 from kfrtrl_jax._src.matrices import Banded
 from kfrtrl_jax.errors import UnsupportedCellError
+from kfrtrl_jax.learning import make_learner
 from kfrtrl_jax.linearization import explain
 from tests.linearization.test_linearizer import assert_linearization_is_the_jacobian, inputs
 from tests.trajectories import INPUT_SIZE
@@ -42,7 +42,7 @@ CELLS = {
 def test_linearization_of_an_unmodified_cell_is_its_jacobian(name):
     linearizer, linearization = assert_linearization_is_the_jacobian(CELLS[name](), inputs())
     assert linearizer.structure.problems == ()
-    assert all(isinstance(site.derivative, Banded) for site in linearization.sites)
+    assert all(isinstance(site.derivatives.groups[0], Banded) for site in linearization.sites)
 
 
 @pytest.mark.parametrize("name", ["linen_lstm", "linen_optimized_lstm", "nnx_lstm"])

@@ -13,8 +13,10 @@ LRU = cells.lru(input_size=INPUT_SIZE, hidden_size=4)
 
 def test_its_jacobian_is_a_two_by_two_block_for_each_unit():
     structure = make_linearizer(LRU, jnp.zeros(INPUT_SIZE), 1).structure
-    assert all(site.bands is not None for site in structure.sites)
-    np.testing.assert_array_equal(structure.jacobian.array, np.kron(np.ones((2, 2)), np.eye(4)))
+    assert all(site.columns is not None for site in structure.sites)
+    np.testing.assert_array_equal(
+        structure.jacobian_mask.array, np.kron(np.ones((2, 2)), np.eye(4))
+    )
 
 
 def test_rtrl_is_backpropagation_through_time():

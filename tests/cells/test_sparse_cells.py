@@ -84,12 +84,12 @@ def test_the_linearization_of_a_sparse_cell_knows_its_masks_and_its_jacobian():
     params, carry, x = cell.init(jax.random.key(0)), jnp.linspace(-1, 1, N), inputs()[0]
     structure = make_linearizer(cell, x, 1).structure
     jacobian = jax.jit(jax.jacobian(lambda h: cell.step(params, h, x)[0]))(carry)
-    np.testing.assert_array_equal(structure.jacobian.array, jacobian != 0)
-    assert structure.jacobian.density < 0.4
+    np.testing.assert_array_equal(structure.jacobian_mask.array, jacobian != 0)
+    assert structure.jacobian_mask.density < 0.4
     for site in structure.sites:
         mask = np.asarray(params[site.label]) != 0
         np.testing.assert_array_equal(
-            mask, np.ones_like(mask) if site.weights is None else site.weights.array
+            mask, np.ones_like(mask) if site.weights_mask is None else site.weights_mask.array
         )
 
 

@@ -5,10 +5,10 @@ import optax
 import pytest
 
 from kfrtrl_jax import estimators
-from kfrtrl_jax._src.learner import make_learner
-from kfrtrl_jax._src.tasks.base import Batch
+from kfrtrl_jax._src.base import Batch
 from kfrtrl_jax.base import Cell, Structure
 from kfrtrl_jax.credit import dni
+from kfrtrl_jax.learning import make_learner
 from kfrtrl_jax.readouts import Readout
 from tests.trajectories import BATCH_SIZE, INPUT_SIZE, READOUT, SMALL_CELLS, flat, sequence
 

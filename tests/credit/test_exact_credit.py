@@ -7,9 +7,10 @@ import optax
 import pytest
 
 from kfrtrl_jax import cells, estimators
-from kfrtrl_jax._src.learner import make_learner, predict, restarted
-from kfrtrl_jax._src.tasks.base import Batch
+from kfrtrl_jax._src.base import Batch
+from kfrtrl_jax._src.lanes import restarted
 from kfrtrl_jax.base import CreditEstimator
+from kfrtrl_jax.learning import make_learner, predict
 from tests.trajectories import (
     BATCH_SIZE,
     HIDDEN_SIZE,

@@ -6,7 +6,7 @@ import functools
 
 import numpy as np
 
-from kfrtrl_jax._src.compilation import known
+from kfrtrl_jax._src.xla import known
 from kfrtrl_jax.base import Cell, InfluenceEstimator
 from kfrtrl_jax.studies import fidelity
 from tests.trajectories import BATCH_SIZE, INPUT_SIZE
@@ -32,8 +32,14 @@ def reference(cell: Cell, steps: int = 8) -> fidelity.Reference:
 
 
 def deviations(
-    estimator: InfluenceEstimator, cell: Cell, draws: int = 4096, steps: int = 8
+    estimator: InfluenceEstimator,
+    cell: Cell,
+    draws: int = 4096,
+    steps: int = 8,
+    segment_length: int = 1,
 ) -> np.ndarray:
     """Of a few random projections of the mean of G~ from those of G, in standard errors."""
     exact = reference(cell, steps)
-    return fidelity.deviations(estimator, exact, draws=draws, compiler_options=FAIR)
+    return fidelity.deviations(
+        estimator, exact, draws=draws, segment_length=segment_length, compiler_options=FAIR
+    )

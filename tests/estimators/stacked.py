@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from kfrtrl_jax import estimators
-from kfrtrl_jax._src.matrices import Dense
+from kfrtrl_jax._src.matrices import Dense, Terms
 from kfrtrl_jax.base import Cell, InfluenceEstimator, Linearization, Structure
 from tests.trajectories import SMALL_CELLS, run
 
@@ -53,16 +53,17 @@ def part(steps: Steps, which: slice) -> Steps:
 
 
 def with_derivatives(steps: Steps, change: Callable) -> Steps:
-    """With each D, a matrix [T, B, n, g], changed."""
+    """With each D, a matrix [T, 1, B, n, g], changed."""
     sites = tuple(
-        site._replace(derivative=change(site.derivative)) for site in steps.linearizations.sites
+        site._replace(derivatives=Terms(tuple(map(change, site.derivatives.groups))))
+        for site in steps.linearizations.sites
     )
     return steps._replace(linearizations=steps.linearizations._replace(sites=sites))
 
 
 def dense(steps: Steps) -> Steps:
     """With D as dense matrices of the same values."""
-    shapes = tuple(site._replace(bands=None) for site in steps.structure.sites)
+    shapes = tuple(site._replace(columns=None) for site in steps.structure.sites)
     structure = steps.structure._replace(sites=shapes)
     return with_derivatives(steps, jax.jit(lambda d: Dense(d.dense())))._replace(
         structure=structure
@@ -71,7 +72,11 @@ def dense(steps: Steps) -> Steps:
 
 def scaled_rows(steps: Steps, scales: np.ndarray) -> Steps:
     """With the rows of each banded D times the scales, broadcast to [T, B, bands, n]."""
-    return with_derivatives(steps, lambda d: jax.tree.map(lambda x: x * scales, d))
+
+    def scaled(x):
+        return x * np.broadcast_to(scales, (len(x), *x.shape[2:]))[:, None]
+
+    return with_derivatives(steps, lambda d: jax.tree.map(scaled, d))
 
 
 def states(estimator: InfluenceEstimator, steps: Steps, keys: jax.Array) -> tuple:
@@ -172,7 +177,7 @@ def every_draw(
         def draw(row):
             return influence(estimator, steps, jnp.concatenate([earlier, row[None]]))
 
-        jacobian = last.linearizations.jacobian.dense()[0]  # [B, n, n]
+        jacobian = jax.tree.map(lambda x: x[0], last.linearizations).jacobian.dense()
         old = influence(estimator, before, earlier)
         carried = jacobian @ old.reshape(*jacobian.shape[:2], -1)
         return jax.vmap(draw)(table), carried.reshape(old.shape) + exact(last)

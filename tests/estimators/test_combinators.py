@@ -143,7 +143,7 @@ def test_a_mixture_refuses_weights_that_do_not_fit(count, weights, message):
 
 
 def test_a_control_variate_takes_off_all_noise_where_the_leak_is_all_of_j(monkeypatch):
-    stacked.patch_signs(("kf_rtrl",), monkeypatch)
+    stacked.patch_signs(("common",), monkeypatch)
     steps = stacked.along("recurrent_highway")
     steps = steps._replace(
         linearizations=steps.linearizations._replace(jacobian=steps.linearizations.leak)
@@ -152,7 +152,7 @@ def test_a_control_variate_takes_off_all_noise_where_the_leak_is_all_of_j(monkey
 
 
 def test_a_control_variate_is_unbiased_and_of_less_noise(monkeypatch):
-    stacked.patch_signs(("kf_rtrl",), monkeypatch)
+    stacked.patch_signs(("common",), monkeypatch)
     estimator = estimators.control_variate(estimators.kf_rtrl(), coefficient=0.8)
     assert_unbiased_with_the_noise_of_kf_rtrl_times(0.6, estimator)
 
@@ -166,13 +166,13 @@ def test_a_control_variate_needs_traces_local_to_the_units():
 
 
 def test_antithetic_copies_are_exact_as_long_as_their_signs_are_orthogonal(monkeypatch):
-    stacked.patch_signs(("kf_rtrl",), monkeypatch)
+    stacked.patch_signs(("common",), monkeypatch)
     steps = stacked.part(stacked.along("recurrent_highway"), slice(0, 2))
     assert_exact_whatever_the_signs(estimators.antithetic(estimators.kf_rtrl()), steps)
 
 
 def test_antithetic_copies_are_unbiased_and_of_less_noise_than_independent_ones(monkeypatch):
-    stacked.patch_signs(("kf_rtrl",), monkeypatch)
+    stacked.patch_signs(("common",), monkeypatch)
     estimator = estimators.antithetic(estimators.kf_rtrl(), copies=4)
     assert_unbiased_with_the_noise_of_kf_rtrl_times(0.6 / 4, estimator)
 

@@ -4,20 +4,22 @@ import numpy as np
 import pytest
 
 from kfrtrl_jax import estimators
-from kfrtrl_jax._src.matrices import Banded, BlockColumns, Dense, Index
-from kfrtrl_jax.base import Linearization, Site, SiteShape, Structure
+from kfrtrl_jax._src.matrices import Banded, BlockColumns, Dense, Index, single
+from kfrtrl_jax.base import Linearization, Site, SiteJacobian, Structure
 from tests.estimators import stacked
 
 N, INPUTS, LANES = 4, 2, 3
 DIAGONAL = Index(np.arange(N)[None])
-STRUCTURE = Structure(LANES, N, (SiteShape(INPUTS, N, "w", bands=DIAGONAL),), jnp.float64)
+STRUCTURE = Structure(LANES, N, (Site(INPUTS, N, "w", columns=DIAGONAL),), jnp.float64)
 
 
 def linear(jacobian, inputs):
     """s' = J s + W^T x: one step for J: [n, n] and x: [B, inputs]."""
-    site = Site(inputs, Banded(jnp.ones((LANES, 1, N), inputs.dtype), DIAGONAL, N))
+    site = SiteJacobian(
+        inputs[:, None], single(Banded(jnp.ones((LANES, 1, N), inputs.dtype), DIAGONAL, N))
+    )
     columns = BlockColumns((Dense(jnp.broadcast_to(jacobian, (LANES, N, N))),))
-    return Linearization(columns, (site,), columns)
+    return Linearization(columns, (site,), columns, jnp.ones(LANES))
 
 
 def push_all(estimator, state, jacobian, count):
@@ -81,7 +83,7 @@ def test_a_fixed_kernel_of_the_true_leak_is_rflo():
     """Without learning, traces of every unit's own leak; lane 1 starts anew in the middle."""
     along = stacked.along("recurrent_highway")
     steps = along.linearizations
-    starts = np.all(np.asarray(steps.jacobian.dense()) == 0, axis=(2, 3))
+    starts = np.all(np.asarray(jax.vmap(lambda j: j.dense())(steps.jacobian)) == 0, axis=(2, 3))
     assert np.sum(starts) == 3
     leak = Banded(np.where(starts, 0, 0.7)[:, :, None, None] * np.ones(N), DIAGONAL, N)
     leaky = along._replace(linearizations=steps._replace(leak=BlockColumns((leak,))))
@@ -103,7 +105,7 @@ def test_a_lane_that_starts_anew_starts_its_perturbation_and_traces_anew():
     for t, key in enumerate(jax.random.split(jax.random.key(0), 3)):
         last = linear(0.9 * jnp.eye(N), jnp.asarray(inputs[t]))
         if t == 2:
-            last = last._replace(jacobian=last.jacobian.scaled(jnp.asarray([1.0, 0.0, 1.0])))
+            last = last.scaled(jnp.asarray([1.0, 0.0, 1.0]))
         state = push(state, last, key)
     immediate = np.broadcast_to(inputs[2][:, :, None, None], (LANES, INPUTS, 1, N))
     traces = state.trace.influence[0].values

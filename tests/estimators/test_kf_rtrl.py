@@ -36,14 +36,16 @@ def test_one_step_noise_equals_its_formula(cell, orthogonal):
     (site,) = linearization.sites
     u = state.input_factor[0]
     if orthogonal:
-        along = jnp.sum(u * site.input, axis=1) / jnp.sum(site.input**2, axis=1)
-        u = u - along[:, None] * site.input
+        along = jnp.sum(u * site.inputs[:, 0], axis=1) / jnp.sum(site.inputs[:, 0] ** 2, axis=1)
+        u = u - along[:, None] * site.inputs[:, 0]
         state = state._replace(input_factor=(u,))
     carried, d = (
         linearization.jacobian.times(jnp.concatenate(state.state_factor[0], axis=1)),
-        site.derivative.dense(),
+        site.derivatives.dense()[:, 0],
     )
-    target = jnp.einsum("bm,bng->bmng", u, carried) + jnp.einsum("bm,bng->bmng", site.input, d)
+    target = jnp.einsum("bm,bng->bmng", u, carried) + jnp.einsum(
+        "bm,bng->bmng", site.inputs[:, 0], d
+    )
 
     @jax.jit
     @jax.vmap
@@ -54,9 +56,9 @@ def test_one_step_noise_equals_its_formula(cell, orthogonal):
         )
         return lane_norm(product - target) ** 2
 
-    expected = 2 * lane_norm(u) * lane_norm(carried) * lane_norm(d) * lane_norm(site.input)
+    expected = 2 * lane_norm(u) * lane_norm(carried) * lane_norm(d) * lane_norm(site.inputs[:, 0])
     if not orthogonal:
-        overlap = jnp.sum(u * site.input, axis=1) * jnp.sum(carried * d, axis=(1, 2))
+        overlap = jnp.sum(u * site.inputs[:, 0], axis=1) * jnp.sum(carried * d, axis=(1, 2))
         expected = expected + 2 * overlap
     errors = squared_errors(jax.random.split(jax.random.key(2), 16))
     np.testing.assert_allclose(errors, jnp.broadcast_to(expected, errors.shape), rtol=1e-9)
@@ -69,7 +71,7 @@ def test_factors_of_a_pair_have_equal_norms_after_a_reset():
     state = push_all(estimator, trajectory, jax.random.key(1))
     new = estimator.push(state, linearization, jax.random.key(3))
     (site,) = linearization.sites
-    exact = jnp.einsum("bm,bng->bmng", site.input, site.derivative.dense())
+    exact = jnp.einsum("bm,bng->bmng", site.inputs[:, 0], site.derivatives.dense()[:, 0])
     got = jnp.einsum(
         "bm,bng->bmng", new.input_factor[0], jnp.concatenate(new.state_factor[0], axis=1)
     )
@@ -87,7 +89,7 @@ def test_saturated_cell_gives_zeros_and_no_nan(factory):
     trajectory = run(cell, STEPS)
     saturated = trajectory._replace(params=jax.tree.map(lambda w: 1e6 * w, trajectory.params))
     linearization = next_linearization(saturated, STEPS - 1)
-    assert jnp.all(linearization.sites[0].derivative.dense() == 0)
+    assert jnp.all(linearization.sites[0].derivatives.dense() == 0)
     estimator = factory()
     state = push_all(estimator, trajectory, jax.random.key(1))
     state = estimator.push(state, linearization, jax.random.key(2))

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from kfrtrl_jax import estimators
-from kfrtrl_jax._src.matrices import Banded, Dense, Index
-from kfrtrl_jax.base import Site
+from kfrtrl_jax._src.matrices import Banded, Dense, Index, single
+from kfrtrl_jax.base import SiteJacobian
 from tests.estimators.monte_carlo import deviations
 from tests.trajectories import SMALL_CELLS, push_all, run
 
@@ -31,15 +31,19 @@ def test_a_diagonal_derivative_is_reduced_with_the_least_noise(rank):
     """s^2 / r - sum of sigma^2 for every draw, where every term gets the same share of sigma."""
     sigma = jnp.asarray([[0.5, 1.0, 2.0, 2.0, 1.5, 0.5]])  # columns 0 and 3, 1 and 4, 2 and 5
     diagonal = Banded(sigma[:, None], Index(np.arange(6)[None]), 6)
-    x, y = module._rank_one_terms(Site(jnp.ones((1, 2)), diagonal), rank, jax.random.key(0))
-    noise = jnp.sum((jnp.einsum("bnr,bgr->bng", x, y) - diagonal.dense()) ** 2)
+    x, y = module._rank_one_terms(
+        SiteJacobian(jnp.ones((1, 1, 2)), single(diagonal)), rank, jax.random.key(0)
+    )
+    noise = jnp.sum((jnp.einsum("bnr,bgr->bng", x[:, 0], y[:, 0]) - diagonal.dense()) ** 2)
     assert noise == pytest.approx(jnp.sum(sigma) ** 2 / rank - jnp.sum(sigma**2))
 
 
 def test_a_derivative_of_full_rank_r_is_kept_exactly():
     dense = Dense(jax.random.normal(jax.random.key(1), (2, 4, 3)))
-    x, y = module._rank_one_terms(Site(jnp.ones((2, 2)), dense), 3, jax.random.key(0))
-    np.testing.assert_allclose(jnp.einsum("bnr,bgr->bng", x, y), dense.values)
+    x, y = module._rank_one_terms(
+        SiteJacobian(jnp.ones((2, 1, 2)), single(dense)), 3, jax.random.key(0)
+    )
+    np.testing.assert_allclose(jnp.einsum("bnr,bgr->bng", x[:, 0], y[:, 0]), dense.values)
 
 
 def test_saturated_cell_gives_zeros_and_no_nan():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from kfrtrl_jax import estimators
-from kfrtrl_jax._src.estimators.ok import reduction
+from kfrtrl_jax._src.estimators.reduction import by_signs as reduction
 from kfrtrl_jax.linearization import make_linearizer
 from tests.estimators.monte_carlo import deviations
 from tests.estimators.test_kf_rtrl import next_linearization
@@ -105,7 +105,7 @@ def test_one_push_errs_by_the_formula():
     jacobian = linearization.jacobian.dense()
     target = jnp.einsum(
         "brm,bkn,brng->bmkg", state.input_factors[0], jacobian, state.state_factors[0]
-    ) + jnp.einsum("bm,bng->bmng", site.input, site.derivative.dense())
+    ) + jnp.einsum("bm,bng->bmng", site.inputs[:, 0], site.derivatives.dense()[:, 0])
     new = jax.jit(estimator.push)(state, linearization, jax.random.key(2))
     product = jnp.einsum("brm,brng->bmng", new.input_factors[0], new.state_factors[0])
     for error, lane in zip(np.asarray(product - target), np.asarray(target), strict=True):

@@ -47,9 +47,9 @@ def test_a_steps_noise_is_the_theorys():
     earlier = 1.0 - 2.0 * (37 * np.arange(1, 3)[:, None] % 16 >> np.arange(4) & 1)
     state, _ = stacked.states(estimator, stacked.part(steps, slice(-1)), jnp.asarray(earlier))
     last = jax.tree.map(lambda x: x[-1], steps.linearizations)
-    b, a = state.output_factor[0], last.sites[0].input
+    b, a = state.output_factor[0], last.sites[0].inputs[:, 0]
     carried = last.jacobian.times(state.state_factor[0])
-    derivative = last.sites[0].derivative.dense()
+    derivative = last.sites[0].derivatives.dense()[:, 0]
     norms = [jnp.sqrt(jnp.sum(x.reshape(2, -1) ** 2, axis=1)) for x in (b, carried, a, derivative)]
     shared = jnp.einsum("bl,bij,bj,bil->b", b, carried, a, derivative)
     g = derivative.shape[2]

@@ -8,8 +8,8 @@ import pytest
 
 from kfrtrl_jax import cells, estimators
 from kfrtrl_jax._src.estimators.sketched import resized
-from kfrtrl_jax._src.matrices import Banded, BlockColumns, Dense
-from kfrtrl_jax.base import Linearization, Mask, Site
+from kfrtrl_jax._src.matrices import Banded, BlockColumns, Dense, single
+from kfrtrl_jax.base import Linearization, Mask, SiteJacobian
 from kfrtrl_jax.linearization import make_linearizer
 from tests.trajectories import INPUT_SIZE, SMALL_CELLS, run
 
@@ -89,15 +89,19 @@ def influence(states):
     return np.concatenate(sites, axis=-1)
 
 
+# Step by step: the weights in what is not multiplied out have an axis of steps and none of lanes.
+blocks = quick_jit(jax.vmap(lambda jacobian: jacobian.blocks))
+
+
 def jacobians(linearizations):
     """J, [T, B, n, n]."""
-    return np.concatenate([whole(b) for b in linearizations.jacobian.blocks], axis=-1)
+    return np.concatenate([whole(b) for b in blocks(linearizations.jacobian)], axis=-1)
 
 
 def exact(linearizations):
     """G, [T, B, n, P]."""
     immediate = [
-        np.einsum("tbm,tbng->tbnmg", site.input, whole(site.derivative))
+        np.einsum("tbm,tbng->tbnmg", site.inputs[:, :, 0], whole(site.derivatives.groups[0])[:, 0])
         for site in linearizations.sites
     ]
     immediate = np.concatenate([x.reshape(*x.shape[:3], -1) for x in immediate], axis=-1)
@@ -162,7 +166,7 @@ def test_every_step_is_the_best_of_its_rank_and_within_the_bound(name, arguments
 def test_it_is_rtrl_with_rank_n():
     """And with sites of either kind."""
     structure, linearizations = along("deep_recurrent_highway")
-    assert {site.bands is None for site in structure.sites} == {True, False}
+    assert {site.columns is None for site in structure.sites} == {True, False}
     states = sketch_of("deep_recurrent_highway", 100)
     assert states.state_factor.shape[2:] == (4, 4)
     np.testing.assert_allclose(influence(states), exact(linearizations), atol=1e-12)
@@ -199,7 +203,7 @@ def test_it_is_exact_where_j_connects_no_units_of_different_weights():
 
 def test_it_is_exact_where_every_derivative_is_dense():
     structure, linearizations = along("deep_recurrent_highway")
-    dense = [k for k, site in enumerate(structure.sites) if site.bands is None]
+    dense = [k for k, site in enumerate(structure.sites) if site.columns is None]
     structure, linearizations = (
         x._replace(sites=tuple(x.sites[k] for k in dense)) for x in (structure, linearizations)
     )
@@ -213,7 +217,7 @@ def test_absent_weights_have_no_part():
     structure, linearizations = along("vanilla")
     (site,) = structure.sites
     present = np.arange(site.input_size * 4).reshape(site.input_size, 4) % 3 > 0
-    structure = structure._replace(sites=(site._replace(weights=Mask(present)),))
+    structure = structure._replace(sites=(site._replace(weights_mask=Mask(present)),))
     states = follow(sketch(2).push, linearizations, sketch(2).init(structure))
     truth, got = exact(linearizations) * present.ravel(), influence(states)
     assert np.all(got[..., ~present.ravel()] == 0)
@@ -269,38 +273,39 @@ def test_resizing_keeps_the_leading_components_and_the_bound():
 
 def test_ten_thousand_steps_in_single_precision_stay_finite():
     """With saturation (D = 0) and repeated steps; one lane starts anew, the other's bound explodes."""
-    n, single = 8, jnp.float32
+    n, dtype = 8, jnp.float32
     linearizer = make_linearizer(cells.vanilla(input_size=3, hidden_size=n), jnp.zeros(3), 2)
     (shape,) = linearizer.structure.sites
     rng = np.random.default_rng(0)
     # Orthogonal, so that the first lane's influence stays in range, but its bound grows at any step.
-    orthogonal = jnp.asarray(np.linalg.qr(rng.normal(size=(4, n, n)))[0], single)
-    inputs = jnp.asarray(rng.normal(size=(4, 2, shape.input_size)), single)
-    derivatives = jnp.asarray(rng.normal(size=(4, 2, 1, n)), single)
+    orthogonal = jnp.asarray(np.linalg.qr(rng.normal(size=(4, n, n)))[0], dtype)
+    inputs = jnp.asarray(rng.normal(size=(4, 2, shape.input_size)), dtype)
+    derivatives = jnp.asarray(rng.normal(size=(4, 2, 1, n)), dtype)
 
     def step(estimator, state, key):
         which, saturated = jax.random.randint(key, (), 0, 4), jax.random.bernoulli(key, 0.1)
         starts = jax.random.bernoulli(jax.random.fold_in(key, 1), 0.05)
-        gains = jnp.stack([1, jnp.where(starts | saturated, 0, 0.9)]).astype(single)
+        gains = jnp.stack([1, jnp.where(starts | saturated, 0, 0.9)]).astype(dtype)
         d = jnp.where(saturated, 0, derivatives[which])
-        site = Site(inputs[which], Banded(d, shape.bands, n))
+        site = SiteJacobian(inputs[which][:, None], single(Banded(d, shape.columns, n)))
         jacobian = BlockColumns((Dense(gains[:, None, None] * orthogonal[which]),))
-        state = estimator.push(state, Linearization(jacobian, (site,), jacobian), key)
+        keep = (gains != 0).astype(dtype)
+        state = estimator.push(state, Linearization(jacobian, (site,), jacobian, keep), key)
         sizes = [jnp.sum(jnp.abs(x)) for x in jax.tree.leaves(state) if x.dtype != jnp.int32]
         return state, jnp.stack(sizes)
 
     def along_all(key, tolerance):
         estimator = estimators.sketched(3, tolerance)
-        start = estimator.init(linearizer.structure._replace(dtype=single))
+        start = estimator.init(linearizer.structure._replace(dtype=dtype))
         keys = jax.random.split(key, 10_000)
         return jax.lax.scan(functools.partial(step, estimator), start, keys)
 
     keys, tolerances = jax.random.split(jax.random.key(2)), jnp.asarray([0.0, 0.5])
     states, sizes = jax.jit(jax.vmap(along_all))(keys, tolerances)
-    assert sizes.dtype == single
+    assert sizes.dtype == dtype
     assert jnp.all(jnp.isfinite(sizes[..., :-1]))
     assert jnp.all(sizes[:, -1, :-1] > 0)
-    np.testing.assert_array_equal(states.error_bound[:, 0], jnp.finfo(single).max)
+    np.testing.assert_array_equal(states.error_bound[:, 0], jnp.finfo(dtype).max)
     assert jnp.all(states.error_bound[:, 1] < 1e30)
 
 
@@ -322,7 +327,7 @@ def test_nothing_as_large_as_the_influence_matrix_is_made():
     state = jax.eval_shape(push)
     (site,) = linearizer.structure.sites
     n, weights = 32, site.input_size * site.output_size
-    assert len(site.bands.array) == 7
+    assert len(site.columns.array) == 7
     assert max(sizes) <= 7 * n * max(n, site.input_size) < n * weights
     stored = 7 * n * site.input_size + 2 * (n + weights) + 2
     assert sum(x.size for x in jax.tree.leaves(state)) == stored

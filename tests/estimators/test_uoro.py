@@ -27,7 +27,10 @@ def test_a_steps_own_noise_is_the_theorys(noise, signs):
     drawn, expected = stacked.every_draw(estimators.uoro(noise), first, signs)
     np.testing.assert_allclose(drawn.mean(axis=0), expected, atol=1e-12)
     site = first.linearizations.sites[0]
-    squares = jnp.sum(site.input**2, axis=-1) * site.derivative.squared_norm()
+    squares = (
+        jnp.sum(site.inputs[..., 0, :] ** 2, axis=-1)
+        * site.derivatives.groups[0].squared_norm()[..., 0, :]
+    )
     noise = jnp.sum(jnp.var(drawn, axis=0))
     np.testing.assert_allclose(noise, (signs - 1) * jnp.sum(squares), rtol=1e-10)
 

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from kfrtrl_jax._src import jax_internals, lanes, matrices
+from kfrtrl_jax._src import jax_internals, lanes
 from kfrtrl_jax._src.linearization import (
     complex_numbers,
     custom_rules,
@@ -16,6 +16,7 @@ from kfrtrl_jax._src.linearization import (
 )
 from kfrtrl_jax._src.linearization.patterns import normalized, propagate
 from kfrtrl_jax._src.linearization.program import Role, Variable
+from kfrtrl_jax._src.matrices import banded, composed, dense
 
 
 class Fault(NamedTuple):
@@ -81,7 +82,10 @@ FAULTS = {
         ((complex_numbers, "_product", _real_part_of_the_product),), "complex numbers inside"
     ),
     "zeros multiplied": Fault(
-        ((matrices, "_chosen", lambda values, keep: values * keep[..., None, None]),),
+        tuple(
+            (module, "chosen", lambda values, keep: values * keep[..., None, None])
+            for module in (banded, composed, dense)
+        ),
         "infinite derivative at the first state",
     ),
     "branches without guards": Fault(

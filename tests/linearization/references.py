@@ -13,8 +13,8 @@ import numpy as np
 import optax
 
 from kfrtrl_jax import estimators, make_learner
-from kfrtrl_jax._src.learner import initial_lanes
-from kfrtrl_jax._src.tasks.base import Batch
+from kfrtrl_jax._src.base import Batch
+from kfrtrl_jax._src.lanes import initial_lanes
 from kfrtrl_jax.readouts import Readout
 from tests.linearization.interpreter import evaluated, traced
 
@@ -245,15 +245,16 @@ def assert_linearized(linearizer, cell, point, want, atol):
         lanes = jax.tree.map(lambda leaf: jnp.stack([leaf] * LANES), (carry, x))
         keep = jnp.arange(LANES, 0, -1) == LANES
         linearization = linearizer.linearize(params, *lanes, keep.astype(dtype))
-        derivatives = [site.derivative.dense()[0] for site in linearization.sites]
+        derivatives = [site.derivatives.dense()[0, 0] for site in linearization.sites]
 
         def pulled(i):
-            rows = [jnp.outer(s.input[0], d[i]) for s, d in zip(linearization.sites, derivatives)]
+            sites = zip(linearization.sites, derivatives)
+            rows = [jnp.outer(s.inputs[0, 0], d[i]) for s, d in sites]
             return linearizer.gradient(params, tuple(rows))
 
         jacobian = linearization.jacobian
         identity = jnp.broadcast_to(jnp.eye(size, dtype=dtype), (LANES, size, size))
-        times = jacobian.times if jacobian.rest is None else jacobian.times_few
+        times = jacobian.times_few if jacobian.products else jacobian.times
         ways = [jacobian.dense(), times(identity)]
         return ways, jacobian.diagonal(), jax.vmap(pulled)(jnp.arange(size)), derivatives
 
@@ -266,12 +267,12 @@ def assert_linearized(linearizer, cell, point, want, atol):
     assert_close(diagonals[0], np.diagonal(want.by_carry), atol, "the diagonal of J")
     assert_same_leaves(by_params, want.by_params, atol, "rows")
     structure = linearizer.structure
-    assert_zero_outside(structure.jacobian, ways[0][0], "J has more than its structure says")
+    assert_zero_outside(structure.jacobian_mask, ways[0][0], "J has more than its structure says")
     for site, derivative in zip(structure.sites, derivatives):
-        assert_zero_outside(site.derivative, derivative, f"D of {site.label}")
+        assert_zero_outside(site.derivative_mask, derivative, f"D of {site.label}")
 
 
-def assert_exact(cell, point, atol=1e-9, at_once=False, **options):
+def assert_exact(cell, point, atol=1e-9, at_once=False, length=None, **options):
     """The linearization, backpropagation in a segment and exact RTRL over steps agree with JAX.
 
     Args:
@@ -279,6 +280,7 @@ def assert_exact(cell, point, atol=1e-9, at_once=False, **options):
       point: where.
       atol: relative to the largest entry of what is compared.
       at_once: backpropagation and RTRL in one learner, with segments of two steps; takes half the time.
+      length: of the learner's segments; None for two steps if at_once, else one.
       **options: of the learner.
 
     Returns:
@@ -287,7 +289,7 @@ def assert_exact(cell, point, atol=1e-9, at_once=False, **options):
     want, gradient = derivatives(cell, point), unrolled_gradient(cell, point)
     if not all_finite((want, gradient)):
         return None
-    length = 2 if at_once else 1
+    length = length or (2 if at_once else 1)
     learner = learner_of(cell, point, estimators.rtrl(), length, **options)
     assert_linearized(learner.linearizer, cell, point, want, atol)
     assert_learned(learner, point, length, gradient, atol, "rtrl")

@@ -11,11 +11,11 @@ import optax
 import pytest
 
 from kfrtrl_jax import cells, estimators, linearization, readouts
+from kfrtrl_jax._src.base import Batch
 from kfrtrl_jax._src.lanes import initial_lanes, restarted
-from kfrtrl_jax._src.learner import make_learner
-from kfrtrl_jax._src.tasks.base import Batch
 from kfrtrl_jax.base import Cell
 from kfrtrl_jax.errors import UnsupportedCellError
+from kfrtrl_jax.learning import make_learner
 from kfrtrl_jax.linearization import make_linearizer
 
 N, X, STEPS, LANES = 4, 3, 6, 2
@@ -382,7 +382,7 @@ def test_many_heads_are_one_site():
     sizes = {(site.input_size, site.output_size) for site in structure.sites}
     assert sizes == {(X, 140), (140, 140)}
     (heads,) = [site for site in structure.sites if site.input_size == 140]
-    assert heads.weights.array.sum() == 70 * 2 * 2
+    assert heads.weights_mask.array.sum() == 70 * 2 * 2
 
 
 @pytest.mark.parametrize("name", ["long scan", "long loop"])

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, Phase, assume, given, settings
 from hypothesis import strategies as st
 
 from kfrtrl_jax import estimators
-from kfrtrl_jax._src.learner import initial_lanes, restarted
+from kfrtrl_jax._src.lanes import initial_lanes, restarted
 from kfrtrl_jax.base import Cell
 from kfrtrl_jax.errors import UnsupportedCellError
 from kfrtrl_jax.linearization import make_linearizer
@@ -153,10 +153,11 @@ def test_few_draws_are_passed_over_as_jax_itself_is_not_finite_there():
 
 @pytest.mark.parametrize("carry", ["two", "one", "complex"])
 def test_infinite_derivatives_at_the_initial_state_do_no_harm_in_the_papers_form(carry):
-    # That form asks for an output that reads the new state alone.
+    # That form asks for an output that reads the new state alone, and for segments of one step.
     cell = make_cell(side_by_side(SINGULAR)._replace(carry=carry, picks=(0,)))
     point = random_point(cell, X, steps=4)
-    assert assert_exact(cell, point, at_once=True, immediate="estimated") is not None
+    learned = {"at_once": True, "length": 1, "immediate": "estimated"}
+    assert assert_exact(cell, point, **learned) is not None
 
 
 def cell_of(step, size, **shapes):

@@ -53,8 +53,8 @@ def test_known_zeros_of_the_weights(name):
     transform, expected = WEIGHTS[name]
     structure = make_linearizer(cell_of(transform), jnp.zeros(N), 1).structure
     (site,) = structure.sites
-    np.testing.assert_array_equal(everywhere(site.weights), expected)
-    np.testing.assert_array_equal(everywhere(structure.jacobian), expected.T)
+    np.testing.assert_array_equal(everywhere(site.weights_mask), expected)
+    np.testing.assert_array_equal(everywhere(structure.jacobian_mask), expected.T)
     values = transform(jax.random.normal(jax.random.key(0), (N, N)))
     assert not np.any(np.asarray(values)[~expected])
 
@@ -77,11 +77,11 @@ def test_jacobians_are_followed_through_layers_and_gates():
     structure = make_linearizer(cell, jnp.zeros(N), 1).structure
     h_by_h = np.eye(N, k=-2, dtype=bool)
     expected = np.block([[h_by_h, np.eye(N)], [np.zeros((N, N)), np.diag(half)]])
-    np.testing.assert_array_equal(structure.jacobian.array, expected)
+    np.testing.assert_array_equal(structure.jacobian_mask.array, expected)
     by_label = {site.label: site for site in structure.sites}
-    np.testing.assert_array_equal(by_label["u"].weights.array, half[None])
-    np.testing.assert_array_equal(by_label["w"].weights.array, chain)
-    derivative = by_label["w"].derivative
+    np.testing.assert_array_equal(by_label["u"].weights_mask.array, half[None])
+    np.testing.assert_array_equal(by_label["w"].weights_mask.array, chain)
+    derivative = by_label["w"].derivative_mask
     if derivative is not None:  # where it is not held as bands
         np.testing.assert_array_equal(derivative.array[:N], np.eye(N, k=-1))
 
@@ -96,8 +96,8 @@ def test_masks_that_are_traced_from_outside_are_not_looked_at():
         return mask
 
     build(jnp.asarray(MASK, float))
-    assert structures[0].jacobian is None
-    assert structures[0].sites[0].weights is None
+    assert structures[0].jacobian_mask is None
+    assert structures[0].sites[0].weights_mask is None
 
 
 def test_explain_tells_how_full_the_weights_and_the_jacobian_are(capsys):

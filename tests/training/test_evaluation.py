@@ -7,8 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kfrtrl_jax import cells, readouts
-from kfrtrl_jax._src import learner
+from kfrtrl_jax import cells, learning, readouts
 from kfrtrl_jax.training import evaluation
 
 VOCABULARY = 5
@@ -27,7 +26,7 @@ def plain_losses(network, tokens, start, stop, warm_up):
     cell, readout, parameters = network
     carry, losses = cell.initial_carry(), []
     for i in range(max(0, start - warm_up), stop):
-        carry, logits = learner.predict(cell, readout, parameters, carry, tokens[i])
+        carry, logits = learning.predict(cell, readout, parameters, carry, tokens[i])
         if i >= start:
             losses.append(-jax.nn.log_softmax(logits)[tokens[i + 1]] / math.log(2))
     return losses

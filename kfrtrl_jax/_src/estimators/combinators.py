@@ -15,10 +15,10 @@ from kfrtrl_jax._src.base import (
     InfluenceEstimator,
     Key,
     Linearization,
-    Site,
     SiteGradients,
     Structure,
 )
+from kfrtrl_jax._src.composition import on_leak
 from kfrtrl_jax._src.errors import UnsupportedCellError
 from kfrtrl_jax._src.estimators.local_traces import e_prop
 from kfrtrl_jax._src.estimators.snap import SnapState
@@ -71,7 +71,7 @@ class ResetEveryState(NamedTuple):
 def reset_every(period: int, estimator: InfluenceEstimator) -> InfluenceEstimator:
     """The estimator, forgetting everything on every `period`-th push, in all lanes at once.
 
-    It makes any estimator a truncated one: the gradient reaches back `period` steps at the most.
+    It makes any estimator a truncated one: the influence reaches back `period` pushes at most.
 
     Raises:
       ValueError: if period is less than 1.
@@ -97,7 +97,7 @@ def reset_every(period: int, estimator: InfluenceEstimator) -> InfluenceEstimato
 
 
 def random_resets(probability: float, estimator: InfluenceEstimator) -> InfluenceEstimator:
-    """The estimator, each lane of which forgets everything with some probability at each step.
+    """The estimator, each lane of which forgets everything with some probability at each push.
 
     Where it does not, J is divided by 1 - probability, so that its mean is J and the estimate as
     unbiased as the estimator's; the noise grows with the memory of the network, as G holds products of
@@ -105,7 +105,7 @@ def random_resets(probability: float, estimator: InfluenceEstimator) -> Influenc
     form.
 
     Args:
-      probability: of a reset, for each lane and step by itself.
+      probability: of a reset, for each lane and push by itself.
       estimator: any.
 
     Raises:
@@ -116,7 +116,7 @@ def random_resets(probability: float, estimator: InfluenceEstimator) -> Influenc
 
     def push(state: Any, linearization: Linearization, key: Key) -> Any:
         own, inner = jax.random.split(key)
-        lanes = linearization.sites[0].input.shape[:1]
+        lanes = linearization.keep.shape
         keep = jax.random.bernoulli(own, 1 - probability, lanes) / (1 - probability)
         return estimator.push(state, linearization.scaled(keep), inner)
 
@@ -215,10 +215,9 @@ def control_variate(estimator: InfluenceEstimator, coefficient: float = 1.0) -> 
     def push(
         state: ControlVariateState, linearization: Linearization, key: Key
     ) -> ControlVariateState:
-        on_leak = linearization._replace(jacobian=linearization.leak)
         return ControlVariateState(
             estimator.push(state.inner, linearization, key),
-            estimator.push(state.on_leak, on_leak, key),
+            estimator.push(state.on_leak, on_leak(linearization), key),
             trace.push(state.exact, linearization, key),
         )
 
@@ -243,12 +242,12 @@ def _require_closed_leak(structure: Structure) -> None:
       UnsupportedCellError: with the parameters.
     """
     for site in structure.sites:
-        assert site.bands is not None
-        entries = places_of_bands(site.bands.array, site.output_size)
-        if structure.leak is None:
+        assert site.columns is not None
+        entries = places_of_bands(site.columns.array, site.output_size)
+        if structure.leak_mask is None:
             reached = np.broadcast_to(entries.any(axis=0), entries.shape)
         else:
-            reached = structure.leak.array.astype(np.float32) @ entries.astype(np.float32) > 0
+            reached = structure.leak_mask.array.astype(np.float32) @ entries.astype(np.float32) > 0
         if np.any(reached & ~entries):
             raise UnsupportedCellError(
                 f"control_variate cannot use this cell: what {site.label} does to a state variable "
@@ -262,7 +261,7 @@ class AntitheticState(NamedTuple):
 
     Attributes:
       copies: the states, with a leading axis [copies, ...].
-      age: the number of pushes so far, modulo the number of copies.
+      age: the number of steps so far, modulo the number of copies.
     """
 
     copies: Any
@@ -305,15 +304,12 @@ def antithetic(estimator: InfluenceEstimator, copies: int = 2) -> InfluenceEstim
         return AntitheticState(mean.init(structure), jnp.zeros((), jnp.int32))
 
     def push(state: AntitheticState, linearization: Linearization, key: Key) -> AntitheticState:
-        def push_one(one: Any, sign: Array) -> Any:
-            def flip(x: Array) -> Array:
-                return sign.astype(x.dtype) * x
+        def push_one(one: Any, of_copy: Array) -> Any:
+            of_steps = of_copy[np.arange(len(linearization.singles)) % copies]
+            return estimator.push(one, linearization.with_signs(of_steps), key)
 
-            flipped = tuple(Site(*jax.tree.map(flip, tuple(site))) for site in linearization.sites)
-            return estimator.push(one, linearization._replace(sites=flipped), key)
-
-        pushed = jax.vmap(push_one)(state.copies, jnp.asarray(signs)[:, state.age])
-        return AntitheticState(pushed, (state.age + 1) % copies)
+        pushed = jax.vmap(push_one)(state.copies, jnp.roll(jnp.asarray(signs), -state.age, axis=1))
+        return AntitheticState(pushed, (state.age + len(linearization.singles)) % copies)
 
     def pull(state: AntitheticState, cotangent: Array) -> SiteGradients:
         return mean.pull(state.copies, cotangent)

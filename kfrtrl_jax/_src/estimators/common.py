@@ -7,13 +7,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from kfrtrl_jax._src.base import Array, Key, Structure
+from kfrtrl_jax._src.base import Array, Key, SiteJacobian, Structure
 from kfrtrl_jax._src.errors import UnsupportedCellError
-from kfrtrl_jax._src.matrices import materialized
-
-# Lanes up to this number are added one by one.
-_FEW_LANES = 64
+from kfrtrl_jax._src.xla import at_least_float32, norm
 
 # What needs no structure of a cell beyond that it can be differentiated.
 UNSTRUCTURED = (
@@ -25,6 +23,14 @@ UNSTRUCTURED = (
 def random_signs(key: Key, shape: tuple[int, ...], dtype: jnp.dtype) -> Array:
     """Independent fair signs."""
     return jax.random.rademacher(key, shape, dtype)
+
+
+def term_signs(sites: Sequence[SiteJacobian], key: Key) -> list[Array]:
+    """Independent fair signs for every term of every site: for every site [B, T]."""
+    counts = [site.derivatives.count for site in sites]
+    like = sites[0].inputs
+    signs = random_signs(key, (sum(counts), len(like)), like.dtype)
+    return [part.T for part in jnp.split(signs, np.cumsum(counts)[:-1])]
 
 
 def require_products(structure: Structure, estimator: str) -> None:
@@ -57,18 +63,27 @@ def balance(first: Array, second: Array) -> tuple[Array, Array]:
     return jnp.where(present, scale, 0), jnp.where(present, 1 / scale, 0)
 
 
-def norm(x: Array) -> Array:
-    """The norm of each lane of x: [B, ...], accumulated in at least float32."""
-    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    # Rows first, in a sum of their own: XLA makes one sum of two, and on CPUs that of a whole lane runs
-    # on one thread.
-    rows = materialized(jnp.sum(x * x, axis=-1))
-    return jnp.sqrt(jnp.sum(rows, axis=tuple(range(1, rows.ndim))))
-
-
 def joint_norm(norms: Sequence[Array]) -> Array:
     """The norm of a vector given those of its parts."""
     return jnp.sqrt(sum((x * x for x in norms[1:]), norms[0] * norms[0]))
+
+
+def term_norms(x: Array) -> Array:
+    """The norm of each vector of x: [B, T, m], giving [B, T], accumulated in at least float32."""
+    return jnp.sqrt(jnp.sum(at_least_float32(x) ** 2, axis=-1))
+
+
+def norm_of_outer_sum(left: Array, right: Array) -> Array:
+    """|sum_t left_t right_t^T|_F for [B, T, m] and [B, T, g], by inner products: [B].
+
+    No less than what rounding leaves of it where the terms cancel: 0 only where all of them are 0.
+    """
+    sizes = term_norms(left) * term_norms(right)
+    if left.shape[1] == 1:
+        return sizes[:, 0]
+    products = [exact_einsum("bsi,bti->bst", x, x) for x in (left, right)]
+    square = jnp.sum(products[0] * products[1], axis=(1, 2))
+    return jnp.sqrt(jnp.maximum(square, jnp.finfo(square.dtype).eps * jnp.sum(sizes**2, axis=1)))
 
 
 def factor_norms(**factors: Sequence[Any]) -> dict[str, Array]:
@@ -84,10 +99,3 @@ def exact_einsum(subscripts: str, x: Array, y: Array) -> Array:
     """An einsum of full precision, for small matrices that decide over large ones."""
     dtype = jnp.promote_types(x.dtype, jnp.float32)
     return jnp.einsum(subscripts, x, y, precision="highest", preferred_element_type=dtype)
-
-
-def sum_of_lanes(x: Array) -> Array:
-    """The sum over the first axis, in one pass: XLA's own on CPUs takes several times as long."""
-    if len(x) > _FEW_LANES:
-        return jnp.sum(x, axis=0)
-    return sum(x[1:], x[0])

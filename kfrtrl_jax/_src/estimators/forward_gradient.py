@@ -18,7 +18,7 @@ from kfrtrl_jax._src.base import (
     SiteGradients,
     Structure,
 )
-from kfrtrl_jax._src.estimators.common import norm
+from kfrtrl_jax._src.xla import norm
 
 
 class ForwardGradientState(NamedTuple):
@@ -67,7 +67,7 @@ def forward_gradient(directions: int = 1) -> InfluenceEstimator:
     def push(
         state: ForwardGradientState, linearization: Linearization, key: Key
     ) -> ForwardGradientState:
-        carried = linearization.jacobian.times(state.tangents)
+        carried = linearization.times(state.tangents)
         anew = jnp.all(carried == 0, axis=1)  # [B, k]
 
         def draw(old: tuple[Array, ...]) -> tuple[Array, ...]:
@@ -78,10 +78,10 @@ def forward_gradient(directions: int = 1) -> InfluenceEstimator:
             )
 
         v = jax.lax.cond(jnp.any(anew), draw, lambda old: old, state.directions)
-        immediate = [
-            site.derivative.times(jnp.einsum("bm,bkmg->bgk", site.input, w))
-            for site, w in zip(linearization.sites, v)
+        along = [
+            jnp.einsum("btm,bkmg->btgk", site.inputs, w) for site, w in zip(linearization.sites, v)
         ]
+        immediate = [jnp.sum(x, axis=1) for x in linearization.times_each(along)]
         return ForwardGradientState(sum(immediate, carried), v)
 
     def pull(state: ForwardGradientState, cotangent: Array) -> SiteGradients:

@@ -16,7 +16,7 @@ from kfrtrl_jax._src.base import (
     SiteGradients,
     Structure,
 )
-from kfrtrl_jax._src.estimators.snap import SnapState, snap
+from kfrtrl_jax._src.estimators.snap import SnapState, push_on_pattern, snap
 from kfrtrl_jax._src.matrices import Banded, BlockColumns, Index
 
 # A decay of 1 would let the traces grow without end.
@@ -54,6 +54,8 @@ def kernl(
     learned from noise xi ~ N(0, 1) in the state: delta <- J delta + xi, omega <- decay omega + xi, and
     a gradient step on |delta - beta omega|^2 at every push, the mean over lanes. beta starts as the
     identity. A lane starts anew, traces and all, where J delta = 0: with random delta, where J = 0.
+
+    Several steps that are pushed at once are so many pushes, with one pass over the traces.
 
     Other than in the paper, the perturbation is linear, carried by J along the trajectory itself and so
     free of its size, where the paper runs a second, noisy network; a unit is an entry of the state,
@@ -96,12 +98,23 @@ def kernl(
         )
 
     def push(state: KernlState, linearization: Linearization, key: Key) -> KernlState:
-        carried = linearization.jacobian.times_vector(state.perturbation)
+        steps = linearization.singles
+        keys = [key] if len(steps) == 1 else jax.random.split(key, len(steps))
+        decays = []
+        for step, k in zip(steps, keys):
+            state, decay = _learn_from_step(state, step, k)
+            decays.append(decay)
+        return state._replace(trace=push_on_pattern(state.trace, linearization, decays))
+
+    def _learn_from_step(
+        state: KernlState, step: Linearization, key: Key
+    ) -> tuple[KernlState, BlockColumns]:
+        """All but the traces after a step, and what carries these."""
+        carried = step.jacobian.times_vector(state.perturbation)
         goes_on = jnp.any(carried != 0, axis=1, keepdims=True)
         kept = jnp.where(goes_on, state.decay, 0)
         n = carried.shape[1]
         own = Banded(kept[:, None], Index(np.arange(n)[None]), n)
-        trace = local.push(state.trace, linearization._replace(jacobian=BlockColumns((own,))), key)
 
         size = jnp.linalg.norm(carried, axis=1, keepdims=True)
         bound = _MOST_GROWTH * jnp.linalg.norm(state.filtered_noise, axis=1, keepdims=True)
@@ -111,7 +124,8 @@ def kernl(
         omega = jnp.where(tame, kept * state.filtered_noise, 0) + xi
         gamma = jnp.where(tame, kept * state.sensitivity + state.filtered_noise, 0)
         kernel, decays = _learn(state, delta, omega, gamma)
-        return KernlState(kernel, decays, trace, delta, omega, gamma)
+        new = KernlState(kernel, decays, state.trace, delta, omega, gamma)
+        return new, BlockColumns((own,))
 
     def _learn(state: KernlState, delta: Array, omega: Array, gamma: Array) -> tuple[Array, Array]:
         """beta and the decays after a step on |delta - beta omega|^2; all [B, n]."""

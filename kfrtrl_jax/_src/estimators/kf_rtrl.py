@@ -12,19 +12,20 @@ from kfrtrl_jax._src.base import (
     InfluenceEstimator,
     Key,
     Linearization,
-    Site,
     SiteGradients,
+    SiteJacobian,
     Structure,
 )
 from kfrtrl_jax._src.estimators.common import (
     balance,
     factor_norms,
     joint_norm,
-    norm,
-    random_signs,
     require_products,
+    term_norms,
+    term_signs,
 )
-from kfrtrl_jax._src.matrices import BlockColumns, Matrix, spans
+from kfrtrl_jax._src.matrices import BlockColumns, Terms, spans
+from kfrtrl_jax._src.xla import norm
 
 
 class KfRtrlState(NamedTuple):
@@ -41,16 +42,15 @@ class KfRtrlState(NamedTuple):
 
 
 def kf_rtrl() -> InfluenceEstimator:
-    """u <- p1 u + c p2 a, A <- (J A) / p1 + c D / p2, for a random sign c.
+    """u <- p_0 u + sum_t c_t p_t a_t, A <- (J A) / p_0 + sum_t c_t D_t / p_t, for random signs c_t.
 
-    p1 and p2 make the two factors of either product equal in norm, which makes the noise least. The
-    paper has a sign for either term; only their product c is in u (x) A.
+    One Kronecker product takes the place of T + 1, the old one and those of the T steps that are pushed
+    at once: for T = 1 it is the paper's rule. p_0 and p_t make the two factors of each product equal in
+    norm, which makes the noise least. The paper has a sign for each term; only their products matter,
+    so the old one has none.
 
-    What is kept is u / p1 and p1 A, whose product is the same: u stays about 1 in norm, and A has the
-    norm of G.
-
-    Unbiased; O(n g) memory and O(n^2 g) work a lane and site. A site whose input is the constant 1 has
-    m = 1 and is kept exactly, with u = 1: there is nothing to factor.
+    Unbiased; O(n g) memory and O(n^2 g) work per lane and site. A site whose input is the constant 1
+    has m = 1 and is kept exactly, with u = 1: there is nothing to factor.
 
     Its init raises UnsupportedCellError for a cell with parameters in no product or sum with data.
     """
@@ -73,13 +73,15 @@ def kf_rtrl() -> InfluenceEstimator:
         )
 
     def push(state: KfRtrlState, linearization: Linearization, key: Key) -> KfRtrlState:
-        batch, dtype = state.input_factor[0].shape[0], state.input_factor[0].dtype
-        signs = random_signs(key, (len(linearization.sites), batch), dtype)
-        jacobian = linearization.jacobian
         pairs = [
-            _push_site(u, a, jacobian, site, c)
+            _push_exactly(u, a, linearization.jacobian, site)
+            if u.shape[1] == 1
+            else _push_site(u, a, linearization.jacobian, site, c)
             for u, a, site, c in zip(
-                state.input_factor, state.state_factor, linearization.sites, signs
+                state.input_factor,
+                state.state_factor,
+                linearization.sites,
+                term_signs(linearization.sites, key),
             )
         ]
         return KfRtrlState(tuple(u for u, _ in pairs), tuple(a for _, a in pairs))
@@ -96,6 +98,63 @@ def kf_rtrl() -> InfluenceEstimator:
     return InfluenceEstimator(init, push, pull, diagnostics)
 
 
+Pair = tuple[Array, tuple[Array, ...]]
+
+
+def _push_site(
+    u: Array, factor: tuple[Array, ...], jacobian: BlockColumns, site: SiteJacobian, signs: Array
+) -> Pair:
+    """The new pair of one site.
+
+    u (x) A is the same as u / p_0 (x) p_0 A, and that is what is kept: u stays about 1 in norm, and A,
+    by far the largest of all, is written by the product with J alone and then on the places of D.
+
+    Args:
+      u: [B, m].
+      factor: A in blocks of rows, [B, n of the block, g].
+      jacobian: J.
+      site: a_t and D_t.
+      signs: c_t, [B, T].
+    """
+    length = norm(u).astype(u.dtype)
+    unit = u / jnp.where(length > 0, length, 1)[:, None]
+    carried = jacobian.scaled(length).times_blocks(factor)
+    goes_on, up, down = _scales(length, joint_norm([norm(rows) for rows in carried]), site)
+    new = jnp.einsum("bt,btm->bm", signs * up.astype(u.dtype), site.inputs)
+    return (
+        jnp.where(goes_on[:, None], unit, 0) + new,
+        _add(carried, site.derivatives, signs * down.astype(u.dtype)),
+    )
+
+
+def _scales(length: Array, carried_norm: Array, site: SiteJacobian) -> tuple[Array, Array, Array]:
+    """Whether the old pair goes on, [B], and p_t / p_0 and p_0 / p_t, [B, T].
+
+    p_0^2 = |J A| / |u| for |u| = 1, and p_0 = 1 where there is nothing to carry on;
+    p_t^2 = |D_t| / |a_t|.
+    """
+    old, _ = balance(jnp.where(length > 0, 1, 0), carried_norm)
+    up, down = balance(term_norms(site.inputs), jnp.sqrt(site.derivatives.squared_norms()))
+    p0 = jnp.where(old > 0, old, 1)[:, None]
+    return old > 0, up / p0, down * p0
+
+
+def _push_exactly(
+    u: Array, factor: tuple[Array, ...], jacobian: BlockColumns, site: SiteJacobian
+) -> Pair:
+    """The new pair of a site with m = 1, for u = 1."""
+    carried = jacobian.times_blocks(factor)
+    return u, _add(carried, site.derivatives, site.inputs[:, :, 0])
+
+
+def _add(factor: Sequence[Array], derivatives: Terms, scales: Array) -> tuple[Array, ...]:
+    """A + sum_t scale_t D_t, in A's blocks of rows; scales are [B, T]."""
+    return tuple(
+        derivatives.rows(start, stop).add_to(a, scales)
+        for a, (start, stop) in zip(factor, spans(a.shape[1] for a in factor))
+    )
+
+
 def _pull(cotangent: Array, factor: Sequence[Array]) -> Array:
     """c^T A, [B, g]."""
     terms = [
@@ -103,47 +162,3 @@ def _pull(cotangent: Array, factor: Sequence[Array]) -> Array:
         for a, (start, stop) in zip(factor, spans(a.shape[1] for a in factor))
     ]
     return sum(terms[1:], terms[0])
-
-
-def _push_site(
-    u: Array, factor: tuple[Array, ...], jacobian: BlockColumns, site: Site, sign: Array
-) -> tuple[Array, tuple[Array, ...]]:
-    """The new pair of one site.
-
-    In place of u' and A' these are u' / p1 and p1 A', whose product is the same, and the next step has
-    u / |u| and |u| J A: A, by far the largest of all, is written by the product alone, and then on the
-    bands of D.
-
-    Args:
-      u: [B, m].
-      factor: A in blocks of rows, [B, n of the block, g].
-      jacobian: J.
-      site: a and D.
-      sign: [B].
-    """
-    if u.shape[1] == 1:
-        return u, _add(site.derivative, jacobian.times_blocks(factor), site.input[:, 0])
-    length = norm(u).astype(u.dtype)
-    present = length > 0
-    unit = u / jnp.where(present, length, 1)[:, None]
-    carried = jacobian.scaled(length).times_blocks(factor)
-    carried_norm = joint_norm([norm(rows) for rows in carried])
-    up1, down1 = balance(jnp.where(present, 1, 0), carried_norm)
-    up2, down2 = balance(norm(site.input), jnp.sqrt(site.derivative.squared_norm()))
-    # Where there is nothing to carry on up1 is 0, and the new product stands alone.
-    alone = up1 == 0
-    up = jnp.where(alone, up2, down1 * up2)
-    down = sign * jnp.where(alone, down2, up1 * down2)
-    kept = jnp.where(alone[:, None], 0, unit)
-    return (
-        kept + (sign * up).astype(u.dtype)[:, None] * site.input,
-        _add(site.derivative, carried, down),
-    )
-
-
-def _add(derivative: Matrix, factor: Sequence[Array], scale: Array) -> tuple[Array, ...]:
-    """A + scale * D, in A's blocks of rows."""
-    return tuple(
-        derivative.rows(start, stop).add_to(a, scale)
-        for a, (start, stop) in zip(factor, spans(a.shape[1] for a in factor))
-    )

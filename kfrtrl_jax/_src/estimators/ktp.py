@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import NamedTuple
 
 import jax
@@ -14,11 +13,11 @@ from kfrtrl_jax._src.base import (
     InfluenceEstimator,
     Key,
     Linearization,
-    Site,
     SiteGradients,
     Structure,
 )
-from kfrtrl_jax._src.estimators.common import norm, random_signs, require_products
+from kfrtrl_jax._src.estimators.common import random_signs, require_products
+from kfrtrl_jax._src.xla import norm
 
 
 class KtpState(NamedTuple):
@@ -36,14 +35,15 @@ class KtpState(NamedTuple):
 
 
 def ktp(rank: int) -> InfluenceEstimator:
-    """u_i <- nu u_i + nu' a, b_i <- mu J b_i + mu' x_i, d_i <- nu mu d_i + nu' mu' y_i, random signs.
+    """u_i <- sum_t nu_t a_t, b_i <- sum_t mu_t x_ti, d_i <- sum_t nu_t mu_t y_ti, for random signs.
 
-    sum_i x_i y_i^T is D at random: each column of D, with a sign, goes to one i, and columns that meet
-    are scaled for the least noise. Where the columns are orthogonal (D diagonal) and their norms sum
-    to the same for every i, the noise of this is s^2 / r - sum of sigma^2, the least there is at rank r
-    unless some columns dwarf the others. The product of three signs, nu, mu and nu mu, is 1 where all
-    belong to the same term and 0 on average elsewhere. The three factors of each product are made equal
-    in norm beforehand.
+    The first of the terms, t = 0, is the old one: u_i, J b_i and d_i. Those from 1 to T are of the
+    steps that are pushed at once. sum_i x_ti y_ti^T is D_t at random: each column of D, with a sign,
+    goes to one i, and columns that meet are scaled for the least noise. Where the columns are
+    orthogonal (D diagonal) and their norms sum to the same for every i, the noise of this is s^2 / r -
+    sum of sigma^2, the least there is at rank r unless some columns dwarf the others. The product of
+    three signs, nu, mu and nu mu, is 1 where all belong to the same term and 0 on average elsewhere.
+    The three factors of each product are made equal in norm beforehand.
 
     Unbiased; O(r (m + n + g)) memory and O(r (n^2 + m + g)) work a lane and site. How the old terms and
     the new are paired is this library's choice, not the paper's.
@@ -69,11 +69,16 @@ def ktp(rank: int) -> InfluenceEstimator:
         )
 
     def push(state: KtpState, linearization: Linearization, key: Key) -> KtpState:
+        sites = linearization.sites
+        keys = [jax.random.split(k) for k in jax.random.split(key, len(sites))]
+        of_columns = [
+            _split_columns(weights, rank, k[0])
+            for weights, k in zip(_column_weights(linearization), keys)
+        ]
+        x = linearization.times_each([right for right, _ in of_columns])
         new = [
-            _push_site((u, linearization.jacobian.times(b), d), site, k)
-            for u, b, d, site, k in zip(
-                *state, linearization.sites, jax.random.split(key, len(linearization.sites))
-            )
+            _push_site((u, linearization.times(b), d), (site.inputs, x_, y), k[1])
+            for u, b, d, site, x_, (_, y), k in zip(*state, sites, x, of_columns, keys)
         ]
         return KtpState(*zip(*new))
 
@@ -92,33 +97,52 @@ def ktp(rank: int) -> InfluenceEstimator:
 Triple = tuple[Array, Array, Array]
 
 
-def _push_site(carried: Triple, site: Site, key: Key) -> Triple:
-    """The new vectors of one site, for u, J b and d, each [B, size, r]."""
-    batch, _, rank = carried[0].shape
-    derivative_key, mix_key = jax.random.split(key)
-    x, y = _rank_one_terms(site, rank, derivative_key)
-    a = jnp.broadcast_to(site.input[..., None], (*site.input.shape, rank))
-    nu, mu = random_signs(mix_key, (2, 2, batch, 1, rank), x.dtype)
-    old_u, old_b, old_d = _equal_norms(carried)
-    new_u, new_b, new_d = _equal_norms((a, x, y))
-    return (
-        nu[0] * old_u + nu[1] * new_u,
-        mu[0] * old_b + mu[1] * new_b,
-        nu[0] * mu[0] * old_d + nu[1] * mu[1] * new_d,
+def _push_site(old: Triple, new: Triple, key: Key) -> Triple:
+    """The new vectors of one site.
+
+    Args:
+      old: u, J b and d, each [B, size, r].
+      new: a_t, [B, T, m], x_t and y_t, [B, T, size, r].
+      key: of the signs.
+    """
+    inputs, x, y = new
+    batch, terms, _, rank = x.shape
+    a = jnp.broadcast_to(inputs[..., None], (*inputs.shape, rank))
+    nu, mu = random_signs(key, (2, 1 + terms, batch, 1, rank), x.dtype)
+    first = _equal_norms(old)
+    later = jax.vmap(_equal_norms, in_axes=1)((a, x, y))
+    u, b, d = (
+        sign[0] * one + jnp.sum(sign[1:] * many, axis=0)
+        for sign, one, many in zip((nu, mu, nu * mu), first, later)
     )
+    return u, b, d
 
 
-def _rank_one_terms(site: Site, rank: int, key: Key) -> tuple[Array, Array]:
-    """x [B, n, r] and y [B, g, r] with E[x y^T] = D: x_i = D (eps / w), y_i = w eps on i's columns."""
-    derivative = site.derivative
-    squared = dataclasses.replace(derivative, values=derivative.values**2)
-    ones = jnp.ones((len(site.input), derivative.shape[0]), site.input.dtype)
-    weights = squared.vector_times(ones) ** 0.25  # the root of each column's norm
+def _column_weights(linearization: Linearization) -> list[Array]:
+    """For every site the root of the norm of each column of each D_t, by its own step's state."""
+    of_steps = [
+        [site.derivatives.column_squares() ** 0.25 for site in step.sites]
+        for step in linearization.singles
+    ]
+    dtype = linearization.sites[0].inputs.dtype
+    return [jnp.concatenate(parts, axis=1).astype(dtype) for parts in zip(*of_steps)]
+
+
+def _split_columns(weights: Array, rank: int, key: Key) -> tuple[Array, Array]:
+    """e and y, [B, T, g, r], with E[e y^T] = 1: e_i = eps / w, y_i = w eps, on i's columns.
+
+    Args:
+      weights: w, [B, T, g]; both are 0 where it is.
+      rank: r.
+      key: of the signs eps.
+    """
     inverse = jnp.where(weights > 0, 1 / jnp.where(weights > 0, weights, 1), 0)
     signs = random_signs(key, weights.shape, weights.dtype)
-    columns = np.arange(weights.shape[1])[:, None] % rank == np.arange(rank)
-    x = derivative.times(jnp.where(columns, (signs * inverse)[..., None], 0))
-    return x, jnp.where(columns, (signs * weights)[..., None], 0)
+    columns = np.arange(weights.shape[-1])[:, None] % rank == np.arange(rank)
+    return (
+        jnp.where(columns, (signs * inverse)[..., None], 0),
+        jnp.where(columns, (signs * weights)[..., None], 0),
+    )
 
 
 def _equal_norms(vectors: Triple) -> Triple:

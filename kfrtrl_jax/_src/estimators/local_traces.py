@@ -13,39 +13,42 @@ import numpy as np
 
 from kfrtrl_jax._src.base import InfluenceEstimator, Key, Linearization, Structure
 from kfrtrl_jax._src.errors import UnsupportedCellError
-from kfrtrl_jax._src.estimators.snap import SnapState, snap
+from kfrtrl_jax._src.estimators.snap import SnapState, push_on_pattern, snap
 from kfrtrl_jax._src.matrices import Banded, BlockColumns, Matrix
 
 
 def e_prop() -> InfluenceEstimator:
     """G <- L G + I on the entries of I, where L is the part of J that passes no pre-activation.
 
+    For several steps that are pushed at once L and I are those of the steps with nothing but their
+    leaks in between.
+
     The eligibility trace goes through the unit's own state, all of its variables (both of an LSTM's),
     and through no recurrent weight; the learning signal is the loss's gradient by the present state
     (symmetric e-prop). A cell without such a path, as the tanh network, keeps I alone.
 
-    Biased, without noise; O(m n) memory and work a lane for each band. Its init raises
+    Biased, without noise; O(m n) memory and work per lane for each band. Its init raises
     UnsupportedCellError for a cell whose pre-activations reach the state in no element-wise way.
     """
-    return _with_jacobian(lambda linearization: linearization.leak)
+    return _carried_by(lambda step: step.leak)
 
 
 def rflo() -> InfluenceEstimator:
     """G <- diag(l) G + I on the entries of I, where l is each state variable's own leak.
 
     As `e_prop`, with no exchange between the variables of a unit. With the true readout weights in
-    place of random feedback. Biased, without noise; O(m n) memory and work a lane for each band.
+    place of random feedback. Biased, without noise; O(m n) memory and work per lane for each band.
     """
-    return _with_jacobian(lambda linearization: _diagonal(linearization.leak))
+    return _carried_by(lambda step: _diagonal(step.leak))
 
 
-def _with_jacobian(choose: Callable[[Linearization], BlockColumns]) -> InfluenceEstimator:
-    """`snap(order=1)` that carries its influence through another matrix than J."""
+def _carried_by(carries: Callable[[Linearization], BlockColumns]) -> InfluenceEstimator:
+    """`snap(order=1)` with another matrix in the place of J."""
     local = snap(order=1)
 
     def init(structure: Structure) -> SnapState:
         for site in structure.sites:
-            if site.bands is None:
+            if site.columns is None:
                 raise UnsupportedCellError(
                     f"a trace local to each unit needs element-wise derivatives; those by the "
                     f"pre-activation of {site.label} are dense; rtrl, uoro and kf_rtrl take it"
@@ -53,7 +56,9 @@ def _with_jacobian(choose: Callable[[Linearization], BlockColumns]) -> Influence
         return local.init(structure)
 
     def push(state: SnapState, linearization: Linearization, key: Key) -> SnapState:
-        return local.push(state, linearization._replace(jacobian=choose(linearization)), key)
+        del key
+        jacobians = [carries(step) for step in linearization.singles]
+        return push_on_pattern(state, linearization, jacobians)
 
     return InfluenceEstimator(init, push, local.pull)
 

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import jax.numpy as jnp
-import numpy as np
 
-from kfrtrl_jax._src.base import Array, InfluenceEstimator, Key, Linearization
-from kfrtrl_jax._src.estimators.common import balance, norm, random_signs
+from kfrtrl_jax._src.base import Array, InfluenceEstimator, Key, Linearization, SiteJacobian
+from kfrtrl_jax._src.estimators.common import balance, exact_einsum, random_signs, term_norms
 from kfrtrl_jax._src.estimators.uoro import UoroState, accumulate, rank_one
-from kfrtrl_jax._src.matrices import Banded, Matrix
 
 
 def nobacktrack() -> InfluenceEstimator:
@@ -22,22 +20,24 @@ def nobacktrack() -> InfluenceEstimator:
 
     def push(state: UoroState, linearization: Linearization, key: Key) -> UoroState:
         sites = linearization.sites
-        squares = [
-            (norm(site.input) ** 2)[:, None] * _row_squares(site.derivative) for site in sites
-        ]
+        squares = [_row_squares(site) for site in sites]
         row_norms = jnp.sqrt(sum(squares[1:], squares[0]))
         up, down = balance(jnp.ones_like(row_norms), row_norms)
         nu = random_signs(key, row_norms.shape, row_norms.dtype)
-        parts = [site.derivative.vector_times(nu * down) for site in sites]
-        return accumulate(state, linearization, nu * up, parts)
+        dtype = sites[0].inputs.dtype
+        parts = linearization.vector_times((nu * down).astype(dtype))
+        return accumulate(state, linearization, (nu * up).astype(dtype), parts)
 
     return rank_one(push)
 
 
-def _row_squares(matrix: Matrix) -> Array:
-    """The squared norm of every row, [B, rows], accumulated in at least float32."""
-    values = matrix.values.astype(jnp.promote_types(matrix.values.dtype, jnp.float32))
-    if isinstance(matrix, Banded):
-        present: np.ndarray = matrix.columns.array >= 0
-        return jnp.sum(jnp.where(present, values * values, 0), axis=-2)
-    return jnp.sum(values * values, axis=-1)
+def _row_squares(site: SiteJacobian) -> Array:
+    """The squared norm of every row of sum_t a_t (x) D_t, [B, n]; 0 only where all its terms are 0."""
+    sizes = jnp.einsum("bt,btn->bn", term_norms(site.inputs) ** 2, site.derivatives.row_squares())
+    if site.derivatives.count == 1:
+        return sizes
+    derivatives = site.derivatives.dense()
+    between = exact_einsum("btm,bsm->bts", site.inputs, site.inputs)
+    mixed = exact_einsum("bts,bsng->btng", between, derivatives)
+    squares = jnp.sum(mixed * derivatives, axis=(1, 3))
+    return jnp.maximum(squares, jnp.finfo(squares.dtype).eps * sizes)

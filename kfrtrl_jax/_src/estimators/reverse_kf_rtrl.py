@@ -11,12 +11,13 @@ from kfrtrl_jax._src.base import (
     InfluenceEstimator,
     Key,
     Linearization,
-    Site,
     SiteGradients,
+    SiteJacobian,
     Structure,
 )
-from kfrtrl_jax._src.estimators.common import balance, factor_norms, norm
-from kfrtrl_jax._src.estimators.uoro import site_signs
+from kfrtrl_jax._src.estimators.common import balance, factor_norms, term_norms
+from kfrtrl_jax._src.estimators.uoro import pre_activation_signs
+from kfrtrl_jax._src.xla import norm, outer_sum
 
 
 class ReverseKfRtrlState(NamedTuple):
@@ -32,13 +33,14 @@ class ReverseKfRtrlState(NamedTuple):
 
 
 def reverse_kf_rtrl() -> InfluenceEstimator:
-    """b <- p1 b + p2 nu, C <- (J C) / p1 + ((D nu) (x) a) / p2, for random signs nu in {+-1}^g.
+    """b <- p_0 b + sum_t p_t nu_t, C <- (J C) / p_0 + sum_t ((D_t nu_t) (x) a_t) / p_t.
 
-    `kf_rtrl` with the roles of W's two sides swapped. nu, one for every site, is both what splits D and
-    the sign between old and new: E[nu (D nu)^T] = D^T, the cross terms are odd in nu, and p2 is even in
-    it. p1 and p2 make the two factors of either product equal in norm.
+    `kf_rtrl` with the roles of W's two sides swapped. The random signs nu_t in {+-1}^g, for every term
+    of every site, are both what splits D_t and the sign between the products: E[nu (D nu)^T] = D^T, the
+    cross terms are odd in nu, and p_t is even in it. p_0 and p_t make the two factors of each product
+    equal in norm.
 
-    Unbiased; O(g + n m) memory and O(n^2 m) work a lane and site. Of a step's own noise, (g - 1)
+    Unbiased; O(g + n m) memory and O(n^2 m) work per lane and site. Of a step's own noise, (g - 1)
     |a|^2 |D|^2, `kf_rtrl` has nothing. It takes any cell: one without a product has m = 1.
     """
 
@@ -52,14 +54,11 @@ def reverse_kf_rtrl() -> InfluenceEstimator:
     def push(
         state: ReverseKfRtrlState, linearization: Linearization, key: Key
     ) -> ReverseKfRtrlState:
+        signs = pre_activation_signs(linearization.sites, key)
+        mixed = linearization.times_each([nu[..., None] for nu in signs])
         pairs = [
-            _push_site(b, linearization.jacobian.times(c), site, nu)
-            for b, c, site, nu in zip(
-                state.output_factor,
-                state.state_factor,
-                linearization.sites,
-                site_signs(linearization.sites, key),
-            )
+            _push_site(b, linearization.jacobian.times(c), site, nu, x[..., 0])
+            for b, c, site, nu, x in zip(*state, linearization.sites, signs, mixed)
         ]
         return ReverseKfRtrlState(tuple(b for b, _ in pairs), tuple(c for _, c in pairs))
 
@@ -75,20 +74,22 @@ def reverse_kf_rtrl() -> InfluenceEstimator:
     return InfluenceEstimator(init, push, pull, diagnostics)
 
 
-def _push_site(b: Array, carried: Array, site: Site, nu: Array) -> tuple[Array, Array]:
+def _push_site(
+    b: Array, carried: Array, site: SiteJacobian, nu: Array, mixed: Array
+) -> tuple[Array, Array]:
     """The new pair of one site.
 
     Args:
       b: [B, g].
       carried: J C, [B, n, m].
-      site: a and D.
-      nu: [B, g].
+      site: a_t and D_t.
+      nu: [B, T, g].
+      mixed: D_t nu_t, [B, T, n].
     """
-    mixed = site.derivative.times(nu[..., None])[..., 0]
-    up1, down1 = balance(norm(b), norm(carried))
-    up2, down2 = balance(norm(nu), norm(mixed) * norm(site.input))
+    up0, down0 = balance(norm(b), norm(carried))
+    up, down = balance(term_norms(nu), term_norms(mixed) * term_norms(site.inputs))
+    new = outer_sum(down[..., None] * mixed, site.inputs)
     return (
-        up1[:, None] * b + up2[:, None] * nu,
-        down1[:, None, None] * carried
-        + (down2[:, None] * mixed)[:, :, None] * site.input[:, None, :],
+        up0[:, None] * b + jnp.einsum("bt,btg->bg", up, nu),
+        down0[:, None, None] * carried + new,
     )

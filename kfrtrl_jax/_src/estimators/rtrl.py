@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 
 from kfrtrl_jax._src.base import (
@@ -14,6 +15,7 @@ from kfrtrl_jax._src.base import (
     SiteGradients,
     Structure,
 )
+from kfrtrl_jax._src.xla import outer_sum
 
 
 class RtrlState(NamedTuple):
@@ -27,7 +29,11 @@ class RtrlState(NamedTuple):
 
 
 def rtrl() -> InfluenceEstimator:
-    """G <- J G + I, exactly. O(n P) memory and O(n^2 P) work a lane, for P parameters."""
+    """G <- J G + I, exactly. O(n P) memory and O(n^2 P) work per lane, for P parameters.
+
+    Pushed once in T steps it takes O(n^2 P / T) work a step, and O(n P) for the T new terms: the
+    algorithm of Schmidhuber (1992, Neural Computation 4(2)), after Williams and Peng (1990).
+    """
 
     def init(structure: Structure) -> RtrlState:
         b, n = structure.batch_size, structure.state_size
@@ -43,7 +49,10 @@ def rtrl() -> InfluenceEstimator:
         influence = []
         for g, site in zip(state.influence, linearization.sites):
             carried = linearization.jacobian.times(g.reshape(*g.shape[:2], -1))
-            immediate = jnp.einsum("bm,bng->bnmg", site.input, site.derivative.dense())
+            # sum_t a_t (x) D_t, unit by unit.
+            immediate = jax.vmap(outer_sum, in_axes=(None, 2), out_axes=1)(
+                site.inputs, site.derivatives.dense()
+            )
             influence.append(carried.reshape(g.shape) + immediate)
         return RtrlState(tuple(influence))
 

@@ -23,11 +23,13 @@ from kfrtrl_jax._src.base import (
     Linearization,
     Mask,
     SiteGradients,
+    SiteJacobian,
     Structure,
 )
-from kfrtrl_jax._src.estimators.common import exact_einsum, norm
+from kfrtrl_jax._src.estimators.common import exact_einsum
 from kfrtrl_jax._src.estimators.snap import SnapState, snap
 from kfrtrl_jax._src.matrices import Banded, Index, Matrix, places_of_bands, take, total
+from kfrtrl_jax._src.xla import norm
 
 
 @jax.tree_util.register_dataclass
@@ -56,6 +58,9 @@ class SketchedState:
 
 def sketched(rank: int, tolerance: float = 0.0, squarings: int = 0) -> InfluenceEstimator:
     """S as in `snap(1)`; L R^T <- the best of its rank for E = J (S + L R^T) - (J S on the pattern).
+
+    Several steps that are pushed at once are one step to all of this: nothing leaves the pattern of S
+    in between, and I's part off it is in E as well.
 
     The error obeys |G - S - L R^T|_F <= e with e <- rho e + eta, where eta is the norm of what the
     truncation drops and rho = min(|J|_F, (|J|_1 |J|_inf)^1/2) is at least J's largest singular value.
@@ -102,16 +107,19 @@ def sketched(rank: int, tolerance: float = 0.0, squarings: int = 0) -> Influence
             ),
             rank_in_use=jnp.zeros(b, jnp.int32),
             error_bound=jnp.zeros(b, jnp.promote_types(dtype, jnp.float32)),
-            weights=tuple(site.weights for site in structure.sites),
+            weights=tuple(site.weights_mask for site in structure.sites),
         )
 
     def push(state: SketchedState, linearization: Linearization, key: Key) -> SketchedState:
-        pushed = first_order.push(SnapState(state.sparse), linearization, key).influence
+        # Several steps are one: what they take off the pattern in between comes back exactly.
+        as_one = linearization._replace(steps=())
+        pushed = first_order.push(SnapState(state.sparse), as_one, key).influence
         sparse = tuple(_masked(s, weights) for s, weights in zip(pushed, state.weights))
         if not state.parameter_factors:
             return dataclasses.replace(state, sparse=sparse)
         jacobian = linearization.jacobian.dense()
-        rest = _rest(state, jacobian, linearization.jacobian.times(state.state_factor))
+        carried = linearization.jacobian.times(state.state_factor)
+        rest = _rest(state, jacobian, carried, linearization.sites)
         # One call for all lanes: decompositions side by side can block each other on a CPU.
         values, vectors = jnp.linalg.eigh(rest.square())
         r = state.state_factor.shape[-1]
@@ -212,23 +220,55 @@ class _Band(NamedTuple):
     places: np.ndarray
 
 
+class _New(NamedTuple):
+    """sum_t a_t (x) O_t of one site.
+
+    Attributes:
+      inputs: a_t, [B, T, m].
+      derivatives: O_t, [B, T, n, g].
+      weights: which weights there are, [m, g].
+    """
+
+    inputs: Array
+    derivatives: Array
+    weights: np.ndarray
+
+    def square(self) -> Array:
+        """Its product with its own transpose, [B, n, n]."""
+        between = jnp.einsum("btm,bsm,mg->btsg", self.inputs, self.inputs, self.weights * 1.0)
+        mixed = exact_einsum("btsg,bsng->btng", between, self.derivatives)
+        return exact_einsum("btng,btkg->bnk", mixed, self.derivatives)
+
+    def times_transposed(self, x: Array) -> Array:
+        """X sum_t (a_t (x) O_t)^T by columns of the weights, for x: [B, c, m, g]: [B, c, g, n]."""
+        read = exact_einsum("bcmg,btm->bctg", x, self.inputs)
+        return exact_einsum("bctg,btng->bcgn", read, self.derivatives)
+
+    def transpose_times(self, x: Array) -> Array:
+        """sum_t (a_t (x) O_t)^T x, [B, c, m, g], for x: [B, n, c]."""
+        read = exact_einsum("btng,bnc->btcg", self.derivatives, x)
+        return exact_einsum("btm,btcg->bcmg", self.inputs, read) * self.weights
+
+
 class _Rest(NamedTuple):
-    """E = F [R, S_1 .. S_K]^T, what a step takes off the pattern of S.
+    """E = F [R, S_1 .. S_K]^T + sum_t a_t (x) O_t, what a push takes off the pattern of S.
 
     What a weight does to unit i goes on to all units that J connects with i. Rows on the weight's own
     pattern are S's; the others are here. So F is J L, and then, for each unit i and each set of rows
     that a column of the pattern with i has, J's column i without those rows. S_k is S's row i, on the
-    columns with that set alone.
+    columns with that set alone. O_t is D_t off the pattern; of a single step there is none.
 
     Attributes:
       left: F, [B, n, r + K].
       factors: R, for every banded site [B, r, m, g].
       bands: S_1 .. S_K, for every banded site.
+      new: the a_t and O_t of every banded site; empty for a single step.
     """
 
     left: Array
     factors: tuple[Array, ...]
     bands: tuple[tuple[_Band, ...], ...]
+    new: tuple[_New, ...]
 
     def square(self) -> Array:
         """E E^T, [B, n, n], from inner products of R's columns and the S_k alone."""
@@ -240,7 +280,17 @@ class _Rest(NamedTuple):
             + exact_einsum("bxk,bkn->bxn", mixed, beyond),
             exact_einsum("bxk,bxn->bkn", mixed, carried) + own.times(beyond),
         ]
-        return exact_einsum("bnk,bkl->bnl", self.left, jnp.concatenate(products, axis=1))
+        square = exact_einsum("bnk,bkl->bnl", self.left, jnp.concatenate(products, axis=1))
+        for factor, bands, new in zip(self.factors, self.bands, self.new):
+            of_bands = jnp.zeros((*beyond.shape[:2], new.derivatives.shape[2]))
+            for band in bands:
+                by_column = new.times_transposed(band.values[:, None])[:, 0]
+                of_bands += take(by_column, _columns(band, beyond.shape[1]), -2)
+            of_rank = jnp.sum(new.times_transposed(factor), axis=2)
+            both = jnp.concatenate([of_rank, of_bands], axis=1)
+            mixed = exact_einsum("bnk,bkl->bnl", self.left, both)
+            square += mixed + jnp.swapaxes(mixed, 1, 2) + new.square()
+        return square
 
     def _products(self, count: int) -> tuple[Array, Array, Matrix]:
         """R^T R, [B, r, r], R^T S_k^T, [B, r, K], and S_k S_l^T, K x K, for K = count."""
@@ -249,8 +299,7 @@ class _Rest(NamedTuple):
             flat = jax.lax.collapse(factor, 2)
             low_rank.append(exact_einsum("bxp,byp->bxy", flat, flat))
             for band in bands:
-                column = np.full(count, -1)
-                column[band.places[band.places >= 0]] = np.flatnonzero(band.places >= 0)
+                column = _columns(band, count)
                 mixed.append(take(exact_einsum("bxmg,bmg->bxg", factor, band.values), column, -1))
                 for other in bands:
                     partner = np.where(column >= 0, other.places[column], -1)
@@ -271,11 +320,22 @@ class _Rest(NamedTuple):
                 weight = take(weights[..., r:], band.places, -1)
                 terms.append(weight[:, :, None] * band.values[:, None])
             result.append(_sum(terms))
+        for i, new in enumerate(self.new):
+            result[i] += new.transpose_times(x)
         return tuple(result)
 
 
-def _rest(state: SketchedState, jacobian: Array, carried: Array) -> _Rest:
-    """For J: [B, n, n] and J L: [B, n, r]."""
+def _columns(band: _Band, count: int) -> np.ndarray:
+    """The column of D that holds the band's part of each of S_1 .. S_K, K = count; -1 for none."""
+    column = np.full(count, -1)
+    column[band.places[band.places >= 0]] = np.flatnonzero(band.places >= 0)
+    return column
+
+
+def _rest(
+    state: SketchedState, jacobian: Array, carried: Array, immediate: Sequence[SiteJacobian]
+) -> _Rest:
+    """For J: [B, n, n], J L: [B, n, r], and the sites' a_t and D_t."""
     found: dict[tuple[int, bytes], int] = {}
     on_pattern: list[np.ndarray] = []
     sites = []
@@ -296,12 +356,28 @@ def _rest(state: SketchedState, jacobian: Array, carried: Array) -> _Rest:
     units = np.asarray([unit for unit, _ in found])
     beyond = jnp.where(np.stack(on_pattern, axis=-1), 0, take(jacobian, units, -1))
     left = jnp.concatenate([carried, beyond], axis=-1)
-    return _Rest(left, state.parameter_factors, tuple(sites))
+    return _Rest(left, state.parameter_factors, tuple(sites), _new(state, immediate))
+
+
+def _new(state: SketchedState, immediate: Sequence[SiteJacobian]) -> tuple[_New, ...]:
+    """What is off the pattern of S in the immediate Jacobians, for every banded site."""
+    if all(site.derivatives.count == 1 for site in immediate):
+        return ()  # the pattern is that of a single step's D
+    found = []
+    with_rest = [i for i, s in enumerate(state.sparse) if _has_rest(s)]
+    for i, s in zip(with_rest, _with_rest(state.sparse)):
+        site, weights = immediate[i], state.weights[i]
+        pattern = places_of_bands(s.columns.array, s.num_columns)
+        derivatives = jnp.where(pattern, 0, site.derivatives.dense())
+        shape = (s.values.shape[1], s.num_columns)
+        present: np.ndarray = np.ones(shape, bool) if weights is None else weights.array
+        found.append(_New(site.inputs, derivatives, present))
+    return tuple(found)
 
 
 def _has_rest(influence: Matrix) -> bool:
     """Whether L R^T has a part at a site: a dense S leaves nothing out, an empty one has nothing."""
-    return isinstance(influence, Banded) and influence.bands > 0
+    return isinstance(influence, Banded) and influence.num_bands > 0
 
 
 def _with_rest(sparse: Sequence[Matrix]) -> list[Banded]:

@@ -17,20 +17,19 @@ from kfrtrl_jax._src.base import (
     Linearization,
     Site,
     SiteGradients,
-    SiteShape,
     Structure,
 )
-from kfrtrl_jax._src.estimators.common import sum_of_lanes
+from kfrtrl_jax._src.composition import compose
 from kfrtrl_jax._src.matrices import (
     Banded,
     BlockColumns,
     Dense,
     Index,
     Matrix,
-    materialized,
     places_of_bands,
     take,
 )
+from kfrtrl_jax._src.xla import materialized, outer_sum, sum_of_first
 
 
 @jax.tree_util.register_dataclass
@@ -69,13 +68,16 @@ class SnapState(NamedTuple):
 def snap(order: int = 1) -> InfluenceEstimator:
     """G <- J G + I where a weight can reach a unit within `order` steps, 0 elsewhere.
 
+    Where several steps are pushed at once this is as much as to push them one by one, but for patterns
+    that hold more than half of the units: there the influence is exact within a push.
+
     The pattern of a pre-activation's weights is that of D + J D + ... + J^(order - 1) D, by which
     entries of J and D can be non-zero whatever the parameters are: fixed masks on the weights count,
     and weights that a mask takes away have no influence. With order 1 these are the places where I can
     be non-zero, with a high one all that can ever be, and then it is `rtrl`.
 
-    A site whose g pre-activations reach r of the n state variables and have f weights each, both at the
-    most, takes O(g r f) memory and O(g r^2 f) work a lane: with order 1 and an element-wise cell, as
+    A site whose g pre-activations reach r of the n state variables and have f weights each, both at
+    most, takes O(g r f) memory and O(g r^2 f) work per lane: with order 1 and an element-wise cell, as
     many entries as there are weights for each of its bands. Where r is more than half of n it takes
     O(g n f) and O(g n^2 f), `rtrl` without the absent weights. With order 2 and a dense J r is n.
 
@@ -88,12 +90,13 @@ def snap(order: int = 1) -> InfluenceEstimator:
         raise ValueError(f"order must be at least 1, got {order}")
 
     def init(structure: Structure) -> SnapState:
-        return SnapState(tuple(_nothing(structure, site, order) for site in structure.sites))
+        return SnapState(
+            tuple(_empty_influence(structure, site, order) for site in structure.sites)
+        )
 
     def push(state: SnapState, linearization: Linearization, key: Key) -> SnapState:
         del key
-        pairs = zip(state.influence, linearization.sites)
-        return SnapState(tuple(_push(g, linearization.jacobian, site) for g, site in pairs))
+        return push_on_pattern(state, linearization)
 
     def pull(state: SnapState, cotangent: Array) -> SiteGradients:
         return tuple(_pull(g, cotangent) for g in state.influence)
@@ -101,14 +104,32 @@ def snap(order: int = 1) -> InfluenceEstimator:
     return InfluenceEstimator(init, push, pull)
 
 
-def reachable(structure: Structure, site: SiteShape, order: int) -> np.ndarray:
+def push_on_pattern(
+    state: SnapState,
+    linearization: Linearization,
+    jacobians: Sequence[BlockColumns] | None = None,
+) -> SnapState:
+    """The influence after some steps, what leaves its pattern in each left out.
+
+    Args:
+      state: the influence before them.
+      linearization: of the steps.
+      jacobians: what is to carry the influence in the place of J, for each single step.
+    """
+    if jacobians is not None:
+        pairs = zip(linearization.singles, jacobians)
+        linearization = compose([step._replace(jacobian=j) for step, j in pairs])
+    return SnapState(tuple(_push(g, linearization, site) for site, g in enumerate(state.influence)))
+
+
+def reachable(structure: Structure, site: Site, order: int) -> np.ndarray:
     """Where a site's D + J D + ... + J^(order - 1) D can be non-zero, [n, g]."""
     reach = immediate = _immediate(site, structure.state_size)
     for _ in range(order - 1):
-        if structure.jacobian is None:
+        if structure.jacobian_mask is None:
             wider = immediate | reach.any(axis=0)
         else:
-            step = structure.jacobian.array.astype(np.float32)
+            step = structure.jacobian_mask.array.astype(np.float32)
             wider = immediate | (step @ reach.astype(np.float32) > 0)
         if np.array_equal(wider, reach):
             break
@@ -116,12 +137,12 @@ def reachable(structure: Structure, site: SiteShape, order: int) -> np.ndarray:
     return reach
 
 
-def _immediate(site: SiteShape, state_size: int) -> np.ndarray:
+def _immediate(site: Site, state_size: int) -> np.ndarray:
     """Where D can be non-zero, [n, g]."""
-    if site.bands is None:
+    if site.columns is None:
         full = np.ones((state_size, site.output_size), bool)
-        return full if site.derivative is None else site.derivative.array
-    return places_of_bands(site.bands.array, site.output_size)
+        return full if site.derivative_mask is None else site.derivative_mask.array
+    return places_of_bands(site.columns.array, site.output_size)
 
 
 def _padded(present: np.ndarray) -> np.ndarray:
@@ -131,41 +152,47 @@ def _padded(present: np.ndarray) -> np.ndarray:
     return np.where(np.take_along_axis(present, first, axis=1), first, -1)
 
 
-def _nothing(structure: Structure, site: SiteShape, order: int) -> Matrix | OnPattern:
+def _empty_influence(structure: Structure, site: Site, order: int) -> Matrix | OnPattern:
     """A site's influence before the first step, in the form that holds its pattern."""
     m, g = site.input_size, site.output_size
 
     def zeros(*shape: int) -> Array:
         return jnp.zeros((structure.batch_size, *shape), structure.dtype)
 
-    reach, every_weight = reachable(structure, site, order), site.weights is None
+    reach, every_weight = reachable(structure, site, order), site.weights_mask is None
     stays = np.array_equal(reach, _immediate(site, structure.state_size))
-    if every_weight and site.bands is not None and stays:
-        return Banded(zeros(m, *site.bands.array.shape), site.bands, g)
+    if every_weight and site.columns is not None and stays:
+        return Banded(zeros(m, *site.columns.array.shape), site.columns, g)
     if every_weight and reach.all():
         return Dense(zeros(m, *reach.shape))
     rows = _padded(reach.T)
     if 2 * rows.shape[1] > len(reach):
         rows = np.where(reach.T, np.arange(len(reach)), -1)
-    weights = np.ones((m, g), bool) if site.weights is None else site.weights.array
+    weights = np.ones((m, g), bool) if site.weights_mask is None else site.weights_mask.array
     inputs = _padded(weights.T)
     return OnPattern(zeros(*rows.shape, inputs.shape[1]), Index(rows), Index(inputs), m)
 
 
-def _push(influence: Matrix | OnPattern, jacobian: BlockColumns, site: Site) -> Matrix | OnPattern:
+def _push(
+    influence: Matrix | OnPattern, linearization: Linearization, site: int
+) -> Matrix | OnPattern:
     if isinstance(influence, Banded):
-        return _push_banded(influence, jacobian, site)
+        return _push_banded(influence, linearization, site)
     if isinstance(influence, OnPattern):
-        return _push_on_pattern(influence, jacobian, site)
-    carried = jax.vmap(jacobian.times, in_axes=1, out_axes=1)(influence.values)
-    return Dense(carried + site.input[:, :, None, None] * site.derivative.dense()[:, None])
+        if influence.rows.array.shape[1] == linearization.jacobian.shape[0]:
+            return _push_in_place(influence, linearization, site)
+        return _push_on_pattern(influence, linearization, site)
+    inputs, derivatives = linearization.sites[site]
+    carried = jax.vmap(linearization.jacobian.times, in_axes=1, out_axes=1)(influence.values)
+    outer = jax.vmap(outer_sum, in_axes=(None, 2), out_axes=2)
+    return Dense(carried + outer(inputs, derivatives.dense()))
 
 
 def _pull(influence: Matrix | OnPattern, cotangent: Array) -> Array:
     if isinstance(influence, Banded):
         flat = influence.values.reshape(*influence.values.shape[:2], -1)
-        weights = materialized(jnp.tile(cotangent, (1, influence.bands)))
-        by_row = sum_of_lanes(flat * weights[:, None]).reshape(influence.values.shape[1:])
+        weights = materialized(jnp.tile(cotangent, (1, influence.num_bands)))
+        by_row = sum_of_first(flat * weights[:, None]).reshape(influence.values.shape[1:])
         return dataclasses.replace(influence, values=by_row).vector_times(
             jnp.ones_like(cotangent, shape=cotangent.shape[1:])
         )
@@ -174,46 +201,117 @@ def _pull(influence: Matrix | OnPattern, cotangent: Array) -> Array:
     return jnp.einsum("bn,bmng->mg", cotangent, influence.values)
 
 
-def _push_banded(influence: Banded, jacobian: BlockColumns, site: Site) -> Banded:
+def _push_banded(influence: Banded, linearization: Linearization, site: int) -> Banded:
     """Entries of one column of G, which belong to one weight, meet through those of J between them."""
-    if not influence.bands:
+    if not influence.num_bands:
         return influence
-    units = np.arange(influence.shape[0])
+    meetings = _Meetings(influence)
+    # Backward: what carries the influence of a step to the end is made of that of the step after it.
+    carries: _Coefficients | None = None
+    terms: list[Array] = []
+    for step in reversed(linearization.singles):
+        entries = step.sites[site].derivatives.entries_at(
+            np.arange(influence.shape[0]), influence.columns.array
+        )
+        terms.insert(0, entries if carries is None else meetings.apply(carries, entries))
+        own = meetings.coefficients(step.jacobian)
+        carries = own if carries is None else meetings.compose(carries, own)
+    assert carries is not None
+    derivatives = jnp.concatenate(terms, axis=1)
     # One pass over as few axes as there can be, and all that is read many times written before.
     flat = influence.values.reshape(*influence.values.shape[:2], -1)
-    own = materialized(jnp.tile(jacobian.diagonal(), (1, influence.bands)))
-    derivative = materialized(site.derivative.values.reshape(len(flat), -1))
-    immediate = materialized(site.input)[:, :, None] * derivative[:, None]
-    values = (own[:, None] * flat + immediate).reshape(influence.values.shape)
-    rows = influence.rows_of_columns()
-    between = []
-    for band, columns in enumerate(influence.columns.array):
-        terms = [jnp.zeros_like(values[:, :, band])]
-        for other in range(influence.bands):
-            same_column = np.where(columns >= 0, rows[other][columns], -1)
-            if other != band and np.any(same_column >= 0):
-                through = _entries(jacobian.blocks, units, same_column)
-                terms.append(
-                    through[:, None] * take(influence.values[:, :, other], same_column, -1)
-                )
-        between.append(terms)
-    if any(len(terms) > 1 for terms in between):
-        values = values + jnp.stack([sum(terms[1:], terms[0]) for terms in between], axis=2)
+    bands = range(influence.num_bands)
+    own_entries = materialized(jnp.concatenate([carries[x, x] for x in bands], axis=-1))
+    derivatives = materialized(derivatives.reshape(*derivatives.shape[:2], -1))
+    immediate = outer_sum(materialized(linearization.sites[site].inputs), derivatives)
+    values = (own_entries[:, None] * flat + immediate).reshape(influence.values.shape)
+    others = {pair: c[:, None] for pair, c in carries.items() if pair[0] != pair[1]}
+    if others:
+        values = values + meetings.apply(others, influence.values)
     return dataclasses.replace(influence, values=values)
 
 
-def _push_on_pattern(influence: OnPattern, jacobian: BlockColumns, site: Site) -> OnPattern:
-    rows, inputs = influence.rows.array, influence.inputs.array
-    state_size = jacobian.blocks[0].shape[0]
-    if rows.shape[1] == state_size:
-        carried = jax.vmap(jacobian.times, in_axes=1, out_axes=1)(influence.values)
-        carried = jnp.where(rows[:, :, None] >= 0, carried, 0)
-    else:
-        between = _entries(jacobian.blocks, rows[:, :, None], rows[:, None, :])
-        carried = between @ influence.values
-    immediate = _entries([site.derivative], rows, np.arange(len(rows))[:, None])
-    values = carried + immediate[..., None] * _at(site.input, inputs)[:, :, None, :]
-    return dataclasses.replace(influence, values=values)
+# By bands (x, y): what carries an entry of band y to the entry of its column in band x, [B, n].
+_Coefficients = dict[tuple[int, int], Array]
+
+
+class _Meetings:
+    """Where entries of one column meet: entry i of band x and entry `partner[x, y][i]` of band y."""
+
+    def __init__(self, influence: Banded):
+        self.size, self.bands = influence.shape[0], range(influence.num_bands)
+        rows = influence.rows_of_columns()
+        self.partner: dict[tuple[int, int], np.ndarray] = {}
+        for x, columns in enumerate(influence.columns.array):
+            for y in self.bands:
+                same_column = np.where(columns >= 0, rows[y][columns], -1)
+                if x == y:
+                    same_column = np.arange(self.size)
+                if np.any(same_column >= 0):
+                    self.partner[x, y] = same_column
+
+    def coefficients(self, jacobian: BlockColumns) -> _Coefficients:
+        """Those of J."""
+        diagonal = jacobian.diagonal()
+        return {
+            (x, y): diagonal if x == y else _entries(jacobian.blocks, np.arange(self.size), rows)
+            for (x, y), rows in self.partner.items()
+        }
+
+    def compose(self, second: _Coefficients, first: _Coefficients) -> _Coefficients:
+        """Those of one after the other."""
+        result: _Coefficients = {}
+        for (x, y), later in second.items():
+            for z in self.bands:
+                if (y, z) in first:
+                    term = later * take(first[y, z], self.partner[x, y], axis=-1)
+                    result[x, z] = result[x, z] + term if (x, z) in result else term
+        return result
+
+    def apply(self, coefficients: _Coefficients, values: Array) -> Array:
+        """The entries, [B, any, bands, n], carried on."""
+        result = [jnp.zeros_like(values[:, :, x]) for x in self.bands]
+        for (x, y), c in coefficients.items():
+            met = take(values[:, :, y], self.partner[x, y], axis=-1)
+            result[x] = result[x] + c.reshape(len(c), 1, -1) * met
+        return jnp.stack(result, axis=2)
+
+
+def _push_in_place(influence: OnPattern, linearization: Linearization, site: int) -> OnPattern:
+    """For a pattern that holds all units, or has room for them."""
+    rows = influence.rows.array
+    carried = jax.vmap(linearization.jacobian.times, in_axes=1, out_axes=1)(influence.values)
+    carried = jnp.where(rows[:, :, None] >= 0, carried, 0)
+    derivatives = linearization.sites[site].derivatives.entries_at(
+        rows, np.arange(len(rows))[:, None]
+    )
+    return _with_immediate(influence, carried, linearization.sites[site].inputs, derivatives)
+
+
+def _push_on_pattern(influence: OnPattern, linearization: Linearization, site: int) -> OnPattern:
+    rows = influence.rows.array
+    carries: Array | None = None
+    terms: list[Array] = []
+    for step in reversed(linearization.singles):
+        entries = step.sites[site].derivatives.entries_at(rows, np.arange(len(rows))[:, None])
+        if carries is not None:
+            entries = jnp.einsum("bgrs,btgs->btgr", carries, entries)
+        terms.insert(0, entries)
+        between = _entries(step.jacobian.blocks, rows[:, :, None], rows[:, None, :])
+        carries = between if carries is None else carries @ between
+    assert carries is not None
+    derivatives = jnp.concatenate(terms, axis=1)
+    inputs = linearization.sites[site].inputs
+    return _with_immediate(influence, carries @ influence.values, inputs, derivatives)
+
+
+def _with_immediate(
+    influence: OnPattern, carried: Array, inputs: Array, derivatives: Array
+) -> OnPattern:
+    """What is carried on, and the sum of the new terms, derivatives [B, T, g, r]."""
+    reads = jax.vmap(lambda a: _at(a, influence.inputs.array), in_axes=1, out_axes=1)(inputs)
+    immediate = jax.vmap(outer_sum, in_axes=2, out_axes=1)(derivatives, reads)
+    return dataclasses.replace(influence, values=carried + immediate)
 
 
 def _pull_on_pattern(influence: OnPattern, cotangent: Array) -> Array:

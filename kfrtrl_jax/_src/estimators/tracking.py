@@ -134,10 +134,11 @@ def partition(
 
     def push(state: PartitionState, linearization: Linearization, key: Key) -> PartitionState:
         keys = jax.random.split(key)
-        parts = [
-            linearization._replace(sites=_pick(linearization.sites, state.choice, which))
-            for which in (True, False)
-        ]
+
+        def part(which: bool) -> Linearization:
+            return linearization.with_sites(lambda sites: _pick(sites, state.choice, which))
+
+        parts = [part(True), part(False)]
         return PartitionState(
             chosen.push(state.chosen, parts[0], keys[0]),
             other.push(state.other, parts[1], keys[1]),

@@ -13,11 +13,17 @@ from kfrtrl_jax._src.base import (
     InfluenceEstimator,
     Key,
     Linearization,
-    Site,
     SiteGradients,
+    SiteJacobian,
     Structure,
 )
-from kfrtrl_jax._src.estimators.common import balance, joint_norm, norm, random_signs
+from kfrtrl_jax._src.estimators.common import (
+    balance,
+    joint_norm,
+    norm_of_outer_sum,
+    random_signs,
+)
+from kfrtrl_jax._src.xla import norm, outer_sum
 
 Noise = Literal["state", "pre_activation"]
 
@@ -42,13 +48,13 @@ def uoro(noise: Noise = "state") -> InfluenceEstimator:
 
     Args:
       noise: where the signs are. "state": nu in {+-1}^n, as above and in the paper. "pre_activation":
-        nu_k in {+-1}^g for every site k; s~ takes up rho1 sum_k D_k nu_k and theta~ of site k takes up
-        a_k (x) nu_k / rho1, at the same cost. This is the rank-one form with its noise in the space of
-        the pre-activations, on which Cooijmans and Martens (2019, arXiv:1902.02405) found their
-        variance reduction; their preUORO goes on to propagate the matrix D in place of D nu, which is
-        `kf_rtrl` (with scales and signs that its sites share). Of a step's own noise "state" has
-        (n - 1) sum_k |a_k|^2 |D_k|^2, "pre_activation" |D|^2 sum_k g_k |a_k|^2 less |I|^2: more where
-        there are more pre-activations than state variables, as in gated cells.
+        nu_k in {+-1}^g for every term k of every site; s~ takes up rho1 sum_k D_k nu_k and theta~ of
+        its site takes up a_k (x) nu_k / rho1, at the same cost. This is the rank-one form with its
+        noise in the space of the pre-activations, on which Cooijmans and Martens (2019,
+        arXiv:1902.02405) found their variance reduction; their preUORO goes on to propagate the matrix
+        D in place of D nu, which is `kf_rtrl` (with scales and signs that its sites share). Of a step's
+        own noise "state" has (n - 1) sum_k |a_k|^2 |D_k|^2, "pre_activation" |D|^2 sum_k g_k |a_k|^2
+        less |I|^2: more where there are more pre-activations than state variables, as in gated cells.
 
     Raises:
       ValueError: if there is no such noise.
@@ -58,37 +64,48 @@ def uoro(noise: Noise = "state") -> InfluenceEstimator:
     project = _by_state if noise == "state" else _by_pre_activation
 
     def push(state: UoroState, linearization: Linearization, key: Key) -> UoroState:
-        # The noise that s~ takes up, and the g-sized part of what every theta~ takes up, a (x) part.
-        nu, parts = project(linearization.sites, key)
-        inputs = [site.input for site in linearization.sites]
-        immediate_norm = joint_norm([norm(a) * norm(part) for a, part in zip(inputs, parts)])
+        # The noise that s~ takes up, and the g-sized parts of what every theta~ takes up, a_t (x)
+        # part_t.
+        nu, parts = project(linearization, key)
+        inputs = [site.inputs for site in linearization.sites]
+        immediate_norm = joint_norm([norm_of_outer_sum(a, part) for a, part in zip(inputs, parts)])
         up, down = balance(norm(nu), immediate_norm)
         return accumulate(
-            state, linearization, up[:, None] * nu, [down[:, None] * part for part in parts]
+            state,
+            linearization,
+            up[:, None] * nu,
+            [down[:, None, None].astype(part.dtype) * part for part in parts],
         )
 
     return rank_one(push)
 
 
-def _by_state(sites: Sequence[Site], key: Key) -> tuple[Array, list[Array]]:
-    """nu and, as nu^T I = a (x) nu^T D, nu^T D for every site."""
-    shape = (len(sites[0].input), sites[0].derivative.shape[0])
-    nu = random_signs(key, shape, sites[0].input.dtype)
-    return nu, [site.derivative.vector_times(nu) for site in sites]
+def _by_state(linearization: Linearization, key: Key) -> tuple[Array, list[Array]]:
+    """nu and, as nu^T I = sum_t a_t (x) nu^T D_t, all nu^T D_t for every site, [B, T, g]."""
+    like = linearization.sites[0]
+    shape = (len(like.inputs), like.derivatives.shape[0])
+    nu = random_signs(key, shape, like.inputs.dtype)
+    return nu, linearization.vector_times(nu)
 
 
-def _by_pre_activation(sites: Sequence[Site], key: Key) -> tuple[Array, list[Array]]:
-    """sum_k D_k nu_k and every nu_k."""
-    signs = site_signs(sites, key)
-    terms = [site.derivative.times(nu[..., None])[..., 0] for site, nu in zip(sites, signs)]
+def _by_pre_activation(linearization: Linearization, key: Key) -> tuple[Array, list[Array]]:
+    """sum_k sum_t D_kt nu_kt and every nu_kt."""
+    signs = pre_activation_signs(linearization.sites, key)
+    terms = [
+        jnp.sum(x[..., 0], axis=1)
+        for x in linearization.times_each([nu[..., None] for nu in signs])
+    ]
     return sum(terms[1:], terms[0]), signs
 
 
-def site_signs(sites: Sequence[Site], key: Key) -> list[Array]:
-    """Independent fair signs for every pre-activation: for every site [B, g]."""
-    sizes = [site.derivative.shape[1] for site in sites]
-    signs = random_signs(key, (len(sites[0].input), sum(sizes)), sites[0].input.dtype)
-    return jnp.split(signs, np.cumsum(sizes)[:-1], axis=1)
+def pre_activation_signs(sites: Sequence[SiteJacobian], key: Key) -> list[Array]:
+    """Independent fair signs for every pre-activation of every term: for every site [B, T, g]."""
+    shapes = [(site.derivatives.count, site.derivatives.shape[1]) for site in sites]
+    like = sites[0].inputs
+    sizes = [t * g for t, g in shapes]
+    signs = random_signs(key, (len(like), sum(sizes)), like.dtype)
+    parts = jnp.split(signs, np.cumsum(sizes)[:-1], axis=1)
+    return [part.reshape(-1, *shape) for part, shape in zip(parts, shapes)]
 
 
 def rank_one(
@@ -121,21 +138,21 @@ def rank_one(
 def accumulate(
     state: UoroState, linearization: Linearization, noise: Array, parts: Sequence[Array]
 ) -> UoroState:
-    """s~ <- rho0 J s~ + noise, theta~ <- theta~ / rho0 + a (x) part.
+    """s~ <- rho0 J s~ + noise, theta~ <- theta~ / rho0 + sum_t a_t (x) part_t.
 
     Args:
       state: s~ and theta~.
       linearization: of the step.
       noise: what s~ takes up, [B, n].
-      parts: for every site [B, g].
+      parts: for every site [B, T, g].
     """
-    carried = linearization.jacobian.times_vector(state.state_vector)
+    carried = linearization.times(state.state_vector[..., None])[..., 0]
     parameter_norm = joint_norm([norm(theta) for theta in state.parameter_vector])
     up, down = balance(norm(carried), parameter_norm)
     return UoroState(
         up[:, None] * carried + noise,
         tuple(
-            down[:, None, None] * theta + site.input[:, :, None] * part[:, None, :]
+            down[:, None, None] * theta + outer_sum(site.inputs, part)
             for theta, site, part in zip(state.parameter_vector, linearization.sites, parts)
         ),
     )

@@ -60,12 +60,12 @@ class Explanation(NamedTuple):
             f"state: n = {self.structure.state_size}, {self.structure.batch_size} lanes of "
             f"{jnp.dtype(self.structure.dtype).name}; "
             f"J by leaf of the carry: {', '.join(self.jacobian)}"
-            f"{_density(self.structure.jacobian)}"
+            f"{_density(self.structure.jacobian_mask)}"
         ]
         for site, derivative in zip(self.structure.sites, self.derivatives):
             lines.append(
                 f"site: [{site.input_size} x {site.output_size}] of {site.label}"
-                f"{_density(site.weights)}; D {derivative}{_density(site.derivative)}"
+                f"{_density(site.weights_mask)}; D {derivative}{_density(site.derivative_mask)}"
             )
         if self.direct:
             lines.append(f"direct gradient only: {', '.join(self.direct)}")
@@ -112,7 +112,7 @@ def explain(
     shapes = jax.eval_shape(linearize, jax.random.key(0))
     explanation = Explanation(
         structure=linearizer.structure,
-        derivatives=tuple(_kind(site.derivative) for site in shapes.sites),
+        derivatives=tuple(_kind(site.derivatives.groups[-1]) for site in shapes.sites),
         jacobian=tuple(_kind(block) for block in shapes.jacobian.blocks),
         direct=linearizer.direct,
         linearization_flops=_flops(linearize, jax.random.key(0)),
@@ -158,9 +158,9 @@ def _flops(function: Callable[..., Any], *arguments: Any) -> float:
 def _kind(matrix: Matrix) -> str:
     if not isinstance(matrix, Banded):
         return "dense"
-    if matrix.bands <= 1:
-        return "diagonal" if matrix.bands else "zero"
-    return f"diagonal in {matrix.bands} bands"
+    if matrix.num_bands <= 1:
+        return "diagonal" if matrix.num_bands else "zero"
+    return f"diagonal in {matrix.num_bands} bands"
 
 
 def _density(mask: Mask | None) -> str:

@@ -22,14 +22,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kfrtrl_jax._src import matrices
 from kfrtrl_jax._src.base import (
     Cell,
     Linearization,
     Mask,
     Site,
     SiteGradients,
-    SiteShape,
+    SiteJacobian,
     Structure,
 )
 from kfrtrl_jax._src.errors import UnsupportedCellError
@@ -72,8 +71,10 @@ from kfrtrl_jax._src.matrices import (
     Banded,
     BlockColumns,
     Dense,
+    FactoredTerm,
     Index,
     Matrix,
+    Terms,
     compose,
     places_of_bands,
     side_by_side,
@@ -177,7 +178,10 @@ def make_linearizer(cell: Cell, example_input: Any, batch_size: int) -> Lineariz
         return _eliminate(local, plans, environment, keep)
 
     def linearize(params: Any, carry: Any, x: Any, keep: Array) -> Linearization:
-        linearization, weights = jax.vmap(one_lane, in_axes=(None, 0, 0, 0), out_axes=(0, None))(
+        # The axis of the lanes stands after that of the terms.
+        sites = tuple(SiteJacobian(inputs=0, derivatives=1) for _ in plans)  # type: ignore[arg-type]
+        axes = Linearization(jacobian=0, sites=sites, leak=0, keep=0)  # type: ignore[arg-type]
+        linearization, weights = jax.vmap(one_lane, in_axes=(None, 0, 0, 0), out_axes=(axes, None))(
             params, carry, x, keep
         )
         jacobian = linearization.jacobian
@@ -196,15 +200,18 @@ def make_linearizer(cell: Cell, example_input: Any, batch_size: int) -> Lineariz
     # Past this size nothing is known to be zero, which is never wrong.
     reach = _reach(local, masks) if entries <= _MAX_ENTRIES else {}
 
-    def shape(plan: SitePlan, site: Site) -> SiteShape:
-        bands = site.derivative.columns if isinstance(site.derivative, Banded) else None
-        return SiteShape(
+    def shape(plan: SitePlan, site: SiteJacobian) -> Site:
+        (derivative,) = site.derivatives.groups
+        columns = derivative.columns if isinstance(derivative, Banded) else None
+        return Site(
             input_size=plan.input_size,
             output_size=plan.output_size,
             label=" + ".join(parameter_paths(program, discovery.prefix, plan.weights())),
-            bands=bands,
-            derivative=_mask([reach.get(v) for v in plan.sources()]) if bands is None else None,
-            weights=_mask([plan.nonzero(masks)]),
+            columns=columns,
+            derivative_mask=_mask([reach.get(v) for v in plan.sources()])
+            if columns is None
+            else None,
+            weights_mask=_mask([plan.nonzero(masks)]),
             problem=plan.problem,
         )
 
@@ -213,9 +220,11 @@ def make_linearizer(cell: Cell, example_input: Any, batch_size: int) -> Lineariz
         state_size=size,
         sites=tuple(map(shape, plans, shapes.sites)),
         dtype=jnp.result_type(*(v.dtype for v in states)),
-        jacobian=_mask([reach.get(v) for v in states]),
+        jacobian_mask=_mask([reach.get(v) for v in states]),
         leaf_sizes=tuple(math.prod(v.shape) for v in states),
-        leak=_mask(list(map(_places, shapes.leak.blocks))) if entries <= _MAX_ENTRIES else None,
+        leak_mask=_mask(list(map(_places, shapes.leak.blocks)))
+        if entries <= _MAX_ENTRIES
+        else None,
     )
 
     def gradient(
@@ -497,8 +506,7 @@ def _eliminate(
     for v in local.states:
         sums[v] = [sums[v][0].kept(keep)]
     leak = BlockColumns(tuple(sums[v][0] for v in local.states))
-    rest = {v: list(sums[v]) for v in local.states}
-    products: list[matrices.Product] = []
+    products: list[FactoredTerm] = []
     weights_of_products: list[Array] = []
     derivatives: dict[Variable, Matrix] = {}
     for i in reversed(range(len(local.pre_activations))):
@@ -519,6 +527,11 @@ def _eliminate(
                         relation = relation.kept(keep)
                 if isinstance(term, Product):
                     weights = term.matrix(environment[term.weights])
+                    if source in local.states and isinstance(left, Banded) and left.num_bands:
+                        block = local.states.index(source)
+                        products.append(FactoredTerm(left, None, relation, block))
+                        weights_of_products.append(weights)
+                        continue
                     contribution = through_weights(left, weights, relation)
                 elif isinstance(term, Scaling):
                     weights = term.vector(environment[term.weights])
@@ -526,27 +539,13 @@ def _eliminate(
                 else:
                     contribution = compose(left, relation)
                 sums[source].append(contribution)
-                if source not in rest:
-                    continue
-                if isinstance(term, Product) and isinstance(left, Banded) and left.bands:
-                    block = local.states.index(source)
-                    products.append(matrices.Product(left, None, relation, block))
-                    weights_of_products.append(weights)
-                else:
-                    rest[source].append(contribution)
     for v in local.sources:
         if v not in derivatives:
             derivatives[v] = total(sums[v], state_size, math.prod(v.shape))
 
-    jacobian = BlockColumns(tuple(derivatives[v] for v in local.states))
-    if products:
-        jacobian = BlockColumns(
-            jacobian.blocks,
-            tuple(total(rest[v], state_size, math.prod(v.shape)) for v in local.states),
-            tuple(products),
-        )
+    jacobian = BlockColumns(tuple(derivatives[v] for v in local.states), tuple(products))
     sites = tuple(_site(plan, derivatives, environment) for plan in plans)
-    return Linearization(jacobian, sites, leak), tuple(weights_of_products)
+    return Linearization(jacobian, sites, leak, keep), tuple(weights_of_products)
 
 
 def _reach(local: _Local, masks: dict[Variable, np.ndarray]) -> dict[Variable, np.ndarray]:
@@ -629,7 +628,9 @@ def _placed(block: Matrix, start: int, rows: int) -> Matrix:
     return Banded(values, Index(columns), block.num_columns)
 
 
-def _site(plan: SitePlan, derivatives: dict[Variable, Matrix], environment: Environment) -> Site:
+def _site(
+    plan: SitePlan, derivatives: dict[Variable, Matrix], environment: Environment
+) -> SiteJacobian:
     if plan.opaque is not None:
         derivative = derivatives[plan.opaque]
     elif plan.scaling is not None:
@@ -638,7 +639,8 @@ def _site(plan: SitePlan, derivatives: dict[Variable, Matrix], environment: Envi
         derivative = derivatives[z.variable].scale_columns(vector)
     else:
         derivative = side_by_side([derivatives[z.variable] for z in plan.pre_activations])
-    return Site(plan.input(environment, derivative.values.dtype), derivative)
+    term = dataclasses.replace(derivative, values=derivative.values[None])
+    return SiteJacobian(plan.input(environment, derivative.values.dtype)[None], Terms((term,)))
 
 
 __all__ = ["Linearizer", "PreActivation", "make_linearizer"]

@@ -19,13 +19,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from kfrtrl_jax._src.base import Array, Cell
-from kfrtrl_jax._src.compilation import known
 from kfrtrl_jax._src.errors import UnsupportedCellError
 from kfrtrl_jax._src.lanes import initial_lanes, is_key, restarted
 from kfrtrl_jax._src.linearization.complex_numbers import real_leaves
 from kfrtrl_jax._src.linearization.linearizer import Linearizer, make_linearizer
 from kfrtrl_jax._src.linearization.suspect import suspect
 from kfrtrl_jax._src.matrices import BlockColumns
+from kfrtrl_jax._src.xla import known
 
 # One lane goes on from where a few steps led, one from beside that; one is at the cell's initial state,
 # and one starts anew there.
@@ -294,12 +294,12 @@ def _compare_step(
     ours = jnp.concatenate([block.vector_times(v) for block in jacobian.blocks], axis=-1)
     starts = ours[-1]
     # What the structure says is zero is taken at its word, as estimators do.
-    if structure.jacobian is not None:
-        nonzero = jnp.where(structure.jacobian.array, jacobian.dense(), 0)
+    if structure.jacobian_mask is not None:
+        nonzero = jnp.where(structure.jacobian_mask.array, jacobian.dense(), 0)
         ours = jnp.einsum("bn,bnm->bm", v, nonzero)
     u = v[:, :, None]
     factored = _Pair((), ())
-    if jacobian.rest is not None:
+    if jacobian.products:
         factored = _Pair(jacobian.times_few(u)[:2], BlockColumns(jacobian.blocks).times(u)[:2])
 
     params_floats, join_params = _floats(params)
@@ -325,13 +325,13 @@ def _compare_step(
     ).all(axis=0)
 
     def block(site: Any, shape: Any) -> Array:
-        by_state = site.derivative.vector_times(v)
-        if shape.derivative is not None:
-            nonzero = jnp.where(shape.derivative.array, site.derivative.dense(), 0)
-            by_state = jnp.einsum("bn,bng->bg", v, nonzero)
-        lanes = site.input[:, :, None] * by_state[:, None, :]
-        if shape.weights is not None:
-            lanes = jnp.where(shape.weights.array, lanes, 0)
+        by_state = site.derivatives.vector_times(v)
+        if shape.derivative_mask is not None:
+            nonzero = jnp.where(shape.derivative_mask.array, site.derivatives.dense(), 0)
+            by_state = jnp.einsum("bn,btng->btg", v, nonzero)
+        lanes = jnp.einsum("btm,btg->bmg", site.inputs, by_state)
+        if shape.weights_mask is not None:
+            lanes = jnp.where(shape.weights_mask.array, lanes, 0)
         return jnp.sum(jnp.where(finite[:, None, None], lanes, 0), axis=0)
 
     blocks = tuple(map(block, linearization.sites, structure.sites))

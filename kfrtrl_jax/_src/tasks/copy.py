@@ -7,8 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from kfrtrl_jax._src.base import Array, Key
-from kfrtrl_jax._src.tasks.base import Batch, Task
+from kfrtrl_jax._src.base import Array, Batch, Key, Task
 
 START, FILLER = 2, 3
 VOCABULARY_SIZE = 4

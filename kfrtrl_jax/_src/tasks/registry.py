@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from kfrtrl_jax._src.tasks.base import Task
+from kfrtrl_jax._src.base import Task
 from kfrtrl_jax._src.tasks.copy import copy
 from kfrtrl_jax._src.tasks.text import penn_treebank, text
 

@@ -9,9 +9,8 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from kfrtrl_jax._src.base import Array, Key
+from kfrtrl_jax._src.base import Array, Batch, Key, Task
 from kfrtrl_jax._src.errors import DataError
-from kfrtrl_jax._src.tasks.base import Batch, Task
 
 DATA_VARIABLE = "KFRTRL_DATA_DIR"
 PENN_TREEBANK_FILES = {

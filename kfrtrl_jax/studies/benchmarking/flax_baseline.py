@@ -14,7 +14,7 @@ import optax
 from flax import nnx
 
 from kfrtrl_jax import readouts
-from kfrtrl_jax._src.tasks.base import Task
+from kfrtrl_jax._src.base import Task
 from kfrtrl_jax.base import Array
 from kfrtrl_jax.optimizers import OPTIMIZERS
 from kfrtrl_jax.studies.benchmarking import floors, timing

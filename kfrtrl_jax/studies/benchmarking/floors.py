@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from kfrtrl_jax._src import compilation
+from kfrtrl_jax._src import xla
 from kfrtrl_jax.base import Array
 from kfrtrl_jax.studies.benchmarking import timing
 from kfrtrl_jax.studies.benchmarking.timing import Floor, Work
@@ -105,9 +105,7 @@ def copy_bandwidth(size: int = 2**28, tries: int = 5) -> float:
 
 def option_sets() -> dict[str, dict[str, Any]]:
     """The compiler's options as they come and, where they differ, those that training chooses from."""
-    ours = {
-        f", {words}": options for words, options in compilation.option_sets().items() if options
-    }
+    ours = {f", {words}": options for words, options in xla.option_sets().items() if options}
     return {"": {}, **ours}
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 
-from kfrtrl_jax._src import compilation
+from kfrtrl_jax._src import xla
 from kfrtrl_jax.studies.benchmarking import steps
 from kfrtrl_jax.studies.benchmarking.steps import Case
 from kfrtrl_jax.studies.benchmarking.timing import Row, median
@@ -66,7 +66,7 @@ def compiled_bytes(resolved: Any) -> int:
     """What a chunk needs at its peak, by XLA's own account, with the state it is given and returns."""
     program = programs.build(resolved)
     state = jax.eval_shape(lambda: program.init(0))
-    chunk = compilation.jit(program.run_chunk, donate_argnums=0)
+    chunk = xla.jit(program.run_chunk, donate_argnums=0)
     compiled = chunk.lower(state).compile()
     analysis: Any = compiled.memory_analysis()
     return int(
@@ -107,7 +107,7 @@ def process_growth(config: dict[str, Any]) -> int:
 def _run_in_process(config: dict[str, Any]) -> int:
     program = programs.build(configs.resolve(config))
     abstract = jax.eval_shape(lambda: program.init(0))
-    jitted = compilation.jit(program.run_chunk, donate_argnums=0)
+    jitted = xla.jit(program.run_chunk, donate_argnums=0)
     chunk = jitted.lower(abstract).compile()
     init = jax.jit(program.init).lower(0).compile()
     before = _forget_peak()

@@ -15,13 +15,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from kfrtrl_jax._src import compilation
-from kfrtrl_jax._src.learner import Learner, LearnerState, make_learner
-from kfrtrl_jax._src.tasks.base import Batch
+from kfrtrl_jax._src import xla
+from kfrtrl_jax._src.base import Batch
 from kfrtrl_jax.base import Array
 from kfrtrl_jax.cells import vanilla
 from kfrtrl_jax.errors import ConfigError
 from kfrtrl_jax.estimators import ESTIMATORS
+from kfrtrl_jax.learning import Learner, LearnerState, make_learner
 from kfrtrl_jax.readouts import Readout
 from kfrtrl_jax.studies.benchmarking import floors, timing
 from kfrtrl_jax.studies.benchmarking.timing import Floor, Row, Work
@@ -156,7 +156,7 @@ def segments(xs: Array, ys: Array) -> Batch:
 def _ours(estimator: str, weights: Array, xs: Array, ys: Array) -> Callable[[], Any]:
     """A function that trains on the whole sequence each time it is called."""
     learner, start = our_learner(estimator, weights, xs.shape[1])
-    train = compilation.jit(
+    train = xla.jit(
         lambda state, xs, ys: jax.lax.scan(learner.step, state, segments(xs, ys)),
         donate_argnums=0,
     )

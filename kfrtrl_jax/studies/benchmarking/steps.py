@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from kfrtrl_jax._src import compilation
-from kfrtrl_jax._src.matrices import Banded
+from kfrtrl_jax._src import xla
+from kfrtrl_jax._src.matrices import Banded, BlockColumns
 from kfrtrl_jax._src.tasks.copy import VOCABULARY_SIZE
 from kfrtrl_jax.base import Linearization
 from kfrtrl_jax.cells import CELLS, on_tokens
@@ -138,7 +138,7 @@ def training(resolved: Any) -> Work:
     """A run that goes on for a chunk each time it is called."""
     program = programs.build(resolved)
     return _going_on(
-        compilation.jit(program.run_chunk, donate_argnums=0),
+        xla.jit(program.run_chunk, donate_argnums=0),
         jax.jit(program.init)(0),
         resolved.log_every,
     )
@@ -155,7 +155,8 @@ def linearization(case: Case) -> Linearization:
             lambda c: jnp.zeros((case.batch, *c.shape), c.dtype), cell.initial_carry()
         )
         tokens = jnp.zeros(case.batch, jnp.int32)
-        return linearizer.linearize(cell.init(key), lanes, tokens, jnp.ones(case.batch))
+        made = linearizer.linearize(cell.init(key), lanes, tokens, jnp.ones(case.batch))
+        return made._replace(jacobian=BlockColumns(made.jacobian.blocks))
 
     return jax.eval_shape(at_the_start, jax.random.key(0))
 
@@ -180,8 +181,8 @@ def influence_shapes(estimator: str, structure: Any) -> list[tuple[int, ...]]:
         m, g = site.input_size, site.output_size
         if estimator == "uoro":
             shapes.append((b, m, g))
-        elif site.bands is not None:
-            shapes.append((b, m, *site.bands.array.shape))
+        elif site.columns is not None:
+            shapes.append((b, m, *site.columns.array.shape))
         else:
             shapes.append((b, m, n, g))
     return shapes
@@ -215,11 +216,11 @@ def _floor(case: Case, resolved: Any, config: Any, steps: int) -> Floor:
 
 def _population(program: programs.Program, seeds: int, steps: int) -> Work:
     states = jax.jit(jax.vmap(program.init))(jnp.arange(seeds))
-    return _going_on(compilation.jit(jax.vmap(program.run_chunk), donate_argnums=0), states, steps)
+    return _going_on(xla.jit(jax.vmap(program.run_chunk), donate_argnums=0), states, steps)
 
 
 def _one_after_another(program: programs.Program, seeds: int, steps: int) -> Floor:
-    init, chunk = jax.jit(program.init), compilation.jit(program.run_chunk, donate_argnums=0)
+    init, chunk = jax.jit(program.init), xla.jit(program.run_chunk, donate_argnums=0)
     runs = [_going_on(chunk, init(seed), steps) for seed in range(seeds)]
     return Floor(f"{seeds} runs one after another", Work(lambda: [r.run() for r in runs], steps))
 

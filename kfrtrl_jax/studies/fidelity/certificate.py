@@ -18,12 +18,14 @@ from kfrtrl_jax._src.trajectory import (
     Trajectory,
     all_cotangents,
     gradients,
+    in_segments,
     push_all,
     reference,
     trajectory,
 )
 from kfrtrl_jax.base import Array, Cell, InfluenceEstimator, Linearization
 from kfrtrl_jax.errors import UnsupportedCellError
+from kfrtrl_jax.linearization import compose
 from kfrtrl_jax.studies.benchmarking import timing
 from kfrtrl_jax.studies.fidelity.names import Named
 
@@ -40,6 +42,7 @@ class Row(NamedTuple):
     Attributes:
       cell: its name.
       estimator: how it was named.
+      segment_length: K, the steps that were pushed at once.
       claims_unbiased: whether its mean should be the exact gradient.
       unbiased: whether it is, as far as these draws can tell; None where that is not claimed.
       bias_z: the largest deviation of a few fixed random projections of the mean, in standard errors;
@@ -51,16 +54,17 @@ class Row(NamedTuple):
       times: steps at which the cosine is given below, counted from 1.
       cosine_over_time: the same after each of them.
       state_bytes: of the estimator's state.
-      flops_per_step: floating-point operations of a push and a pull, as XLA counts them before it
+      flops_per_step: floating-point operations of a push and a pull by K, as XLA counts them before it
         optimizes.
-      time_ratio: time of a push and a pull over that of `kf_rtrl` on the same cell, at the size for
-        timing: the ratio of medians of alternating runs. None where it was not measured or `kf_rtrl`
-        does not take the cell.
+      time_ratio: time of a push and a pull by K over that of `kf_rtrl` with K = 1 on the same cell, at
+        the size for timing: the ratio of medians of alternating runs. None where it was not measured or
+        `kf_rtrl` does not take the cell.
       seconds_per_step: the median that goes into it.
     """
 
     cell: str
     estimator: str
+    segment_length: int
     claims_unbiased: bool
     unbiased: bool | None
     bias_z: float | None
@@ -111,7 +115,7 @@ class Certificate(NamedTuple):
     refusals: list[Refusal]
 
 
-_Race = Callable[[InfluenceEstimator], tuple[float | None, float | None]]
+_Race = Callable[[InfluenceEstimator, int], tuple[float | None, float | None]]
 
 
 class _Draws(NamedTuple):
@@ -121,7 +125,7 @@ class _Draws(NamedTuple):
       mean: of G~ after the last step, [B n, P].
       squared_error: E|G~ - G|_F^2.
       projected: of G~ for every draw, [draws, projections].
-      cosines: with the exact gradient after every step, [T].
+      cosines: with the exact gradient after every push, [T / K].
     """
 
     mean: np.ndarray
@@ -135,6 +139,7 @@ def certify(
     named: Sequence[Named],
     size: Size,
     *,
+    segment_lengths: Sequence[int] = (1,),
     draws: int = 4096,
     seed: int = 0,
     timed: Size | None = None,
@@ -146,6 +151,7 @@ def certify(
       cells: by name, functions of `input_size` and `hidden_size`.
       named: the estimators.
       size: of the trajectories, the last lane of which starts anew in the middle.
+      segment_lengths: K, how many steps are pushed at once: each divides the number of steps.
       draws: of every estimator; rounded up to a multiple of 256 beyond that number.
       seed: of parameters, inputs and draws.
       timed: the size at which times are taken, in single precision; None to take none.
@@ -172,7 +178,9 @@ def certify(
             except UnsupportedCellError as error:
                 certificate.refusals.append(Refusal(cell, one.name, str(error)))
                 continue
-            certificate.rows.append(_row(cell, one, exact, race, draws, seed))
+            certificate.rows.extend(
+                _row(cell, one, length, exact, race, draws, seed) for length in segment_lengths
+            )
     return certificate
 
 
@@ -182,6 +190,7 @@ def deviations(
     *,
     draws: int,
     seed: int = 0,
+    segment_length: int = 1,
     projections: int = 6,
     compiler_options: Options = None,
 ) -> np.ndarray:
@@ -195,6 +204,7 @@ def deviations(
       exact: with as many probes as projections, or more.
       draws: of the estimator; rounded up to a multiple of 256 beyond that number.
       seed: of the draws and directions.
+      segment_length: K, the steps that are pushed at once.
       projections: how many.
       compiler_options: of `jax.jit`; at small sizes compiling well takes longer than the draws.
     """
@@ -203,7 +213,7 @@ def deviations(
 
     def one(key: Array, linearizations: Linearization) -> Array:
         along = exact.trajectory._replace(linearizations=linearizations)
-        got = gradients(estimator, push_all(estimator, along, key), probes)
+        got = gradients(estimator, push_all(estimator, along, key, segment_length), probes)
         return jnp.sum(directions * got, axis=1)
 
     @functools.partial(jax.jit, compiler_options=compiler_options)
@@ -224,7 +234,7 @@ def violations(certificate: Certificate) -> list[Row]:
 
 def markdown(certificate: Certificate) -> str:
     """The rows as a table, cell by cell, and the refusals among them."""
-    head = ["cell", "estimator", "unbiased", "bias z", "relative bias", "noise", "cosine", "bytes",
+    head = ["cell", "estimator", "K", "unbiased", "bias z", "relative bias", "noise", "cosine", "bytes",
             "flops", "time / kf_rtrl"]  # fmt: skip
     lines = [[*head], ["---"] * len(head)]
     for r in certificate.rows:
@@ -232,8 +242,9 @@ def markdown(certificate: Certificate) -> str:
         off = "-" if r.bias_z is None else f"{r.bias_z:.2f}"
         time = "-" if r.time_ratio is None else f"{r.time_ratio:.2f}"
         lines.append(
-            [r.cell, r.estimator, verdict, off, f"{r.relative_bias:.3g}", f"{r.relative_noise:.3g}",
-             f"{r.cosine:.3f}", f"{r.state_bytes}", f"{r.flops_per_step:.3g}", time]
+            [r.cell, r.estimator, f"{r.segment_length}", verdict, off, f"{r.relative_bias:.3g}",
+             f"{r.relative_noise:.3g}", f"{r.cosine:.3f}", f"{r.state_bytes}",
+             f"{r.flops_per_step:.3g}", time]
         )  # fmt: skip
     widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
     text = [
@@ -252,55 +263,62 @@ def markdown(certificate: Certificate) -> str:
 def _row(
     cell: str,
     one: Named,
+    segment_length: int,
     exact: Reference,
     race: _Race | None,
     draws: int,
     seed: int,
 ) -> Row:
     directions = jax.random.normal(jax.random.key(seed + 2), (8, *exact.influence.shape))
-    got = _draw(one.estimator, exact, directions, draws, seed + 3)
+    got = _draw(one.estimator, segment_length, exact, directions, draws, seed + 3)
     wanted = np.asarray(jnp.sum(directions * exact.influence, axis=(1, 2)))
     z = float(np.max(standardized(got.projected, wanted)))
     total = float(jnp.sum(exact.influence**2))
     bias = float(np.sum((got.mean - np.asarray(exact.influence)) ** 2))
     kept = np.unique(np.linspace(0, len(got.cosines) - 1, _POINTS).round().astype(int))
-    ratio, seconds = race(one.estimator) if race else (None, None)
+    ratio, seconds = race(one.estimator, segment_length) if race else (None, None)
     structure = exact.trajectory.structure
     state = jax.eval_shape(lambda: one.estimator.init(structure))
     return Row(
         cell=cell,
         estimator=one.name,
+        segment_length=segment_length,
         claims_unbiased=one.claims_unbiased,
         unbiased=z <= LIMIT if one.claims_unbiased else None,
         bias_z=z if math.isfinite(z) else None,
         relative_bias=math.sqrt(bias / total),
         relative_noise=max(got.squared_error - bias, 0.0) / total,
         cosine=float(got.cosines[-1]),
-        times=[int(t) + 1 for t in kept],
+        times=[segment_length * (int(t) + 1) for t in kept],
         cosine_over_time=[float(got.cosines[t]) for t in kept],
         state_bytes=sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(state)),
-        flops_per_step=_flops(one.estimator, exact.trajectory),
+        flops_per_step=_flops(one.estimator, exact.trajectory, segment_length),
         time_ratio=ratio,
         seconds_per_step=seconds,
     )
 
 
 def _draw(
-    estimator: InfluenceEstimator, exact: Reference, directions: Array, draws: int, seed: int
+    estimator: InfluenceEstimator,
+    segment_length: int,
+    exact: Reference,
+    directions: Array,
+    draws: int,
+    seed: int,
 ) -> _Draws:
     along, probes = exact.trajectory, exact.probes
     everything = all_cotangents(along.structure)
     Exact = tuple[Linearization, Array, Array]
 
     def one(key: Array, exact: Exact) -> tuple[Array, Array, Array, Array]:
-        linearizations, wanted, influence = exact
+        segments, wanted, influence = exact
 
         def step(state: Any, xs: tuple[Linearization, Array, Array]) -> tuple[Any, Array]:
-            linearization, wanted, key = xs
-            state = estimator.push(state, linearization, key)
+            steps, wanted, key = xs
+            state = estimator.push(state, compose(steps), key)
             return state, _cosine(gradients(estimator, state, probes), wanted)
 
-        xs = (linearizations, wanted, jax.random.split(key, along.steps))
+        xs = (segments, wanted, jax.random.split(key, along.steps // segment_length))
         state, cosines = jax.lax.scan(step, estimator.init(along.structure), xs)
         got = gradients(estimator, state, everything)
         projected = jnp.sum(directions * got, axis=(1, 2))
@@ -312,7 +330,8 @@ def _draw(
         return jnp.sum(got, axis=0), jnp.sum(squared), projected, jnp.sum(cosines, axis=0)
 
     keys = _chunks(draws, seed)
-    given = (along.linearizations, exact.gradients, exact.influence)
+    wanted = exact.gradients[segment_length - 1 :: segment_length]
+    given = (in_segments(along, segment_length), wanted, exact.influence)
     chunks = [[np.asarray(x) for x in chunk(k, given)] for k in keys]
     got, squared, projected, cosines = zip(*chunks)
     count = keys.size
@@ -348,38 +367,39 @@ def _cosine(got: Array, wanted: Array) -> Array:
     return jnp.mean(jnp.sum(got * wanted, axis=1) / jnp.where(norms > 0, norms, 1))
 
 
-def _flops(estimator: InfluenceEstimator, along: Trajectory) -> float:
-    """Of a push and a pull, before XLA optimizes."""
+def _flops(estimator: InfluenceEstimator, along: Trajectory, segment_length: int) -> float:
+    """Of a push and a pull for each step, before XLA optimizes."""
     structure = along.structure
     state = jax.eval_shape(lambda: estimator.init(structure))
     cotangent = jax.ShapeDtypeStruct((structure.batch_size, structure.state_size), structure.dtype)
-    linearization = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), along.linearizations
+    steps = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct((segment_length, *x.shape[1:]), x.dtype),
+        along.linearizations,
     )
 
-    def step(state: Any, linearization: Linearization, cotangent: Array) -> Any:
+    def step(state: Any, steps: Linearization, cotangent: Array) -> Any:
         pulled = estimator.pull(state, cotangent)
-        return estimator.push(state, linearization, jax.random.key(0)), pulled
+        return estimator.push(state, compose(steps), jax.random.key(0)), pulled
 
-    cost = jax.jit(step).lower(state, linearization, cotangent).cost_analysis() or {}
-    return float(cost.get("flops", 0.0))
+    cost = jax.jit(step).lower(state, steps, cotangent).cost_analysis() or {}
+    return float(cost.get("flops", 0.0)) / segment_length
 
 
 def _race(along: Trajectory, rounds: int) -> _Race:
     """What times an estimator along a trajectory: (time over that of `kf_rtrl`, seconds of a step)."""
     try:
-        floor = _work(estimators.kf_rtrl(), along)
+        floor = _work(estimators.kf_rtrl(), along, 1)
     except UnsupportedCellError:
-        return lambda estimator: (None, None)
+        return lambda estimator, segment_length: (None, None)
 
-    def race(estimator: InfluenceEstimator) -> tuple[float, float]:
-        samples = timing.alternate(_work(estimator, along), floor, rounds)
+    def race(estimator: InfluenceEstimator, segment_length: int) -> tuple[float, float]:
+        samples = timing.alternate(_work(estimator, along, segment_length), floor, rounds)
         return timing.ratios(samples)[0], timing.median(seconds for seconds, _ in samples)
 
     return race
 
 
-def _work(estimator: InfluenceEstimator, along: Trajectory) -> timing.Work:
+def _work(estimator: InfluenceEstimator, along: Trajectory, segment_length: int) -> timing.Work:
     structure = along.structure
     cotangent = jnp.ones((structure.batch_size, structure.state_size), structure.dtype)
     first = estimator.init(structure)
@@ -389,10 +409,12 @@ def _work(estimator: InfluenceEstimator, along: Trajectory) -> timing.Work:
         def step(carry: Any, xs: tuple[Linearization, Array]) -> tuple[Any, None]:
             state, total = carry
             total = jax.tree.map(jnp.add, total, estimator.pull(state, cotangent))
-            return (estimator.push(state, *xs), total), None
+            steps, key = xs
+            return (estimator.push(state, compose(steps), key), total), None
 
         total = jax.tree.map(jnp.zeros_like, estimator.pull(first, cotangent))
         return jax.lax.scan(step, (first, total), (linearizations, keys))[0]
 
-    keys = jax.random.split(jax.random.key(0), along.steps)
-    return timing.Work(lambda: run(along.linearizations, keys, cotangent), along.steps)
+    keys = jax.random.split(jax.random.key(0), along.steps // segment_length)
+    segments = in_segments(along, segment_length)
+    return timing.Work(lambda: run(segments, keys, cotangent), along.steps)

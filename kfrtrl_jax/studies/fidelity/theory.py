@@ -334,9 +334,10 @@ def _regime(along: Trajectory, width: int) -> Regime:
     late = jax.tree.map(lambda x: x[half:], along.linearizations)
     jacobian = jax.vmap(lambda j: j.dense())(late.jacobian)
     sizes = np.asarray(_spectral_norms(jacobian[:, 0]))
-    inputs = sum(np.sum(np.square(s.input), axis=(-2, -1)) for s in late.sites)
+    inputs = sum(np.sum(np.square(s.inputs), axis=(1, 2, 3)) for s in late.sites)
     derivatives = sum(
-        np.asarray(jax.vmap(lambda d: d.squared_norm())(s.derivative))[:, 0] for s in late.sites
+        np.asarray(jax.vmap(lambda d: d.squared_norms())(s.derivatives))[:, 0, 0]
+        for s in late.sites
     )
     return Regime(
         width,

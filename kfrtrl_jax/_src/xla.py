@@ -1,4 +1,4 @@
-"""Compilation under the options with which a training step runs fastest."""
+"""What is done for the compiler's sake, each trick with its reason; none of it changes a result."""
 
 from __future__ import annotations
 
@@ -8,10 +8,58 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from kfrtrl_jax._src import jax_internals
 
-# Or every step of a scan copies the influence, in fear that its reader comes too late.
+Array = jax.Array
+
+# Terms up to this number are added one by one.
+_FEW_TERMS = 64
+
+
+def materialized(x: Array) -> Array:
+    """`x`, which XLA writes to memory before anything reads it.
+
+    On CPUs XLA fuses what is cheap to compute into loops that read it many times over, and drops
+    optimization barriers before it does; a division counts as dear. The divisor is 1 (NaN where x is),
+    which XLA cannot know.
+    """
+    return x / jnp.where(x == x, 1, x)
+
+
+def norm(x: Array) -> Array:
+    """The norm of each lane of x: [B, ...], accumulated in at least float32."""
+    x = at_least_float32(x)
+    # Rows first, in a sum of their own: XLA makes one sum of two, and on CPUs that of a whole lane runs
+    # on one thread.
+    rows = materialized(jnp.sum(x * x, axis=-1))
+    return jnp.sqrt(jnp.sum(rows, axis=tuple(range(1, rows.ndim))))
+
+
+def at_least_float32(x: Array) -> Array:
+    """`x` in its own precision or in single precision, whichever is more: for sums of many terms."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def sum_of_first(x: Array) -> Array:
+    """The sum over the first axis, in one pass: XLA's own on CPUs takes several times as long."""
+    if len(x) > _FEW_TERMS:
+        return jnp.sum(x, axis=0)
+    return sum(x[1:], x[0])
+
+
+def outer_sum(left: Array, right: Array) -> Array:
+    """sum_t left_t right_t^T for [B, T, m] and [B, T, g]: [B, m, g].
+
+    Of one term it is no product for a library of products, which would take several times as long.
+    """
+    if left.shape[1] == 1:
+        return left[:, 0, :, None] * right[:, 0, None, :]
+    return jnp.einsum("btm,btg->bmg", left, right)
+
+
+# Or every step of a scan copies the influence: otherwise XLA cannot tell that all its readers are done.
 _IN_PLACE = {"xla_cpu_copy_insertion_use_region_analysis": True}
 # YNNPACK is the faster one for reductions and single products. Of a batch of products of some hundred
 # rows it makes use of one thread, where Eigen makes use of all.

@@ -5,9 +5,10 @@ import optax
 import pytest
 
 from kfrtrl_jax import estimators
-from kfrtrl_jax._src.learner import make_learner, predict
-from kfrtrl_jax._src.tasks.base import Batch
+from kfrtrl_jax.base import Batch
+from kfrtrl_jax.credit import dni
 from kfrtrl_jax.errors import UnsupportedCellError
+from kfrtrl_jax.learning import make_learner, predict
 from tests.trajectories import BATCH_SIZE, READOUT, SMALL_CELLS, flat, sequence
 
 STEPS = 12
@@ -48,8 +49,10 @@ def loss_of_sequence(cell, parameters, batches, first_step=0):
     return result
 
 
-@pytest.mark.parametrize("immediate", ["exact", "estimated"])
-@pytest.mark.parametrize("length", [1, 3])
+FORMS = [(1, "exact"), (3, "exact"), (1, "estimated")]
+
+
+@pytest.mark.parametrize(("length", "immediate"), FORMS)
 @pytest.mark.parametrize("cell", SMALL_CELLS)
 def test_rtrl_equals_backpropagation_through_the_whole_past(cell, length, immediate):
     """The gradients of all segments, with fixed parameters, add up to that of full BPTT."""
@@ -101,8 +104,7 @@ def test_truncated_equals_backpropagation_inside_the_segment():
     np.testing.assert_allclose(flat(gradient), flat(jax.grad(loss)(state.parameters)), atol=1e-12)
 
 
-@pytest.mark.parametrize("immediate", ["exact", "estimated"])
-@pytest.mark.parametrize("length", [1, 3])
+@pytest.mark.parametrize(("length", "immediate"), FORMS)
 def test_kf_rtrl_gradient_is_unbiased(length, immediate):
     """The mean over keys of the gradient of the last segment is RTRL's, in either form."""
     cell = SMALL_CELLS["recurrent_highway"]
@@ -169,7 +171,18 @@ def test_papers_form_refuses_an_output_that_needs_more_than_the_carry():
 
 @pytest.mark.parametrize(
     ("kwargs", "message"),
-    [({"segment_length": 0}, "at least 1"), ({"immediate": "both"}, "exact")],
+    [
+        ({"segment_length": 0}, "at least 1"),
+        ({"immediate": "both"}, "exact"),
+        ({"segment_length": 4, "update_every": 3}, "update_every must divide segment_length"),
+        ({"segment_length": 4, "update_every": 0}, "update_every must divide segment_length"),
+        ({"segment_length": 4, "window": 6}, "window must be a multiple of segment_length"),
+        ({"segment_length": 4, "window": 2}, "window must be a multiple of segment_length"),
+        ({"segment_length": 2, "immediate": "estimated"}, "needs segment_length=1"),
+        ({"window": 2, "immediate": "estimated"}, "needs segment_length=1 and window=1"),
+        ({"segment_length": 2, "update_every": 1, "credit": dni()}, "a credit closes a segment"),
+        ({"window": 2, "credit": dni()}, "a credit closes a segment"),
+    ],
 )
 def test_bad_arguments_are_refused(kwargs, message):
     with pytest.raises(ValueError, match=message):

@@ -1,0 +1,1 @@
+"""A cell, a readout, a loss, an estimator and an optimizer, put together."""

@@ -1,0 +1,94 @@
+"""The form that also goes on into the future, by a credit's share.
+
+Parameters in one segment and a loss in a later one meet twice: through the influence in the later one,
+through the credit in the earlier one. The shares add up to 1, so with both exact the sum over segments
+is the exact gradient. With share 1 the estimator is out of use.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from kfrtrl_jax._src.base import Array, Batch, CreditEstimator, Key
+from kfrtrl_jax._src.composition import compose
+from kfrtrl_jax._src.learning import trees
+from kfrtrl_jax._src.learning.exact import linearized
+from kfrtrl_jax._src.learning.recovery import make_forget, pull
+from kfrtrl_jax._src.learning.types import LearnerState, Model
+from kfrtrl_jax._src.learning.unroll import SegmentGradient, Unrolled
+
+
+def run_segment(
+    model: Model,
+    credit: CreditEstimator,
+    share: float | None,
+    state: LearnerState,
+    segment: Batch,
+    key: Key,
+) -> tuple[Any, LearnerState, Array]:
+    """(the gradient, the state after the segment, its losses [K, B]).
+
+    Args:
+      model: what is trained.
+      credit: of the states.
+      share: the credit's, if its value is known: where it is 1 the estimator is left out.
+      state: before the segment.
+      segment: its batches.
+      key: for the estimator.
+    """
+    inside, credit_state = _with_credit(model, credit, share, state, segment)
+    gradient, influence = inside.gradient, state.influence
+    begins = segment.reset.at[0].set(segment.reset[0] | state.fresh)
+    if share != 1:
+        forget = make_forget(model.estimator, model.linearizer.structure)
+        cotangent = jnp.where(state.fresh[:, None], 0, inside.cotangent)
+        starts = jnp.any(begins, axis=0)
+        influence, past = pull(model.estimator, forget, influence, cotangent, begins[0], starts)
+        by_past = model.linearizer.gradient(state.parameters["cell"], past)
+        gradient = {**gradient, "cell": trees.add(gradient["cell"], by_past)}
+    steps = linearized(model, state.parameters, inside.seen.starts, segment, begins)
+    new = state._replace(
+        carry=inside.seen.carry,
+        influence=model.estimator.push(influence, compose(steps), key),
+        fresh=jnp.zeros_like(state.fresh),
+        credit=credit_state,
+    )
+    return gradient, new, inside.losses
+
+
+def _with_credit(
+    model: Model,
+    credit: CreditEstimator,
+    share: float | None,
+    state: LearnerState,
+    segment: Batch,
+) -> tuple[SegmentGradient, Any]:
+    """The gradient inside the segment with the credit's part, and the credit after it has learned."""
+    unrolled = Unrolled(model, state.parameters, state.carry, segment)
+    flatten = model.linearizer.flatten
+
+    def ends(variables: Any, floats: Any) -> tuple[tuple[Array, Array], Any]:
+        losses, seen = unrolled.losses(variables, floats)
+        return (losses, flatten(seen.carry)), seen
+
+    (losses, end), pullback, seen = jax.vjp(ends, unrolled.variables, unrolled.floats, has_aux=True)
+    future = credit.predict(state.credit, end).astype(end.dtype)
+    ones, nothing = jnp.ones_like(losses), jnp.zeros_like(end)
+    if share == 1:
+        gradient, start = pullback((ones, future))
+        past = jax.tree.map(jnp.zeros_like, start)
+    else:
+        gradient, past = pullback((ones, nothing))
+        late, start = pullback((jnp.zeros_like(losses), future))
+        gradient = trees.add(gradient, trees.scaled(late, credit.share))
+        start = trees.add(past, start)
+        past = trees.scaled(past, (1 - credit.share) / losses.size)
+    target = unrolled.by_state(start)
+    # At the very start of a sequence it may be infinite; nobody asks for the credit there.
+    target = jnp.where(state.fresh[:, None] & ~jnp.isfinite(target), 0, target)
+    new = credit.update(state.credit, flatten(state.carry), target)
+    gradient = unrolled.by_parameters(trees.scaled(gradient, 1 / losses.size), seen.data)
+    return SegmentGradient(gradient, unrolled.by_state(past), losses, seen), new

@@ -1,0 +1,224 @@
+"""`make_learner`: from the parts to `init` and `step`."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from kfrtrl_jax._src import jax_internals
+from kfrtrl_jax._src.base import Array, Cell, CreditEstimator, InfluenceEstimator, Key
+from kfrtrl_jax._src.errors import UnsupportedCellError
+from kfrtrl_jax._src.lanes import initial_lanes
+from kfrtrl_jax._src.learning import credited, estimated, exact, kept, trees
+from kfrtrl_jax._src.learning.types import (
+    Learner,
+    LearnerState,
+    Loss,
+    Model,
+    Parameters,
+    StepMetrics,
+)
+from kfrtrl_jax._src.linearization import self_check
+from kfrtrl_jax._src.linearization.linearizer import make_linearizer
+from kfrtrl_jax._src.readouts import Readout
+
+
+def predict(
+    cell: Cell, readout: Readout, parameters: Parameters, carry: Any, x: Any
+) -> tuple[Any, Array]:
+    """One step of one lane without learning: (new carry, prediction)."""
+    carry, output = cell.step(parameters["cell"], carry, x)
+    return carry, readout.apply(parameters["readout"], output)
+
+
+def make_learner(
+    cell: Cell,
+    readout: Readout,
+    estimator: InfluenceEstimator,
+    optimizer: optax.GradientTransformation,
+    *,
+    batch_size: int,
+    example_input: Any,
+    segment_length: int = 1,
+    update_every: int | None = None,
+    window: int | None = None,
+    immediate: Literal["exact", "estimated"] = "exact",
+    credit: CreditEstimator | None = None,
+    loss: Loss = optax.softmax_cross_entropy_with_integer_labels,
+    check: bool = True,
+) -> Learner:
+    """Makes a learner.
+
+    A step takes a segment of K time steps, in which the parameters are updated at the end of every U
+    steps. With immediate="exact" the gradient of an update is that of the mean loss over lanes and its
+    U time steps, exact along the kept steps (each as it was made, at the parameters of its time), and
+    continued into the time before them by the estimate of the influence matrix there. Once a segment
+    the influence is pushed over K steps. So U = 1 updates the parameters at every time step whatever K
+    is; `truncated()` makes it truncated backpropagation; and `truncated()` with K = U = 1 and a window
+    of L steps is TBPTT(L) with an update at every step.
+
+    With immediate="estimated", the papers' form, the loss at time t meets the estimate G~_t, which
+    already holds the step: the immediate Jacobian is then part of the noise.
+
+    With a credit, an estimate of what a state does to the losses after its segment, the gradient is
+
+        (backpropagation inside the segment) + (1 - share) (dL/ds at its start) G~ at its start
+            + share (credit at its end, pulled back through the segment).
+
+    Args:
+      cell: the recurrent network, for one lane.
+      readout: from the cell's output to predictions, for one lane.
+      estimator: of the cell's influence matrix.
+      optimizer: any optax transformation of {"cell": ..., "readout": ...}.
+      batch_size: B, the number of lanes.
+      example_input: one lane's input x, for its shape and type.
+      segment_length: K, time steps for each push of the influence.
+      update_every: U, time steps for each update, a divisor of K; K if None.
+      window: how many steps are kept, a multiple of K; K if None. The oldest K of them are pushed when
+        K new ones have come, so the exact part of a gradient reaches back between window - K and window
+        steps from the first of an update's own.
+      immediate: "exact" or "estimated", see above; "estimated" needs K = 1.
+      credit: of states for the losses after their segment, see above; it costs a second backward pass
+        through the segment, and none where its share is the constant 1. It needs U = K and a window
+        of K.
+      loss: (prediction, target) -> scalar in nats, for one lane.
+      check: whether to compare the cell's linearization with `jax.vjp` first, once, which takes a
+        second or two (see `linearization.check`). Inside a function that JAX is tracing it is left out.
+
+    Raises:
+      ValueError: if a length is not as it must be, immediate unknown or "estimated" beside a credit, or
+        the credit's share outside [0, 1].
+      UnsupportedCellError: if the cell has no structure that the estimator can use, cannot be
+        linearized, or does not pass the check.
+    """
+    lengths = _lengths(segment_length, update_every, window)
+    share = _check_forms(immediate, credit, lengths)
+    linearizer = make_linearizer(cell, example_input, batch_size)
+    # An estimator refuses a cell in its init: better now than when training starts.
+    jax.eval_shape(lambda: estimator.init(linearizer.structure))
+    if check and not jax_internals.is_tracing():
+        # Under `jax.vmap` the cell may hold what has no value to look at.
+        with contextlib.suppress(jax.errors.TracerArrayConversionError):
+            self_check.check(cell, example_input)
+    if immediate == "estimated" and linearizer.output_of is None:
+        raise UnsupportedCellError(
+            'immediate="estimated" needs a cell whose output is a function of its new carry alone; '
+            'use immediate="exact"'
+        )
+    model = Model(cell, linearizer, readout, loss, estimator, batch_size)
+
+    def init(key: Key) -> LearnerState:
+        cell_key, readout_key, key, *rest = jax.random.split(key, 3 if credit is None else 4)
+        parameters = {"cell": cell.init(cell_key), "readout": readout.init(readout_key)}
+        carry = initial_lanes(cell, batch_size)
+        inputs = jax.tree.map(lambda x: jnp.stack([jnp.asarray(x)] * batch_size), example_input)
+        ring = (
+            kept.empty(model, parameters["cell"], carry, inputs, lengths.window)
+            if lengths.earlier
+            else ()
+        )
+        return LearnerState(
+            parameters,
+            optimizer.init(trees.partition(parameters)[0]),
+            carry,
+            estimator.init(linearizer.structure),
+            key,
+            jnp.ones(batch_size, bool),
+            ring,
+            () if credit is None else credit.init(linearizer.structure, *rest),
+        )
+
+    def run(state: LearnerState, segment: Any, update: exact.Update) -> Any:
+        """(the gradients of its updates, stacked, the state after it, the losses [K, B])."""
+        key, own = jax.random.split(state.key)
+        state = state._replace(key=key)
+        if immediate == "exact" and credit is None:
+            return exact.run_segment(model, lengths, state, segment, own, update)
+        if credit is None:
+            gradient, state, losses = estimated.run_step(model, state, segment, own)
+        else:
+            gradient, state, losses = credited.run_segment(
+                model, credit, share, state, segment, own
+            )
+        return jax.tree.map(lambda g: g[None], gradient), update(state, gradient), losses
+
+    def updated(state: LearnerState, gradient: Any) -> LearnerState:
+        floats, constants = trees.partition(state.parameters)
+        # JAX's gradient by a complex number points the wrong way along its imaginary part.
+        descending = jax.tree.map(jnp.conj, gradient)
+        updates, optimizer_state = optimizer.update(descending, state.optimizer_state, floats)
+        parameters = trees.combine(optax.apply_updates(floats, updates), constants)
+        return state._replace(parameters=parameters, optimizer_state=optimizer_state)
+
+    def step(state: LearnerState, segment: Any) -> tuple[LearnerState, StepMetrics]:
+        gradients, state, losses = run(state, segment, updated)
+        norms = jax.vmap(optax.tree.norm)(gradients)
+        in_bits = jnp.mean(losses, axis=1) / math.log(2)
+        return state, StepMetrics(in_bits, jnp.mean(norms))
+
+    def gradient(state: LearnerState, segment: Any) -> tuple[Any, LearnerState, Array]:
+        gradients, state, losses = run(state, segment, lambda state, gradient: state)
+        if lengths.updates == 1:
+            gradients = jax.tree.map(lambda g: g[0], gradients)
+        return gradients, state, jnp.mean(losses, axis=1)
+
+    def diagnostics(state: LearnerState) -> dict[str, Array]:
+        named = {} if credit is None else credit.diagnostics(state.credit)
+        return {
+            **estimator.diagnostics(state.influence),
+            **{f"credit/{name}": value for name, value in named.items()},
+        }
+
+    return Learner(init, step, gradient, diagnostics, linearizer)
+
+
+def _lengths(segment_length: int, update_every: int | None, window: int | None) -> exact.Lengths:
+    update_every = segment_length if update_every is None else update_every
+    window = segment_length if window is None else window
+    if segment_length < 1:
+        raise ValueError(f"segment_length must be at least 1, got {segment_length}")
+    if update_every < 1 or segment_length % update_every:
+        raise ValueError(
+            f"update_every must divide segment_length, got {update_every} and {segment_length}"
+        )
+    if window < segment_length or window % segment_length:
+        raise ValueError(
+            f"window must be a multiple of segment_length, got {window} and {segment_length}"
+        )
+    return exact.Lengths(segment_length, update_every, window)
+
+
+def _check_forms(
+    immediate: str, credit: CreditEstimator | None, lengths: exact.Lengths
+) -> float | None:
+    """Refuses what does not go together; the credit's share, if its value is known."""
+    if immediate not in ("exact", "estimated"):
+        raise ValueError(f'immediate must be "exact" or "estimated", got {immediate!r}')
+    if immediate == "estimated" and credit is not None:
+        raise ValueError(
+            'a credit is pulled back through the segment, which immediate="estimated" does not '
+            'backpropagate through; use immediate="exact"'
+        )
+    if immediate == "estimated" and lengths.window > 1:
+        raise ValueError(
+            'immediate="estimated" pushes the influence at every step and keeps none: it needs '
+            f"segment_length=1 and window=1, got {lengths.segment} and {lengths.window}"
+        )
+    if credit is None:
+        return None
+    if not lengths.update == lengths.segment == lengths.window:
+        raise ValueError(
+            "a credit closes a segment that is one update: it needs update_every and window equal to "
+            f"segment_length, got {lengths.update}, {lengths.window} and {lengths.segment}"
+        )
+    # A share that is an array may be a tracer, which has no value to look at.
+    if isinstance(credit.share, jax.Array):
+        return None
+    if not 0 <= credit.share <= 1:
+        raise ValueError(f"the share of a credit must be in [0, 1], got {credit.share}")
+    return credit.share

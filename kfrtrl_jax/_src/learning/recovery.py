@@ -1,0 +1,98 @@
+"""Lanes whose influence has become infinite, after an infinite derivative.
+
+Such a lane is lost until it starts anew. Then J = 0 is no help, as 0 times infinity is no number: its
+influence is chosen to be 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from kfrtrl_jax._src.base import Array, InfluenceEstimator, SiteGradients, Structure
+
+Forget = Callable[[Any, Array], Any]
+
+
+def make_forget(estimator: InfluenceEstimator, structure: Structure) -> Forget | None:
+    """A function (estimator's state, lanes [B]) -> the state with these lanes as at the start.
+
+    None for a state without lanes. Which axis of an array the lanes are on is told by how its shape
+    grows with B.
+    """
+    one_more = structure._replace(batch_size=structure.batch_size + 1)
+    shapes, larger = (jax.eval_shape(lambda s=s: estimator.init(s)) for s in (structure, one_more))
+
+    def axis_of(a: Any, b: Any) -> int:
+        return next((i for i, (x, y) in enumerate(zip(a.shape, b.shape)) if x != y), -1)
+
+    axes = jax.tree.map(axis_of, shapes, larger)
+    if all(axis < 0 for axis in jax.tree.leaves(axes)):
+        return None
+
+    def forget(state: Any, lanes: Array) -> Any:
+        def leaf(axis: int, new: Array, old: Array) -> Array:
+            if axis < 0:
+                return old
+            return jnp.where(
+                jnp.expand_dims(lanes, [i for i in range(old.ndim) if i != axis]), new, old
+            )
+
+        return jax.tree.map(leaf, axes, estimator.init(structure), state)
+
+    return forget
+
+
+def pull(
+    estimator: InfluenceEstimator,
+    forget: Forget | None,
+    influence: Any,
+    cotangent: Array,
+    started: Array,
+    starts: Array,
+) -> tuple[Any, SiteGradients]:
+    """c^T G, and the influence that learning goes on with: without lost lanes, if there are any.
+
+    Args:
+      estimator: of the influence.
+      forget: from `make_forget`.
+      influence: the estimator's state.
+      cotangent: c, [B, n].
+      started: the lanes that have started anew since, before what c is the derivative of, [B].
+      starts: the lanes that have started anew since at all, [B].
+    """
+    found = influence, estimator.pull(influence, cotangent)
+    if forget is None:
+        return found
+
+    def without_lost_lanes() -> tuple[Any, SiteGradients]:
+        # What nothing depends on has no part in the gradient, however infinite it is.
+        unused = jnp.all(cotangent == 0, axis=1)
+        first = forget(influence, started | unused)
+        return forget(influence, starts), estimator.pull(first, cotangent)
+
+    return recovered(found, without_lost_lanes)
+
+
+def recovered(found: tuple[Any, SiteGradients], again: Callable[[], Any]) -> Any:
+    """What was found, (influence, gradient), or where the gradient is not finite what `again` finds."""
+    gradients = [jnp.all(jnp.isfinite(g)) for g in found[1]]
+    if not gradients:
+        return found
+    lost = _anywhere(~jnp.all(jnp.stack(gradients)))
+    return jax.lax.cond(lost, again, lambda: found)
+
+
+@jax.custom_batching.custom_vmap
+def _anywhere(x: Array) -> Array:
+    """Whether x is true, in any of the runs that `jax.vmap` makes one: a conditional stays one."""
+    return jnp.any(x)
+
+
+@_anywhere.def_vmap
+def _anywhere_in_batch(axis_size: int, in_batched: Any, x: Array) -> tuple[Array, bool]:
+    del axis_size, in_batched
+    return _anywhere(x), False

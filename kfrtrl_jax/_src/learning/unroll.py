@@ -1,0 +1,139 @@
+"""Some steps of a model, and backpropagation through them.
+
+The cell's parameters are constants in the loop: the loss is differentiated by taps on the
+pre-activations, which gives one product per site for all steps (see `linearization.taps`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from kfrtrl_jax._src.base import Array, Batch
+from kfrtrl_jax._src.lanes import restarted
+from kfrtrl_jax._src.learning import trees
+from kfrtrl_jax._src.learning.types import Model, Parameters
+
+
+class Seen(NamedTuple):
+    """What is left of an unrolled segment beside its losses.
+
+    Attributes:
+      carry: at its end, [B, ...].
+      starts: the carries that its steps start from, [U, B, ...].
+      data: what the weights of each site meet at each step, see `linearization.taps`.
+    """
+
+    carry: Any
+    starts: Any
+    data: Any
+
+
+class SegmentGradient(NamedTuple):
+    """Backpropagation through a segment of U steps.
+
+    Attributes:
+      gradient: of the mean loss over lanes and steps, by the parameters, inside the segment.
+      cotangent: its derivative by the state before the segment, [B, n].
+      losses: [U, B], in nats.
+      seen: the rest.
+    """
+
+    gradient: Parameters
+    cotangent: Array
+    losses: Array
+    seen: Seen
+
+
+@dataclasses.dataclass(frozen=True)
+class Unrolled:
+    """A segment as a function to differentiate.
+
+    Attributes:
+      model: what is trained.
+      parameters: {"cell": ..., "readout": ...}.
+      carry: before the segment, [B, ...].
+      segment: its batches, [U, B].
+    """
+
+    model: Model
+    parameters: Parameters
+    carry: Any
+    segment: Batch
+
+    @property
+    def length(self) -> int:
+        """U."""
+        return len(self.segment.reset)
+
+    @property
+    def variables(self) -> Any:
+        """What the losses are differentiated by: for the cell's parameters, taps."""
+        taps = self.model.linearizer.taps
+        shape = self.segment.reset.shape
+        return {
+            "taps": [jnp.zeros((*shape, *z.shape), z.dtype) for z in taps.zeros],
+            "live": taps.live_leaves(self.parameters["cell"]),
+            "readout": trees.partition(self.parameters["readout"])[0],
+        }
+
+    @property
+    def floats(self) -> Any:
+        """The leaves of the carry that have derivatives."""
+        return trees.partition(self.carry)[0]
+
+    def losses(self, variables: Any, floats: Any) -> tuple[Array, Seen]:
+        """The losses, [U, B], for variables and for the floats of the carry before the segment."""
+        model, taps = self.model, self.model.linearizer.taps
+        readout = trees.combine(
+            variables["readout"], trees.partition(self.parameters["readout"])[1]
+        )
+
+        def advance(carry: Any, x: Any, step_taps: Any) -> tuple[Any, Any, Any]:
+            return taps.step(self.parameters["cell"], variables["live"], carry, x, step_taps)
+
+        def one(carry: Any, step: tuple[Batch, Any]) -> tuple[Any, tuple[Any, Any, Any]]:
+            batch, step_taps = step
+            start = restarted(model.cell, carry, batch.reset)
+            new, output, data = jax.vmap(advance)(start, batch.inputs, step_taps)
+            return new, (start, output, data)
+
+        def loss_of(output: Any, target: Any) -> Array:
+            return model.loss(model.readout.apply(readout, output), target)
+
+        carry = trees.combine(floats, trees.partition(self.carry)[1])
+        carry, (starts, outputs, data) = trees.scan(
+            one, carry, (self.segment, variables["taps"]), self.length
+        )
+        # The readout of all steps at once, outside of the loop.
+        losses = jax.vmap(jax.vmap(loss_of))(outputs, self.segment.targets)
+        return losses, Seen(carry, starts, data)
+
+    def by_parameters(self, gradient: Any, data: Any) -> Parameters:
+        """The gradient by the parameters, of that by the variables."""
+        linearizer = self.model.linearizer
+        sites = linearizer.taps.site_gradients(data, gradient["taps"])
+        cell = linearizer.gradient(self.parameters["cell"], sites, gradient["live"])
+        return {"cell": cell, "readout": gradient["readout"]}
+
+    def by_state(self, floats: Any) -> Array:
+        """The derivatives by the state, [B, n], of those by the floats of the carry."""
+        rest = trees.partition(self.carry)[1]
+        return self.model.linearizer.flatten_cotangent(trees.combine(floats, rest))
+
+
+def backpropagate(unrolled: Unrolled) -> SegmentGradient:
+    """The gradient inside a segment, and what goes on into the past."""
+
+    def mean(variables: Any, floats: Any) -> tuple[Array, tuple[Array, Seen]]:
+        losses, seen = unrolled.losses(variables, floats)
+        return jnp.sum(losses) / losses.size, (losses, seen)
+
+    (by_variables, by_floats), (losses, seen) = jax.grad(mean, argnums=(0, 1), has_aux=True)(
+        unrolled.variables, unrolled.floats
+    )
+    gradient = unrolled.by_parameters(by_variables, seen.data)
+    return SegmentGradient(gradient, unrolled.by_state(by_floats), losses, seen)

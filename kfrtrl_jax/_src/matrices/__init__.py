@@ -1,0 +1,39 @@
+"""The matrices that Jacobians are made of, a kind each, and what they are put together to.
+
+Sizes are static, so is the place of every entry that can be non-zero; leading axes (terms, lanes) are
+free, so the same code serves one lane inside `vmap` and a whole batch.
+"""
+
+from kfrtrl_jax._src.matrices.banded import Banded, places_of_bands
+from kfrtrl_jax._src.matrices.block_columns import BlockColumns, FactoredTerm
+from kfrtrl_jax._src.matrices.composed import Composed
+from kfrtrl_jax._src.matrices.dense import Dense
+from kfrtrl_jax._src.matrices.index import Index, runs, spans, take
+from kfrtrl_jax._src.matrices.operations import (
+    Matrix,
+    compose,
+    side_by_side,
+    through_weights,
+    total,
+)
+from kfrtrl_jax._src.matrices.terms import Terms, single
+
+__all__ = [
+    "Banded",
+    "BlockColumns",
+    "Composed",
+    "Dense",
+    "FactoredTerm",
+    "Index",
+    "Matrix",
+    "Terms",
+    "compose",
+    "places_of_bands",
+    "runs",
+    "side_by_side",
+    "single",
+    "spans",
+    "take",
+    "through_weights",
+    "total",
+]

@@ -1,0 +1,222 @@
+"""Jacobians by the state: a block of columns for each leaf of the carry, sums of products not made."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from kfrtrl_jax._src.matrices.banded import Banded
+from kfrtrl_jax._src.matrices.dense import Dense
+from kfrtrl_jax._src.matrices.index import spans, take
+from kfrtrl_jax._src.matrices.operations import Matrix, through_weights, total
+
+Array = jax.Array
+
+# J times at most one vector for this many rows is cheaper by its factors than by J itself.
+_FEW_VECTORS = 16
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class FactoredTerm:
+    """A term left @ weights.T @ right of a block, not multiplied out.
+
+    Attributes:
+      left: n x g.
+      weights: [m, g], the same in all lanes; None until they are known.
+      right: m x columns.
+      block: static: which block of columns it is a term of.
+    """
+
+    left: Banded
+    weights: Any
+    right: Matrix
+    block: int = dataclasses.field(metadata={"static": True})
+
+    def multiplied_out(self) -> Matrix:
+        """The term itself, [..., n, columns]."""
+        return through_weights(self.left, self.weights, self.right)
+
+    def times(self, x: Array) -> Array:
+        """The product with x: [..., columns, k], giving [..., n, k]."""
+        inputs = jnp.swapaxes(self.right.times(x), -1, -2)
+        return self.left.times(jnp.swapaxes(inputs @ self.weights, -1, -2))
+
+    def vector_times(self, v: Array) -> Array:
+        """The product of v: [..., n] with the term, giving [..., columns]."""
+        return self.right.vector_times(self.left.vector_times(v) @ self.weights.T)
+
+    def entries_at(self, rows: np.ndarray) -> Array:
+        """The entry of each column at a row of its own, for a banded right: [..., columns]."""
+        assert isinstance(self.right, Banded)
+        terms = []
+        for i, inputs in enumerate(self.right.rows_of_columns()):
+            right = take(self.right.values[..., i, :], inputs, axis=-1)
+            for j, columns in enumerate(self.left.columns.array):
+                outputs = columns[rows]
+                present = (inputs >= 0) & (outputs >= 0)
+                weights = self.weights[np.maximum(inputs, 0), np.maximum(outputs, 0)]
+                left = take(self.left.values[..., j, :], rows, axis=-1)
+                terms.append(jnp.where(present, left * weights * right, 0))
+        return sum(terms[1:], terms[0])
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class BlockColumns:
+    """A matrix in blocks of columns, one block for each leaf of the carry.
+
+    Each block is a matrix and a sum of factored terms. Products with few vectors use only these; the
+    blocks are multiplied out where they are asked for.
+
+    Attributes:
+      rest: the blocks from left to right less the factored terms, each with all rows.
+      products: the factored terms.
+    """
+
+    rest: tuple[Matrix, ...]
+    products: tuple[FactoredTerm, ...] = ()
+
+    @property
+    def blocks(self) -> tuple[Matrix, ...]:
+        """The blocks multiplied out: sums of the terms, each written once."""
+        if not self.products:
+            return self.rest
+        return tuple(
+            total(
+                [block, *(p.multiplied_out() for p in self.products if p.block == i)], *block.shape
+            )
+            for i, block in enumerate(self.rest)
+        )
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(rows, columns)."""
+        return self.rest[0].shape[0], sum(block.shape[1] for block in self.rest)
+
+    @property
+    def _columns(self) -> list[tuple[int, int]]:
+        return spans(block.shape[1] for block in self.rest)
+
+    def times(self, x: Array) -> Array:
+        """The product with x: [..., n, k], giving [..., n, k]."""
+        if self.products and x.shape[-1] * _FEW_VECTORS <= x.shape[-2]:
+            return self.times_few(x)
+        return _times(self.blocks, x)
+
+    def times_few(self, x: Array) -> Array:
+        """As `times`, by the factors: for a few vectors."""
+        result = _times(self.rest, x)
+        for p in self.products:
+            start, stop = self._columns[p.block]
+            result = result + p.times(x[..., start:stop, :])
+        return result
+
+    def times_blocks(self, blocks: Sequence[Array]) -> tuple[Array, ...]:
+        """The product with x, for x and the product in blocks of rows, as many as blocks of columns.
+
+        No block is cut out of x or put into the result.
+
+        Args:
+          blocks: [..., columns of a block, k].
+        """
+        return tuple(
+            _sum_of_products(self.rows(start, stop).blocks, blocks)
+            for start, stop in spans(x.shape[-2] for x in blocks)
+        )
+
+    def times_vector(self, v: Array) -> Array:
+        """The product with v: [..., n], giving [..., n]."""
+        return self.times(v[..., None])[..., 0]
+
+    def vector_times(self, v: Array) -> Array:
+        """The product of v: [..., n] with this matrix, giving [..., n], by the factors."""
+        parts = [block.vector_times(v) for block in self.rest]
+        for p in self.products:
+            parts[p.block] = parts[p.block] + p.vector_times(v)
+        return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=-1)
+
+    def dense(self) -> Array:
+        """[..., n, n]."""
+        blocks = [block.dense() for block in self.blocks]
+        return blocks[0] if len(blocks) == 1 else jnp.concatenate(blocks, axis=-1)
+
+    def diagonal(self) -> Array:
+        """[..., n]."""
+        factored = all(isinstance(p.right, Banded) for p in self.products)
+        blocks = self.rest if factored else self.blocks
+        starts = [start for start, _ in self._columns]
+        parts = [
+            _entries_at(block, start + np.arange(block.shape[1]))
+            for block, start in zip(blocks, starts)
+        ]
+        for p in self.products if factored else ():
+            rows = starts[p.block] + np.arange(p.right.shape[1])
+            parts[p.block] = parts[p.block] + p.entries_at(rows)
+        return jnp.concatenate(parts, axis=-1)
+
+    def scaled(self, scale: Array) -> BlockColumns:
+        """This matrix times a number for each lane, scale: [...]; 0 times anything is 0."""
+
+        def times_scale(matrix: Any) -> Any:
+            s = scale[..., None, None].astype(matrix.values.dtype)
+            return dataclasses.replace(matrix, values=jnp.where(s == 0, 0, s * matrix.values))
+
+        return BlockColumns(
+            tuple(times_scale(block) for block in self.rest),
+            tuple(dataclasses.replace(p, left=times_scale(p.left)) for p in self.products),
+        )
+
+    def kept(self, keep: Array) -> BlockColumns:
+        """This matrix, and 0 where keep, [...], is 0: even in place of what is not finite."""
+        return BlockColumns(
+            tuple(block.kept(keep) for block in self.rest),
+            tuple(
+                dataclasses.replace(p, left=p.left.kept(keep), right=p.right.kept(keep))
+                for p in self.products
+            ),
+        )
+
+    def rows(self, start: int, stop: int) -> BlockColumns:
+        """Some of its rows."""
+        if (start, stop) == (0, self.shape[0]):
+            return self
+        return BlockColumns(
+            tuple(block.rows(start, stop) for block in self.rest),
+            tuple(dataclasses.replace(p, left=p.left.rows(start, stop)) for p in self.products),
+        )
+
+
+def _entries_at(block: Matrix, rows: np.ndarray) -> Array:
+    """The entry of each column of a block at a row of its own: [..., columns]."""
+    columns = np.arange(len(rows))
+    if isinstance(block, Dense):
+        return block.values[..., rows, columns]
+    present = jnp.asarray(block.columns.array[:, rows] == columns)
+    return jnp.sum(jnp.where(present, block.values[..., rows], 0), axis=-2)
+
+
+def _times(blocks: Sequence[Matrix], x: Array) -> Array:
+    """The product of blocks of columns with x: [..., n, k]."""
+    if len(blocks) == 1:
+        return _sum_of_products(blocks, [x])
+    columns = spans(block.shape[1] for block in blocks)
+    return _sum_of_products(blocks, [x[..., start:stop, :] for start, stop in columns])
+
+
+def _sum_of_products(blocks: Sequence[Matrix], pieces: Sequence[Array]) -> Array:
+    """The sum of the products of blocks of columns with the rows that each multiplies."""
+    terms = [
+        block.times(piece)
+        for block, piece in zip(blocks, pieces)
+        if not (isinstance(block, Banded) and block.num_bands == 0)
+    ]
+    if not terms:
+        x = pieces[0]
+        return jnp.zeros((*x.shape[:-2], blocks[0].shape[0], x.shape[-1]), x.dtype)
+    return sum(terms[1:], terms[0])

@@ -1,0 +1,158 @@
+"""A dense matrix times a banded one, not multiplied out: what a step does to a later state."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from kfrtrl_jax._src.matrices.banded import Banded
+from kfrtrl_jax._src.matrices.dense import Dense
+from kfrtrl_jax._src.matrices.index import chosen, take
+from kfrtrl_jax._src.matrices.operations import compose
+from kfrtrl_jax._src.xla import at_least_float32
+
+Array = jax.Array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Composed:
+    """The product Q D of a dense matrix and a banded one.
+
+    Column c of it is a sum of as many columns of Q as column c of D has entries: norms and sums of
+    several such products take passes over Q, and no product of matrices.
+
+    Attributes:
+      left: Q, [..., rows, k].
+      right: D, k x columns. Its leading axes may be longer where those of Q are 1: one Q for several D.
+    """
+
+    left: Array
+    right: Banded
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(rows, columns)."""
+        return self.left.shape[-2], self.right.shape[1]
+
+    @property
+    def lead(self) -> tuple[int, ...]:
+        """The axes before those of the matrix."""
+        return self.right.lead
+
+    def dense(self) -> Array:
+        """[..., rows, columns]."""
+        return compose(Dense(self.left), self.right).values
+
+    def times(self, x: Array) -> Array:
+        """The product with x: [..., columns, k], giving [..., rows, k]."""
+        return self.left @ self.right.times(x)
+
+    def vector_times(self, v: Array) -> Array:
+        """The product of v: [..., rows] with this matrix, giving [..., columns]."""
+        return self.right.vector_times(jnp.einsum("...r,...rk->...k", v, self.left))
+
+    def squared_norm(self) -> Array:
+        """The squared Frobenius norm, [...], accumulated in at least float32."""
+        result = jnp.zeros(self.lead)
+        for partner, weights in self._pairs():
+            result = result + jnp.sum(weights * _column_products(self.left, partner), axis=-1)
+        return result
+
+    def column_squares(self) -> Array:
+        """The squared norm of each column, [..., columns], accumulated in at least float32."""
+        result = jnp.zeros((*self.lead, self.right.num_columns))
+        rows, values = self.right.rows_of_columns(), at_least_float32(self.right.values)
+        for i, first in enumerate(rows):
+            for j, second in enumerate(rows[: i + 1]):
+                both = (first >= 0) & (second >= 0)
+                if not both.any():
+                    continue
+                partner = np.full(self.right.shape[0], -1)
+                partner[first[both]] = second[both]
+                products = take(_column_products(self.left, partner), first, axis=-1)
+                product = take(values[..., i, :], first, -1) * take(values[..., j, :], second, -1)
+                result = result + (1 if i == j else 2) * product * products
+        return result
+
+    def row_squares(self) -> Array:
+        """The squared norm of each row, [..., rows], accumulated in at least float32."""
+        left = at_least_float32(self.left)
+        result = jnp.zeros((*self.lead, self.shape[0]))
+        for partner, weights in self._pairs():
+            other = left if _is_identity(partner) else take(left, partner, axis=-1)
+            result = result + jnp.einsum("...rk,...k->...r", left * other, weights)
+        return result
+
+    def _pairs(self) -> Iterator[tuple[np.ndarray, Array]]:
+        """The pairs of Q's columns that meet in a column of Q D, and how much, to get squared norms.
+
+        Yields:
+          For each column of Q its partner, [k], static, -1 for none, and the weight of their inner
+          product in |Q D|^2, [..., k].
+        """
+        rows, values = self.right.rows_of_columns(), at_least_float32(self.right.values)
+        found: list[tuple[np.ndarray, Array]] = []
+        for i, first in enumerate(rows):
+            for j, second in enumerate(rows[: i + 1]):
+                both = (first >= 0) & (second >= 0)
+                if not both.any():
+                    continue
+                partner = np.full(self.right.shape[0], -1)
+                partner[first[both]] = second[both]
+                weight = values[..., i, :] * take(values[..., j, :], partner, axis=-1)
+                weight = weight if i == j else 2 * weight
+                for k, (other, sum_of_weights) in enumerate(found):
+                    agree = (other == partner) | (other < 0) | (partner < 0)
+                    if agree.all():
+                        found[k] = (np.maximum(other, partner), sum_of_weights + weight)
+                        break
+                else:
+                    found.append((partner, weight))
+        yield from found
+
+    def rows(self, start: int, stop: int) -> Composed:
+        """Some of its rows."""
+        if (start, stop) == (0, self.left.shape[-2]):
+            return self
+        return Composed(self.left[..., start:stop, :], self.right)
+
+    def kept(self, keep: Array) -> Composed:
+        """This matrix, and 0 where keep, [...], is 0: even in place of what is not finite."""
+        return Composed(chosen(self.left, keep), self.right.kept(keep))
+
+    def scaled(self, scale: Array) -> Composed:
+        """This matrix times numbers, scale: [...]."""
+        return Composed(self.left, self.right.scaled(scale))
+
+    def scale_columns(self, s: Array) -> Composed:
+        """This matrix times diag(s), s: [..., columns]."""
+        return Composed(self.left, self.right.scale_columns(s))
+
+    def entries_at(self, rows: np.ndarray, columns: np.ndarray) -> Array:
+        """Entries at static rows and columns of one shape, 0 where either is -1: [..., *shape]."""
+        result = jnp.zeros((*self.lead, *rows.shape), self.left.dtype)
+        for band, of_columns in enumerate(self.right.rows_of_columns()):
+            through = np.where(columns >= 0, of_columns[np.maximum(columns, 0)], -1)
+            present = (rows >= 0) & (through >= 0)
+            if not present.any():
+                continue
+            place = np.where(present, through, 0)
+            entries = self.left[..., np.where(present, rows, 0), place]
+            result = result + jnp.where(present, entries * self.right.values[..., band, place], 0)
+        return result
+
+
+def _is_identity(partner: np.ndarray) -> bool:
+    return bool(np.array_equal(partner, np.arange(len(partner))))
+
+
+def _column_products(left: Array, partner: np.ndarray) -> Array:
+    """The inner product of each column with its partner, 0 without one: [..., k]."""
+    left = at_least_float32(left)
+    other = left if _is_identity(partner) else take(left, partner, axis=-1)
+    return jnp.sum(left * other, axis=-2)

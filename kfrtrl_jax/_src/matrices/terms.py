@@ -1,0 +1,171 @@
+"""T matrices of one shape, in groups that are alike: the derivatives of a site's T uses."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from kfrtrl_jax._src.matrices.banded import Banded
+from kfrtrl_jax._src.matrices.composed import Composed
+from kfrtrl_jax._src.matrices.dense import Dense
+from kfrtrl_jax._src.matrices.index import runs
+from kfrtrl_jax._src.xla import sum_of_first
+
+Array = jax.Array
+Group = Dense | Banded | Composed
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Terms:
+    """Matrices D_1 .. D_T, n x g, for every lane.
+
+    Attributes:
+      groups: one or more, each a matrix of [*terms, B, n, g]; T counts the terms of all of them.
+    """
+
+    groups: tuple[Group, ...]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(n, g)."""
+        return self.groups[0].shape
+
+    @property
+    def counts(self) -> list[int]:
+        """How many terms each group has."""
+        return [math.prod(group.lead[:-1]) for group in self.groups]
+
+    @property
+    def count(self) -> int:
+        """T."""
+        return sum(self.counts)
+
+    def dense(self) -> Array:
+        """[B, T, n, g]."""
+        return self._side_by_side(lambda group: group.dense())
+
+    def squared_norms(self) -> Array:
+        """Squared Frobenius norms, [B, T], accumulated in at least float32."""
+        return self._side_by_side(lambda group: group.squared_norm())
+
+    def column_squares(self) -> Array:
+        """The squared norm of each column, [B, T, g], accumulated in at least float32."""
+        return self._side_by_side(lambda group: group.column_squares())
+
+    def row_squares(self) -> Array:
+        """The squared norm of each row, [B, T, n], accumulated in at least float32."""
+        return self._side_by_side(lambda group: group.row_squares())
+
+    def entries_at(self, rows: np.ndarray, columns: np.ndarray) -> Array:
+        """Entries at static rows and columns of one shape, 0 where either is -1: [B, T, *shape]."""
+        rows, columns = np.broadcast_arrays(rows, columns)
+        return self._side_by_side(lambda group: group.entries_at(rows, columns))
+
+    def times(self, x: Array) -> Array:
+        """D_t x_t for each t, for x: [B, T, g, k], giving [B, T, n, k]."""
+        pieces = iter(self._split(x))
+        return self._side_by_side(lambda group: group.times(next(pieces)))
+
+    def vector_times(self, v: Array) -> Array:
+        """v^T D_t for each t, for v: [B, n], giving [B, T, g]."""
+        return self._side_by_side(lambda group: group.vector_times(v))
+
+    def add_to(self, x: Array, scales: Array) -> Array:
+        """X + sum_t scale_t D_t, for x: [B, n, g] and scales: [B, T].
+
+        Where all D_t are banded no entry of x is touched but those of the bands.
+        """
+        for group, s in zip(self.groups, self._split(scales)):
+            x = _add_to(x, group, s)
+        return x
+
+    def add_to_each(self, x: Array, scales: Array) -> Array:
+        """X_i + sum_t scale_it D_t for each i, for x: [B, r, n, g] and scales: [B, r, T]."""
+        if self.count == 1 and not isinstance(self.groups[0], Composed):
+            # With an axis for r, not under vmap, which would move that of x to the front.
+            group = self.groups[0]
+            values = group.values.reshape(group.values.shape[-3:])[:, None]
+            return dataclasses.replace(group, values=values).add_to(x, scales[..., 0])
+        return x + jnp.einsum("brt,btng->brng", scales, self.dense())
+
+    def rows(self, start: int, stop: int) -> Terms:
+        """Some of their rows."""
+        return Terms(tuple(group.rows(start, stop) for group in self.groups))
+
+    def scaled(self, scales: Array) -> Terms:
+        """scale_t D_t for each t, for scales: [B, T]."""
+        pairs = zip(self.groups, self._split(scales))
+        return Terms(tuple(group.scaled(s) for group, s in pairs))
+
+    def _split(self, x: Array) -> list[Array]:
+        """What belongs to each group of x: [B, T, ...], each [*terms, B, ...]."""
+        stops = np.cumsum(self.counts)
+        return [
+            jnp.moveaxis(x[:, stop - count : stop], 1, 0).reshape(*group.lead, *x.shape[2:])
+            for group, count, stop in zip(self.groups, self.counts, stops)
+        ]
+
+    def _side_by_side(self, of_group: Callable[[Group], Array]) -> Array:
+        """[B, T, ...] of what is [*terms, B, ...] for each group."""
+        parts = []
+        for group in self.groups:
+            part, axes = of_group(group), len(group.lead)
+            flat = part.reshape(math.prod(group.lead[:-1]), *part.shape[axes - 1 :])
+            parts.append(jnp.moveaxis(flat, 0, 1))
+        return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=1)
+
+
+def single(matrix: Dense | Banded) -> Terms:
+    """One matrix [B, n, g] as the only term."""
+    return Terms((dataclasses.replace(matrix, values=matrix.values[None]),))
+
+
+def _add_to(x: Array, group: Group, scales: Array) -> Array:
+    """X + the sum of a group's terms, for scales [*terms, B]."""
+    if isinstance(group, Composed):
+        return x + _sum_of_composed(group.scaled(scales))
+    if math.prod(group.lead[:-1]) == 1:
+        one = dataclasses.replace(group, values=group.values.reshape(group.values.shape[-3:]))
+        return one.add_to(x, scales.reshape(-1))
+    if isinstance(group, Dense):
+        values = _flat(group.values)
+        return x + jnp.einsum("tb,tbng->bng", scales.reshape(values.shape[:2]), values)
+    total = sum_of_first(_flat(group.scaled(scales).values))
+    ones = jnp.ones(total.shape[:1], total.dtype)
+    return dataclasses.replace(group, values=total).add_to(x, ones)
+
+
+def _sum_of_composed(group: Composed) -> Array:
+    """The sum of all terms, [B, n, g], in one pass over the dense factors for each band."""
+    left, right = group.left, group.right
+    # Several banded factors of one dense one are added up first.
+    for axis in range(left.ndim - 3):
+        if left.shape[axis] == 1 < right.values.shape[axis]:
+            sums = jnp.sum(right.values, axis=axis, keepdims=True)
+            right = dataclasses.replace(right, values=sums)
+    left, values = _flat(left), _flat(right.values)
+    total: Array | None = None
+    for band, rows in enumerate(right.rows_of_columns()):
+        parts = []
+        for first, count in runs(rows):
+            if first < 0:
+                parts.append(jnp.zeros((*left.shape[1:3], count), left.dtype))
+                continue
+            here = slice(first, first + count)
+            parts.append(sum_of_first(left[..., here] * values[:, :, band, None, here]))
+        whole = parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=-1)
+        total = whole if total is None else total + whole
+    if total is None:
+        return jnp.zeros((*left.shape[1:3], right.num_columns), left.dtype)
+    return total
+
+
+def _flat(x: Array) -> Array:
+    """The axes of terms as one: [*terms, B, ., .] -> [T, B, ., .]."""
+    return x.reshape(math.prod(x.shape[:-3]), *x.shape[-3:])

@@ -1,0 +1,190 @@
+"""Any segment length, update interval and window, beside sums over pairs of steps."""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from kfrtrl_jax import estimators
+from kfrtrl_jax.base import Batch
+from tests.learning.test_learner import learner_of, segments
+from tests.trajectories import BATCH_SIZE, READOUT, SMALL_CELLS, flat, sequence
+
+STEPS = 12
+# (segment_length, update_every, window)
+LENGTHS = [(1, 1, 1), (4, 1, 4), (4, 2, 4), (4, 4, 4), (1, 1, 4), (2, 1, 6), (2, 2, 4), (12, 1, 12)]
+
+
+class Recorded(NamedTuple):
+    """The gradients that an optimizer was given and the parameters at that time, [updates, ...]."""
+
+    count: jax.Array
+    gradients: dict
+    parameters: dict
+
+
+def recorder(updates: int, learning_rate: float) -> optax.GradientTransformation:
+    """Gradient descent that remembers."""
+
+    def init(parameters):
+        many = jax.tree.map(lambda p: jnp.zeros((updates, *p.shape), p.dtype), parameters)
+        return Recorded(jnp.zeros((), int), many, many)
+
+    def update(gradient, state, parameters):
+        def put(many, one):
+            return jax.tree.map(lambda m, x: m.at[state.count].set(x), many, one)
+
+        new = Recorded(
+            state.count + 1, put(state.gradients, gradient), put(state.parameters, parameters)
+        )
+        return jax.tree.map(lambda g: -learning_rate * g, gradient), new
+
+    return optax.GradientTransformation(init, update)
+
+
+def learned(cell, estimator, lengths, learning_rate):
+    """(gradients, parameters) of all updates over a sequence in which a lane restarts."""
+    segment_length, update_every, window = lengths
+    learner = learner_of(
+        cell,
+        estimator,
+        recorder(STEPS // update_every, learning_rate),
+        segment_length=segment_length,
+        update_every=update_every,
+        window=window,
+    )
+    batches = segments(batches_of(), segment_length)
+    state, _ = jax.jit(lambda s, b: jax.lax.scan(learner.step, s, b))(
+        learner.init(jax.random.key(0)), batches
+    )
+    return state.optimizer_state.gradients, state.optimizer_state.parameters
+
+
+def batches_of():
+    inputs, targets, reset = sequence(STEPS)
+    # In the middle of a segment, whichever it is, and one step after another one's.
+    return Batch(inputs, targets, reset.at[5, 0].set(True).at[6, 0].set(True))
+
+
+def by_pairs_of_steps(cell, parameters, update_every, reach):
+    """For every update the sum over its losses and the steps j before each, as far as `reach`.
+
+    By `jax.vjp` of each step, lane by lane, at the parameters that the step was taken with.
+
+    Args:
+      cell: the cell.
+      parameters: at each step, [STEPS, ...].
+      update_every: losses for each update.
+      reach: (step t, step j) -> whether the loss at t goes back to j.
+    """
+    batches = batches_of()
+    at = [jax.tree.map(lambda p, t=t: p[t], parameters) for t in range(STEPS)]
+
+    gradients = []
+    total = jax.tree.map(jnp.zeros_like, at[0])
+    lanes = []
+    for lane in range(BATCH_SIZE):
+        carry, pullbacks = cell.initial_carry(), []
+        for t in range(STEPS):
+            if batches.reset[t, lane]:
+                carry = cell.initial_carry()
+            x = batches.inputs[t, lane]
+            (carry, output), pullback = jax.vjp(
+                lambda p, c, x=x: cell.step(p, c, x), at[t]["cell"], carry
+            )
+            pullbacks.append((pullback, carry, output))
+        lanes.append(pullbacks)
+    for t in range(STEPS):
+        for lane, pullbacks in enumerate(lanes):
+            target = batches.targets[t, lane]
+
+            def loss(readout, output, target=target):
+                logits = READOUT.apply(readout, output)
+                return optax.softmax_cross_entropy_with_integer_labels(logits, target)
+
+            by_readout, by_output = jax.grad(loss, argnums=(0, 1))(
+                at[t]["readout"], pullbacks[t][2]
+            )
+            total["readout"] = jax.tree.map(jnp.add, total["readout"], by_readout)
+            by_carry = jax.tree.map(jnp.zeros_like, pullbacks[t][1])
+            for j in range(t, -1, -1):
+                if not reach(t, j):
+                    break
+                by_cell, by_carry = pullbacks[j][0]((by_carry, by_output))
+                by_output = jnp.zeros_like(by_output)
+                total["cell"] = jax.tree.map(jnp.add, total["cell"], by_cell)
+                if batches.reset[j, lane]:
+                    break
+        if (t + 1) % update_every == 0:
+            gradients.append(flat(total) / update_every / BATCH_SIZE)
+            total = jax.tree.map(jnp.zeros_like, total)
+    return np.stack(gradients)
+
+
+def flat_updates(gradients):
+    return np.asarray(jax.vmap(flat)(gradients))
+
+
+def at_steps(parameters, update_every):
+    return jax.tree.map(lambda p: jnp.repeat(p, update_every, axis=0), parameters)
+
+
+@pytest.mark.parametrize("lengths", LENGTHS, ids=str)
+@pytest.mark.parametrize("cell", ["recurrent_highway", "lstm"])
+def test_rtrl_is_a_sum_over_pairs_of_steps(cell, lengths):
+    cell, update_every = SMALL_CELLS[cell], lengths[1]
+    gradients, parameters = learned(cell, estimators.rtrl(), lengths, learning_rate=0.5)
+    expected = by_pairs_of_steps(
+        cell, at_steps(parameters, update_every), update_every, lambda t, j: True
+    )
+    # The parameters have moved far enough for it to matter.
+    assert np.linalg.norm(flat_updates(parameters)[-1] - flat_updates(parameters)[0]) > 0.1
+    np.testing.assert_allclose(flat_updates(gradients), expected, atol=1e-10)
+
+
+@pytest.mark.parametrize("cell", ["vanilla", "gru", "deep_recurrent_highway"])
+def test_rtrl_of_other_cells_too(cell):
+    test_rtrl_is_a_sum_over_pairs_of_steps(cell, (4, 2, 8))
+
+
+@pytest.mark.parametrize("lengths", [*LENGTHS, (3, 1, 6)], ids=str)
+def test_truncated_reaches_back_as_far_as_the_window(lengths):
+    segment_length, update_every, window = lengths
+    cell = SMALL_CELLS["gru"]
+    gradients, parameters = learned(cell, estimators.truncated(), lengths, learning_rate=0.5)
+
+    def reach(t, j):
+        start_of_segment = t // segment_length * segment_length
+        return j >= start_of_segment - (window - segment_length)
+
+    expected = by_pairs_of_steps(cell, at_steps(parameters, update_every), update_every, reach)
+    np.testing.assert_allclose(flat_updates(gradients), expected, atol=1e-10)
+
+
+@functools.cache
+def backpropagated_through_everything():
+    cell = SMALL_CELLS["recurrent_highway"]
+    _, parameters = learned(cell, estimators.rtrl(), (1, 1, 1), learning_rate=0.0)
+    return by_pairs_of_steps(cell, parameters, 1, lambda t, j: True).sum(axis=0)
+
+
+@pytest.mark.parametrize("lengths", [(3, 1, 3), (4, 2, 8), (6, 3, 12)], ids=str)
+def test_with_fixed_parameters_it_is_backpropagation_through_time(lengths):
+    cell = SMALL_CELLS["recurrent_highway"]
+    gradients, _ = learned(cell, estimators.rtrl(), lengths, learning_rate=0.0)
+    total = flat_updates(gradients).sum(axis=0) * lengths[1]
+    np.testing.assert_allclose(total, backpropagated_through_everything(), atol=1e-10)
+
+
+def test_a_gradient_without_updates_has_one_for_each():
+    cell, lengths = SMALL_CELLS["recurrent_highway"], {"segment_length": 4, "update_every": 2}
+    learner = learner_of(cell, estimators.rtrl(), **lengths)
+    segment = jax.tree.map(lambda x: x[0], segments(batches_of(), 4))
+    gradients, _, losses = learner.gradient(learner.init(jax.random.key(0)), segment)
+    expected, _ = learned(cell, estimators.rtrl(), (4, 2, 4), learning_rate=0.0)
+    np.testing.assert_allclose(flat_updates(gradients), flat_updates(expected)[:2], atol=1e-12)
+    assert losses.shape == (4,)

@@ -1,0 +1,179 @@
+"""Many steps as one, beside the steps one by one."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from kfrtrl_jax import cells, estimators
+from kfrtrl_jax._src.composition import on_leak
+from kfrtrl_jax._src.matrices import Banded
+from kfrtrl_jax.cells import from_function
+from kfrtrl_jax.linearization import compose, make_linearizer
+from tests.trajectories import INPUT_SIZE, SMALL_CELLS, run
+
+STEPS = 5
+CELLS = {**SMALL_CELLS, "lru": cells.lru(input_size=INPUT_SIZE, hidden_size=4)}
+
+
+@functools.cache
+def steps_of(name):
+    """(structure, single steps); lane 1 starts anew in the middle."""
+    path = run(CELLS[name], STEPS)
+
+    @jax.jit
+    def linearize(carry, x, keep):
+        return path.linearizer.linearize(path.params, carry, x, keep)
+
+    one = [
+        linearize(*jax.tree.map(lambda x, t=t: x[t], (path.carries, path.inputs, path.keep)))
+        for t in range(STEPS)
+    ]
+    return path.linearizer.structure, one
+
+
+@functools.cache
+def dense(name):
+    """(J of all steps [B, n, n], Q_t D_t of every site [B, T, n, g]), in numpy."""
+    _, steps = steps_of(name)
+    jacobians = [np.asarray(step.jacobian.dense()) for step in steps]
+    q, found = np.broadcast_to(np.eye(jacobians[0].shape[-1]), jacobians[0].shape), []
+    for step, jacobian in zip(steps[::-1], jacobians[::-1]):
+        found.append([q @ np.asarray(site.derivatives.dense())[:, 0] for site in step.sites])
+        q = q @ jacobian
+    return q, [np.stack(of_site[::-1], axis=1) for of_site in zip(*found)]
+
+
+def pushed(estimator, structure, linearizations):
+    state = estimator.init(structure)
+    for i, linearization in enumerate(linearizations):
+        state = estimator.push(state, linearization, jax.random.key(i))
+    shape = (structure.batch_size, structure.state_size)
+    cotangents = jnp.eye(shape[0] * shape[1]).reshape(-1, *shape)
+    return jax.vmap(lambda c: estimator.pull(state, c))(cotangents)
+
+
+def close(got, want, atol=1e-12):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=atol), got, want)
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_the_jacobian_and_every_term_are_products_of_the_steps(name):
+    _, steps = steps_of(name)
+    whole = jax.jit(compose)(steps)
+    jacobian, terms = dense(name)
+    close(whole.jacobian.dense(), jacobian)
+    leaks = [np.asarray(step.leak.dense()) for step in steps]
+    close(whole.leak.dense(), functools.reduce(lambda first, then: then @ first, leaks))
+    close([site.derivatives.dense() for site in whole.sites], terms)
+    # Lane 1 starts anew at step 2: what came before has no part.
+    alive = np.ones((2, STEPS, 1))
+    alive[1, :2] = 0
+    for k, site in enumerate(whole.sites):
+        close(site.inputs, alive * jnp.concatenate([s.sites[k].inputs for s in steps], axis=1))
+    np.testing.assert_array_equal(whole.keep, [0, 0])  # both lanes begin within
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_vectors_go_step_by_step(name):
+    _, steps = steps_of(name)
+    whole = compose(steps)
+    jacobian, terms = dense(name)
+    rng = np.random.default_rng(0)
+    x, v = (rng.normal(size=(2, jacobian.shape[-1], *k)) for k in ((3,), ()))
+    close(whole.times(jnp.asarray(x)), jacobian @ x)
+    close(whole.vector_times(jnp.asarray(v)), [np.einsum("bn,btng->btg", v, d) for d in terms])
+    each = [rng.normal(size=(*d.shape[:2], d.shape[-1], 2)) for d in terms]
+    close(whole.times_each([jnp.asarray(e) for e in each]), [d @ e for d, e in zip(terms, each)])
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_composing_is_associative_and_takes_stacked_steps(name):
+    structure, steps = steps_of(name)
+    want = pushed(estimators.rtrl(), structure, steps)
+    nested = compose([compose(steps[:2]), steps[2], compose(steps[3:])])
+    stacked = compose(jax.tree.map(lambda *x: jnp.stack(x), *steps))
+    for linearizations in ([nested], [stacked], [compose(steps[:3]), compose(steps[3:])]):
+        close(pushed(estimators.rtrl(), structure, linearizations), want)
+    assert compose(steps[:1]) is steps[0]
+
+
+# A push of several steps is as much as so many pushes, for the estimators without noise.
+AS_SINGLES = {
+    "rtrl": estimators.rtrl(),
+    "snap": estimators.snap(),
+    "snap(2)": estimators.snap(2),
+    "e_prop": estimators.e_prop(),
+    "rflo": estimators.rflo(),
+    "diagonal_rtrl": estimators.diagonal_rtrl(2),
+    "sketched": estimators.sketched(rank=64),
+}
+REFUSED = {
+    "e_prop": {"deep_recurrent_highway"},
+    "rflo": {"deep_recurrent_highway"},
+    "diagonal_rtrl": set(SMALL_CELLS),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "estimator"),
+    [(c, e) for e in AS_SINGLES for c in CELLS if c not in REFUSED.get(e, ())],
+)
+def test_a_push_of_several_steps_is_so_many_pushes(name, estimator):
+    structure, steps = steps_of(name)
+    made = AS_SINGLES[estimator]
+    want = jax.jit(lambda s: pushed(made, structure, s))(steps)
+    got = jax.jit(lambda s: pushed(made, structure, [compose(s[:3]), compose(s[3:])]))(steps)
+    close(got, want, atol=1e-10)
+
+
+def test_banded_jacobians_stay_banded():
+    _, steps = steps_of("lru")
+    whole = compose(steps)
+    assert all(isinstance(block, Banded) for block in whole.jacobian.blocks)
+    assert all(isinstance(g, Banded) for site in whole.sites for g in site.derivatives.groups)
+
+
+def test_the_leak_alone():
+    structure, steps = steps_of("lstm")
+    want = pushed(estimators.rtrl(), structure, [s._replace(jacobian=s.leak) for s in steps])
+    close(pushed(estimators.rtrl(), structure, [on_leak(compose(steps))]), want)
+
+
+def test_what_came_before_a_start_is_nothing_even_where_it_is_infinite():
+    """A root of the state has an infinite derivative where the state is 0."""
+
+    def step(params, h, x):
+        h = jnp.sqrt(jnp.abs(params["w"] @ h)) + x
+        return h, h
+
+    cell = from_function(
+        step, init=lambda key: {"w": jnp.eye(3)}, initial_carry=lambda: jnp.ones(3)
+    )
+    linearizer = make_linearizer(cell, jnp.zeros(3), 2)
+    params, x = cell.init(jax.random.key(0)), jnp.ones((2, 3))
+
+    def linearized(state, keep):
+        return linearizer.linearize(params, jnp.full((2, 3), state), x, jnp.asarray(keep))
+
+    before = linearized(0.0, [1.0, 1.0])
+    assert not np.all(np.isfinite(before.sites[0].derivatives.dense()))
+    start, after = linearized(1.0, [0.0, 0.0]), linearized(0.7, [1.0, 1.0])
+    whole, expected = compose([before, start, after]), compose([start, after])
+    for estimator in (estimators.rtrl(), estimators.kf_rtrl(), estimators.snap()):
+        for linearization in (whole, expected):
+            state = estimator.push(
+                estimator.init(linearizer.structure), linearization, jax.random.key(0)
+            )
+            assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(state))
+    close(
+        pushed(estimators.rtrl(), linearizer.structure, [whole]),
+        pushed(estimators.rtrl(), linearizer.structure, [expected]),
+    )
+
+
+def test_no_steps_are_refused():
+    with pytest.raises(ValueError, match="at least one step"):
+        compose([])
