@@ -193,9 +193,8 @@ def test_the_program_writes_everything_and_fails_where_a_claim_does(tmp_path, mo
         "num_steps": 4, "segment_lengths": (1, 2), "draws": 8, "timing_rounds": 0,
     }  # fmt: skip
     without_signs(monkeypatch)
-    with pytest.raises(
-        SystemExit, match=r"^error: .* claimed unbiased: kf_rtrl on vanilla, K = 1; .*K = 2$"
-    ):
+    message = r"^error: .* claimed unbiased: kf_rtrl on vanilla, K = 1; .*K = 2$"
+    with pytest.raises(SystemExit, match=message):
         fidelity_program.run(invocation(fidelity_config, tmp_path, **small))
     first, blocks, second, _ = json.loads((tmp_path / "fidelity.json").read_text())
     assert (first["estimator"], first["unbiased"], first["bias_z"]) == ("kf_rtrl", False, None)

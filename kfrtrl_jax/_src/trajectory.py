@@ -188,4 +188,7 @@ def in_segments(along: Trajectory, segment_length: int) -> Linearization:
     """
     if along.steps % segment_length:
         raise ValueError(f"{along.steps} steps are not a multiple of {segment_length}")
-    return jax.tree.map(lambda x: x.reshape(-1, segment_length, *x.shape[1:]), along.linearizations)
+    return jax.tree.map(
+        lambda x: x.reshape(len(x) // segment_length, segment_length, *x.shape[1:]),
+        along.linearizations,
+    )

@@ -27,7 +27,9 @@ def plot_certificate(rows: Sequence[Row], folder: Path) -> None:
     if not rows:
         return
     rows = [
-        r._replace(estimator=f"{r.estimator}, K = {r.segment_length}") if r.segment_length > 1 else r
+        r._replace(estimator=f"{r.estimator}, K = {r.segment_length}")
+        if r.segment_length > 1
+        else r
         for r in rows
     ]
     with mpl.rc_context(STYLE):
