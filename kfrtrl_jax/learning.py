@@ -1,4 +1,4 @@
-"""A cell, a readout, a loss, an estimator and an optimizer, put together."""
+"""A cell, a readout, a loss, an estimator and an optimizer, put together into `init` and `step`."""
 
 from kfrtrl_jax._src.learning.learner import make_learner, predict
 from kfrtrl_jax._src.learning.types import Learner, LearnerState, StepMetrics

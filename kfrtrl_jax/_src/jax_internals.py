@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 from jax.extend import core
+from jax.interpreters import partial_eval
 
 Literal = core.Literal
 
@@ -53,6 +54,11 @@ def inner_jaxprs(params: dict[str, Any]) -> Iterator[Any]:
                 yield item.jaxpr
             elif hasattr(item, "eqns") and hasattr(item, "invars"):
                 yield item
+
+
+def without_unused(jaxpr: Any) -> Any:
+    """An open jaxpr without what no output depends on, in its loops and branches too."""
+    return partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))[0]
 
 
 def all_equations(jaxpr: Any) -> Iterator[Any]:

@@ -98,7 +98,8 @@ class FastestJit:
         if self._jitted is None:
             jitted = functools.partial(jax.jit, self._function, donate_argnums=self._donate_argnums)
             # JAX keeps the trace: the function is traced but once.
-            batched, single = products(jitted().trace(*args).jaxpr.jaxpr)
+            traced = jitted().trace(*args).jaxpr.jaxpr
+            batched, single = products(jax_internals.without_unused(traced))
             options = option_sets()["in Eigen" if batched > single else "in YNNPACK"]
             self._jitted = jitted(compiler_options=options)
         return self._jitted

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from kfrtrl_jax import estimators
-from kfrtrl_jax._src.matrices import Banded, Dense, Index, single
-from kfrtrl_jax.base import SiteJacobian
+from kfrtrl_jax._src.matrices import Banded, BlockColumns, Dense, Index, single
+from kfrtrl_jax.base import Linearization, Site, SiteJacobian, Structure
 from tests.estimators.monte_carlo import deviations
 from tests.trajectories import SMALL_CELLS, push_all, run
 
@@ -26,24 +26,30 @@ def test_equal_signs_are_caught(monkeypatch):
         assert np.max(np.abs(deviations(estimators.ktp(2), SMALL_CELLS["vanilla"], 64))) > 100
 
 
+def reduced(derivative, rank):
+    """What a push makes of D, [B, n, g], for a = 1 and no influence from before."""
+    batch, (n, g) = len(derivative.values), derivative.shape
+    estimator = estimators.ktp(rank)
+    state = estimator.init(Structure(batch, n, (Site(1, g, "w"),), derivative.values.dtype))
+    nothing = BlockColumns((Dense(jnp.zeros((batch, n, n))),))
+    site = SiteJacobian(jnp.ones((batch, 1, 1)), single(derivative))
+    step = Linearization(nothing, (site,), nothing, jnp.zeros(batch))
+    vectors = estimator.push(state, step, jax.random.key(0))
+    return jnp.einsum("bmr,bnr,bgr->bng", *(of_sites[0] for of_sites in vectors))
+
+
 @pytest.mark.parametrize("rank", [1, 3])
 def test_a_diagonal_derivative_is_reduced_with_the_least_noise(rank):
     """s^2 / r - sum of sigma^2 for every draw, where every term gets the same share of sigma."""
     sigma = jnp.asarray([[0.5, 1.0, 2.0, 2.0, 1.5, 0.5]])  # columns 0 and 3, 1 and 4, 2 and 5
     diagonal = Banded(sigma[:, None], Index(np.arange(6)[None]), 6)
-    x, y = module._rank_one_terms(
-        SiteJacobian(jnp.ones((1, 1, 2)), single(diagonal)), rank, jax.random.key(0)
-    )
-    noise = jnp.sum((jnp.einsum("bnr,bgr->bng", x[:, 0], y[:, 0]) - diagonal.dense()) ** 2)
+    noise = jnp.sum((reduced(diagonal, rank) - diagonal.dense()) ** 2)
     assert noise == pytest.approx(jnp.sum(sigma) ** 2 / rank - jnp.sum(sigma**2))
 
 
 def test_a_derivative_of_full_rank_r_is_kept_exactly():
     dense = Dense(jax.random.normal(jax.random.key(1), (2, 4, 3)))
-    x, y = module._rank_one_terms(
-        SiteJacobian(jnp.ones((2, 1, 2)), single(dense)), 3, jax.random.key(0)
-    )
-    np.testing.assert_allclose(jnp.einsum("bnr,bgr->bng", x[:, 0], y[:, 0]), dense.values)
+    np.testing.assert_allclose(reduced(dense, 3), dense.values)
 
 
 def test_saturated_cell_gives_zeros_and_no_nan():

@@ -24,8 +24,8 @@ from kfrtrl_jax._src.learning.recovery import make_forget, pull
 from kfrtrl_jax._src.learning.types import LearnerState, Model
 from kfrtrl_jax._src.learning.unroll import Unrolled, backpropagate
 
-# (state, gradient) -> the state after an update.
-Update = Callable[[LearnerState, Any], LearnerState]
+# (state, gradient) -> (the state after an update, what is reported of it).
+Update = Callable[[LearnerState, Any], tuple[LearnerState, Any]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Lengths:
 def run_segment(
     model: Model, lengths: Lengths, state: LearnerState, segment: Batch, key: Key, update: Update
 ) -> tuple[Any, LearnerState, Array]:
-    """(the gradients of its updates, [K / U, ...], the state after it, its losses [K, B])."""
+    """(what is reported of its updates, [K / U, ...], the state after it, its losses [K, B])."""
     forget = make_forget(model.estimator, model.linearizer.structure)
     ring = state.kept
     if lengths.keeps and not lengths.earlier:
@@ -92,7 +92,8 @@ def run_segment(
             influence=influence,
             fresh=jnp.zeros_like(state.fresh),
         )
-        return (update(state, gradient), ring), (gradient, inside.losses)
+        state, report = update(state, gradient)
+        return (state, ring), (report, inside.losses)
 
     intervals = jax.tree.map(
         lambda x: x.reshape(lengths.updates, lengths.update, *x.shape[1:]), segment
@@ -100,14 +101,14 @@ def run_segment(
     if lengths.updates == 1:
         first = jax.tree.map(lambda x: x[0], intervals)
         (state, ring), outputs = one((state, ring), (first, jnp.asarray(lengths.earlier)))
-        gradients, losses = jax.tree.map(lambda x: x[None], outputs)
+        reports, losses = jax.tree.map(lambda x: x[None], outputs)
     else:
         counts = lengths.earlier + lengths.update * jnp.arange(lengths.updates)
-        (state, ring), (gradients, losses) = jax.lax.scan(one, (state, ring), (intervals, counts))
+        (state, ring), (reports, losses) = jax.lax.scan(one, (state, ring), (intervals, counts))
     steps = kept.oldest(ring, lengths.segment) if lengths.keeps else ring
     influence = model.estimator.push(state.influence, compose(steps), key)
     state = state._replace(influence=influence, kept=ring if lengths.earlier else ())
-    return gradients, state, losses.reshape(lengths.segment, -1)
+    return reports, state, losses.reshape(lengths.segment, -1)
 
 
 def linearized(

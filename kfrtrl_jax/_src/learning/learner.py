@@ -134,7 +134,7 @@ def make_learner(
         )
 
     def run(state: LearnerState, segment: Any, update: exact.Update) -> Any:
-        """(the gradients of its updates, stacked, the state after it, the losses [K, B])."""
+        """(what is reported of its updates, [K / U, ...], the state after it, the losses [K, B])."""
         key, own = jax.random.split(state.key)
         state = state._replace(key=key)
         if immediate == "exact" and credit is None:
@@ -145,24 +145,26 @@ def make_learner(
             gradient, state, losses = credited.run_segment(
                 model, credit, share, state, segment, own
             )
-        return jax.tree.map(lambda g: g[None], gradient), update(state, gradient), losses
+        state, report = update(state, gradient)
+        return jax.tree.map(lambda x: x[None], report), state, losses
 
-    def updated(state: LearnerState, gradient: Any) -> LearnerState:
+    def updated(state: LearnerState, gradient: Any) -> tuple[LearnerState, Array]:
+        """The state after an update, and the gradient's norm."""
         floats, constants = trees.partition(state.parameters)
         # JAX's gradient by a complex number points the wrong way along its imaginary part.
         descending = jax.tree.map(jnp.conj, gradient)
         updates, optimizer_state = optimizer.update(descending, state.optimizer_state, floats)
         parameters = trees.combine(optax.apply_updates(floats, updates), constants)
-        return state._replace(parameters=parameters, optimizer_state=optimizer_state)
+        new = state._replace(parameters=parameters, optimizer_state=optimizer_state)
+        return new, optax.tree.norm(gradient)
 
     def step(state: LearnerState, segment: Any) -> tuple[LearnerState, StepMetrics]:
-        gradients, state, losses = run(state, segment, updated)
-        norms = jax.vmap(optax.tree.norm)(gradients)
+        norms, state, losses = run(state, segment, updated)
         in_bits = jnp.mean(losses, axis=1) / math.log(2)
         return state, StepMetrics(in_bits, jnp.mean(norms))
 
     def gradient(state: LearnerState, segment: Any) -> tuple[Any, LearnerState, Array]:
-        gradients, state, losses = run(state, segment, lambda state, gradient: state)
+        gradients, state, losses = run(state, segment, lambda state, gradient: (state, gradient))
         if lengths.updates == 1:
             gradients = jax.tree.map(lambda g: g[0], gradients)
         return gradients, state, jnp.mean(losses, axis=1)

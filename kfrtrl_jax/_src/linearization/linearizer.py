@@ -16,7 +16,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -506,8 +506,7 @@ def _eliminate(
     for v in local.states:
         sums[v] = [sums[v][0].kept(keep)]
     leak = BlockColumns(tuple(sums[v][0] for v in local.states))
-    products: list[FactoredTerm] = []
-    weights_of_products: list[Array] = []
+    factored: list[_Factored] = []
     derivatives: dict[Variable, Matrix] = {}
     for i in reversed(range(len(local.pre_activations))):
         z = local.pre_activations[i]
@@ -529,8 +528,7 @@ def _eliminate(
                     weights = term.matrix(environment[term.weights])
                     if source in local.states and isinstance(left, Banded) and left.num_bands:
                         block = local.states.index(source)
-                        products.append(FactoredTerm(left, None, relation, block))
-                        weights_of_products.append(weights)
+                        factored.append(_Factored(left, weights, relation, block, term.data_key))
                         continue
                     contribution = through_weights(left, weights, relation)
                 elif isinstance(term, Scaling):
@@ -543,9 +541,53 @@ def _eliminate(
         if v not in derivatives:
             derivatives[v] = total(sums[v], state_size, math.prod(v.shape))
 
-    jacobian = BlockColumns(tuple(derivatives[v] for v in local.states), tuple(products))
+    products = _merged(factored)
+    jacobian = BlockColumns(
+        tuple(derivatives[v] for v in local.states),
+        tuple(dataclasses.replace(p, weights=None) for p in products),
+    )
     sites = tuple(_site(plan, derivatives, environment) for plan in plans)
-    return Linearization(jacobian, sites, leak, keep), tuple(weights_of_products)
+    return Linearization(jacobian, sites, leak, keep), tuple(p.weights for p in products)
+
+
+class _Factored(NamedTuple):
+    """A term of J: D_k W_k^T da_k/ds, and what tells whether another one reads the same a."""
+
+    left: Banded
+    weights: Array
+    relation: Matrix
+    block: int
+    data_key: Any
+
+
+def _merged(terms: Sequence[_Factored]) -> list[FactoredTerm]:
+    """The terms of J, those that read the same vector as one: their D side by side, their W too.
+
+    Where the vector holds the state's leaf as it is, the rows of W that meet it are all that is needed.
+    """
+    groups: dict[Any, list[_Factored]] = {}
+    for term in terms:
+        groups.setdefault((term.block, term.data_key), []).append(term)
+    merged = []
+    for members in groups.values():
+        first = members[0]
+        left = side_by_side([member.left for member in members])
+        assert isinstance(left, Banded)
+        weights = [member.weights for member in members]
+        right: Matrix | None = first.relation
+        if isinstance(right, Banded) and right.num_bands == 1 and _is_copy(right):
+            (rows,) = right.rows_of_columns()
+            weights, right = [take(w, rows, axis=-2) for w in weights], None
+        merged.append(FactoredTerm(left, jnp.concatenate(weights, axis=-1), right, first.block))
+    return merged
+
+
+def _is_copy(matrix: Banded) -> bool:
+    """Whether a matrix is known to hold ones alone, one in each column."""
+    ones = isinstance(matrix.values, np.ndarray) and np.all(
+        matrix.values[matrix.columns.array >= 0]
+    )
+    return bool(ones) and bool(np.all(matrix.rows_of_columns() >= 0))
 
 
 def _reach(local: _Local, masks: dict[Variable, np.ndarray]) -> dict[Variable, np.ndarray]:

@@ -13,7 +13,7 @@ import numpy as np
 from kfrtrl_jax._src.matrices.banded import Banded
 from kfrtrl_jax._src.matrices.dense import Dense
 from kfrtrl_jax._src.matrices.index import spans, take
-from kfrtrl_jax._src.matrices.operations import Matrix, through_weights, total
+from kfrtrl_jax._src.matrices.operations import Matrix, through_weights, times_weights, total
 
 Array = jax.Array
 
@@ -29,40 +29,55 @@ class FactoredTerm:
     Attributes:
       left: n x g.
       weights: [m, g], the same in all lanes; None until they are known.
-      right: m x columns.
+      right: m x columns; None for the identity.
       block: static: which block of columns it is a term of.
     """
 
     left: Banded
     weights: Any
-    right: Matrix
+    right: Matrix | None
     block: int = dataclasses.field(metadata={"static": True})
 
     def multiplied_out(self) -> Matrix:
         """The term itself, [..., n, columns]."""
+        if self.right is None:
+            return times_weights(self.left, self.weights)
         return through_weights(self.left, self.weights, self.right)
 
     def times(self, x: Array) -> Array:
         """The product with x: [..., columns, k], giving [..., n, k]."""
-        inputs = jnp.swapaxes(self.right.times(x), -1, -2)
+        inputs = jnp.swapaxes(x if self.right is None else self.right.times(x), -1, -2)
         return self.left.times(jnp.swapaxes(inputs @ self.weights, -1, -2))
 
     def vector_times(self, v: Array) -> Array:
         """The product of v: [..., n] with the term, giving [..., columns]."""
-        return self.right.vector_times(self.left.vector_times(v) @ self.weights.T)
+        by_inputs = self.left.vector_times(v) @ self.weights.T
+        return by_inputs if self.right is None else self.right.vector_times(by_inputs)
 
-    def entries_at(self, rows: np.ndarray) -> Array:
-        """The entry of each column at a row of its own, for a banded right: [..., columns]."""
-        assert isinstance(self.right, Banded)
+    def kept(self, keep: Array) -> FactoredTerm:
+        """This term, and 0 where keep, [...], is 0: even in place of what is not finite."""
+        right = self.right and self.right.kept(keep)
+        return dataclasses.replace(self, left=self.left.kept(keep), right=right)
+
+    def diagonal(self, rows: np.ndarray) -> Array | None:
+        """The entry of each column at a row of its own, [..., columns]; None for a dense right."""
+        if isinstance(self.right, Dense):
+            return None
         terms = []
-        for i, inputs in enumerate(self.right.rows_of_columns()):
-            right = take(self.right.values[..., i, :], inputs, axis=-1)
+        right: list[tuple[np.ndarray, Any]] = [(np.arange(len(self.weights)), None)]
+        if self.right is not None:
+            right = [
+                (inputs, take(self.right.values[..., i, :], inputs, axis=-1))
+                for i, inputs in enumerate(self.right.rows_of_columns())
+            ]
+        for inputs, entries in right:
             for j, columns in enumerate(self.left.columns.array):
                 outputs = columns[rows]
                 present = (inputs >= 0) & (outputs >= 0)
                 weights = self.weights[np.maximum(inputs, 0), np.maximum(outputs, 0)]
-                left = take(self.left.values[..., j, :], rows, axis=-1)
-                terms.append(jnp.where(present, left * weights * right, 0))
+                product = take(self.left.values[..., j, :], rows, axis=-1) * weights
+                product = product if entries is None else product * entries
+                terms.append(jnp.where(present, product, 0))
         return sum(terms[1:], terms[0])
 
 
@@ -148,16 +163,13 @@ class BlockColumns:
 
     def diagonal(self) -> Array:
         """[..., n]."""
-        factored = all(isinstance(p.right, Banded) for p in self.products)
-        blocks = self.rest if factored else self.blocks
-        starts = [start for start, _ in self._columns]
-        parts = [
-            _entries_at(block, start + np.arange(block.shape[1]))
-            for block, start in zip(blocks, starts)
-        ]
-        for p in self.products if factored else ():
-            rows = starts[p.block] + np.arange(p.right.shape[1])
-            parts[p.block] = parts[p.block] + p.entries_at(rows)
+        columns = [np.arange(start, stop) for start, stop in self._columns]
+        parts = [_entries_at(block, rows) for block, rows in zip(self.rest, columns)]
+        for p in self.products:
+            part = p.diagonal(columns[p.block])
+            if part is None:
+                return BlockColumns(self.blocks).diagonal()
+            parts[p.block] = parts[p.block] + part
         return jnp.concatenate(parts, axis=-1)
 
     def scaled(self, scale: Array) -> BlockColumns:
@@ -176,10 +188,7 @@ class BlockColumns:
         """This matrix, and 0 where keep, [...], is 0: even in place of what is not finite."""
         return BlockColumns(
             tuple(block.kept(keep) for block in self.rest),
-            tuple(
-                dataclasses.replace(p, left=p.left.kept(keep), right=p.right.kept(keep))
-                for p in self.products
-            ),
+            tuple(p.kept(keep) for p in self.products),
         )
 
     def rows(self, start: int, stop: int) -> BlockColumns:

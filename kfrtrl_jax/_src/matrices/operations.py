@@ -94,6 +94,23 @@ def _nothing(left: Matrix, right: Matrix, rows: int, columns: int) -> Banded:
     return Banded(jnp.zeros((*lead, 0, rows)), Index(np.zeros((0, rows))), columns)
 
 
+def times_weights(left: Matrix, weights: Array) -> Dense:
+    """left @ weights.T, for left: rows x g and weights: [columns, g] (no lanes).
+
+    A banded left costs element-wise work only: no product is formed.
+    """
+    if isinstance(left, Dense):
+        return Dense(left.values @ weights.T)
+    if not left.num_bands:
+        return Dense(jnp.zeros((*left.lead, left.shape[0], len(weights)), left.values.dtype))
+    # Written out, or the loop that makes the product would transpose, and derive the values, once for
+    # every entry of every lane.
+    parts = [materialized(take(weights, columns, axis=-1).T) for columns in left.columns.array]
+    values = materialized(left.values)
+    products = [values[..., i, :, None] * part for i, part in enumerate(parts)]
+    return Dense(sum(products[1:], products[0]))
+
+
 def through_weights(left: Matrix, weights: Array, right: Matrix) -> Matrix:
     """left @ weights.T @ right, for left: rows x g, weights: [m, g] (no lanes), right: m x columns.
 
@@ -105,18 +122,7 @@ def through_weights(left: Matrix, weights: Array, right: Matrix) -> Matrix:
     if any(isinstance(m, Banded) and not m.num_bands for m in (left, right)):
         return _nothing(left, right, left.shape[0], right.shape[1])
     for band, rows in enumerate(right.rows_of_columns()):
-        picked = take(weights, rows, axis=-2)  # [columns, g]
-        if isinstance(left, Banded):
-            # Written out, or the loop that makes the product would transpose, and derive the values,
-            # once for every entry of every lane.
-            parts = [
-                materialized(take(picked, columns, axis=-1).T) for columns in left.columns.array
-            ]
-            values = materialized(left.values)
-            products = [values[..., i, :, None] * part for i, part in enumerate(parts)]
-            product = sum(products[1:], products[0])
-        else:
-            product = left.values @ picked.T
+        product = times_weights(left, take(weights, rows, axis=-2)).values
         if not isinstance(right.values, np.ndarray):
             product = product * take(right.values[..., band, :], rows, axis=-1)[..., None, :]
         terms.append(Dense(product))
