@@ -182,7 +182,7 @@ def test_rows_tell_exact_unbiased_and_biased_estimators_apart():
     assert fidelity.violations(certificate) == []
     (refusal,) = certificate.refusals
     table = fidelity.markdown(certificate).splitlines()
-    assert table[3].startswith("| gru  | kf_rtrl   | yes ")
+    assert table[3].startswith("| gru  | kf_rtrl   | 1   | yes ")
     assert table[5].startswith("| gru | diagonal_rtrl | refused: ")
     assert refusal.reason.split("|")[0] in table[5]
 

@@ -11,7 +11,7 @@ long as D_t is banded. A lane that starts anew at step t has J_t = 0, and what c
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +30,7 @@ from kfrtrl_jax._src.matrices import (
 from kfrtrl_jax._src.matrices import (
     compose as product,
 )
+from kfrtrl_jax._src.xla import materialized
 
 # A product of banded matrices with more bands than this is one of dense ones.
 _MAX_BANDS = 8
@@ -71,7 +72,7 @@ def compose(steps: Linearization | Sequence[Linearization]) -> Linearization:
     return Linearization(
         jacobian=jacobian,
         sites=tuple(map(SiteJacobian, inputs, derivatives)),
-        leak=_chain([step.leak for step in steps[::-1]])[-1],
+        leak=BlockColumns(_chain([step.leak for step in steps[::-1]])[-1].blocks),
         keep=keep,
         steps=tuple(steps),
     )
@@ -119,49 +120,66 @@ def _composed(
     for q, of_step in zip(later, derivatives[-2::-1]):
         for site, terms in enumerate(of_step):
             groups[site][:0] = [_after(q, group) for group in terms.groups]
-    return whole, tuple(Terms(tuple(of_site)) for of_site in groups)
+    return BlockColumns(whole.blocks), tuple(Terms(tuple(of_site)) for of_site in groups)
 
 
-def _chain(jacobians: Sequence[BlockColumns]) -> list[BlockColumns]:
+class _Product(NamedTuple):
+    """A product of Jacobians Q.
+
+    Attributes:
+      blocks: of columns.
+      dense: all of it, [B, n, n]; None if all blocks are banded.
+    """
+
+    blocks: tuple[Matrix, ...]
+    dense: Array | None
+
+
+def _product_of(blocks: tuple[Matrix, ...]) -> _Product:
+    if _is_banded(blocks):
+        return _Product(blocks, None)
+    dense = BlockColumns(blocks).dense()
+    # Put together once, not in each of the loops that read it.
+    return _Product(blocks, dense if len(blocks) == 1 else materialized(dense))
+
+
+def _chain(jacobians: Sequence[BlockColumns]) -> list[_Product]:
     """Q_{T-1} = J_T, Q_{T-2} = J_T J_{T-1}, .., J_T .. J_1, for J_T .. J_1."""
-    chain = [BlockColumns(jacobians[0].blocks)]
+    chain = [_product_of(jacobians[0].blocks)]
     for jacobian in jacobians[1:]:
-        chain.append(_times(chain[-1], jacobian))
+        chain.append(_product_of(_times(chain[-1], jacobian.blocks)))
     return chain
 
 
-def _times(q: BlockColumns, jacobian: BlockColumns) -> BlockColumns:
-    """Q J, banded if both are and few bands come of it."""
-    blocks = jacobian.blocks
-    if _is_banded(q.rest) and _is_banded(blocks):
-        rows = spans(block.shape[1] for block in q.rest)
-        found = [
-            total(
-                [product(left, block.rows(*r)) for left, r in zip(q.rest, rows)],
-                block.shape[0],
-                block.shape[1],
-            )
-            for block in blocks
-        ]
-        if _is_banded(found):
-            return BlockColumns(tuple(found))
-    whole = Dense(q.dense())
-    return BlockColumns(tuple(product(whole, block) for block in blocks))
+def _times(q: _Product, blocks: tuple[Matrix, ...]) -> tuple[Matrix, ...]:
+    """Q J by blocks, banded if both are and few bands come of it."""
+    if q.dense is not None:
+        whole = Dense(q.dense)
+        return tuple(product(whole, block) for block in blocks)
+    if not _is_banded(blocks):
+        whole = Dense(BlockColumns(q.blocks).dense())
+        return tuple(product(whole, block) for block in blocks)
+    rows = spans(block.shape[1] for block in q.blocks)
+    return tuple(
+        total([product(left, block.rows(*r)) for left, r in zip(q.blocks, rows)], *block.shape)
+        for block in blocks
+    )
+
+
+def _after(q: _Product, group: Dense | Banded | Composed) -> Dense | Banded | Composed:
+    """Q D for each D of a group, n x g, [*terms, B, ...]."""
+    if q.dense is None:
+        assert not isinstance(group, Composed)
+        rows = spans(block.shape[1] for block in q.blocks)
+        parts = [product(left, group.rows(*r)) for left, r in zip(q.blocks, rows)]
+        return total(parts, *group.shape)
+    if isinstance(group, Composed):
+        return Composed(q.dense @ group.left, group.right)
+    if isinstance(group, Dense):
+        return Dense(q.dense @ group.values)
+    axes = (1,) * (len(group.lead) - 1)
+    return Composed(q.dense.reshape(*axes, *q.dense.shape), group)
 
 
 def _is_banded(blocks: Sequence[Matrix]) -> bool:
     return all(isinstance(b, Banded) and b.num_bands <= _MAX_BANDS for b in blocks)
-
-
-def _after(q: BlockColumns, group: Dense | Banded | Composed) -> Dense | Banded | Composed:
-    """Q D for each D of a group, n x g, [*terms, B, ...]."""
-    if isinstance(group, Composed):
-        return Composed(q.dense() @ group.left, group.right)
-    if _is_banded(q.rest):
-        rows = spans(block.shape[1] for block in q.rest)
-        return total([product(left, group.rows(*r)) for left, r in zip(q.rest, rows)], *group.shape)
-    if isinstance(group, Dense):
-        return Dense(q.dense() @ group.values)
-    axes = (1,) * (len(group.lead) - 1)
-    dense = q.dense()
-    return Composed(dense.reshape(*axes, *dense.shape), group)

@@ -16,6 +16,7 @@ Array = jax.Array
 
 # Terms up to this number are added one by one.
 _FEW_TERMS = 64
+_ROWS_AT_A_TIME = 8
 
 
 def materialized(x: Array) -> Array:
@@ -35,6 +36,19 @@ def norm(x: Array) -> Array:
     # on one thread.
     rows = materialized(jnp.sum(x * x, axis=-1))
     return jnp.sqrt(jnp.sum(rows, axis=tuple(range(1, rows.ndim))))
+
+
+def sum_of_rows(x: Array) -> Array:
+    """The sum of the rows of each matrix, [..., rows, columns], that a fused loop computes.
+
+    On CPUs XLA's sum of anything but one array or its squares is a loop over single numbers. Several
+    rows at a time are added up by a loop over vectors, which leaves a smaller array to be summed.
+    """
+    rows = x.shape[-2]
+    if rows % _ROWS_AT_A_TIME:
+        return jnp.sum(x, axis=-2)
+    parts = [x[..., i::_ROWS_AT_A_TIME, :] for i in range(_ROWS_AT_A_TIME)]
+    return jnp.sum(materialized(sum(parts[1:], parts[0])), axis=-2)
 
 
 def at_least_float32(x: Array) -> Array:

@@ -235,7 +235,9 @@ class _New(NamedTuple):
 
     def square(self) -> Array:
         """Its product with its own transpose, [B, n, n]."""
-        between = jnp.einsum("btm,bsm,mg->btsg", self.inputs, self.inputs, self.weights * 1.0)
+        between = jnp.einsum(
+            "btm,bsm,mg->btsg", self.inputs, self.inputs, self.weights.astype(self.inputs.dtype)
+        )
         mixed = exact_einsum("btsg,bsng->btng", between, self.derivatives)
         return exact_einsum("btng,btkg->bnk", mixed, self.derivatives)
 
@@ -282,7 +284,7 @@ class _Rest(NamedTuple):
         ]
         square = exact_einsum("bnk,bkl->bnl", self.left, jnp.concatenate(products, axis=1))
         for factor, bands, new in zip(self.factors, self.bands, self.new):
-            of_bands = jnp.zeros((*beyond.shape[:2], new.derivatives.shape[2]))
+            of_bands = jnp.zeros((*beyond.shape[:2], new.derivatives.shape[2]), square.dtype)
             for band in bands:
                 by_column = new.times_transposed(band.values[:, None])[:, 0]
                 of_bands += take(by_column, _columns(band, beyond.shape[1]), -2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
@@ -116,12 +117,10 @@ def make_learner(
         cell_key, readout_key, key, *rest = jax.random.split(key, 3 if credit is None else 4)
         parameters = {"cell": cell.init(cell_key), "readout": readout.init(readout_key)}
         carry = initial_lanes(cell, batch_size)
-        inputs = jax.tree.map(lambda x: jnp.stack([jnp.asarray(x)] * batch_size), example_input)
-        ring = (
-            kept.empty(model, parameters["cell"], carry, inputs, lengths.window)
-            if lengths.earlier
-            else ()
-        )
+        ring: Any = ()
+        if lengths.earlier:
+            inputs = jax.tree.map(_lanes_like(batch_size), example_input)
+            ring = kept.empty(model, parameters["cell"], carry, inputs, lengths.window)
         return LearnerState(
             parameters,
             optimizer.init(trees.partition(parameters)[0]),
@@ -177,6 +176,15 @@ def make_learner(
         }
 
     return Learner(init, step, gradient, diagnostics, linearizer)
+
+
+def _lanes_like(batch_size: int) -> Callable[[Any], Any]:
+    """From an example of one lane's input to the shape of all lanes'."""
+
+    def of_leaf(x: Any) -> Any:
+        return jax.ShapeDtypeStruct((batch_size, *jnp.shape(x)), jnp.result_type(x))
+
+    return of_leaf
 
 
 def _lengths(segment_length: int, update_every: int | None, window: int | None) -> exact.Lengths:

@@ -113,7 +113,7 @@ def explain(
     explanation = Explanation(
         structure=linearizer.structure,
         derivatives=tuple(_kind(site.derivatives.groups[-1]) for site in shapes.sites),
-        jacobian=tuple(_kind(block) for block in shapes.jacobian.blocks),
+        jacobian=tuple(map(_kind, jax.eval_shape(lambda j: j.blocks, shapes.jacobian))),
         direct=linearizer.direct,
         linearization_flops=_flops(linearize, jax.random.key(0)),
         check=compare(cell, example_input) if check else None,

@@ -11,9 +11,9 @@ import numpy as np
 
 from kfrtrl_jax._src.matrices.banded import Banded
 from kfrtrl_jax._src.matrices.dense import Dense
-from kfrtrl_jax._src.matrices.index import chosen, take
+from kfrtrl_jax._src.matrices.index import chosen, runs, take
 from kfrtrl_jax._src.matrices.operations import compose
-from kfrtrl_jax._src.xla import at_least_float32
+from kfrtrl_jax._src.xla import at_least_float32, sum_of_rows
 
 Array = jax.Array
 
@@ -58,14 +58,14 @@ class Composed:
 
     def squared_norm(self) -> Array:
         """The squared Frobenius norm, [...], accumulated in at least float32."""
-        result = jnp.zeros(self.lead)
+        result = jnp.zeros(self.lead, _sum_type(self.left))
         for partner, weights in self._pairs():
             result = result + jnp.sum(weights * _column_products(self.left, partner), axis=-1)
         return result
 
     def column_squares(self) -> Array:
         """The squared norm of each column, [..., columns], accumulated in at least float32."""
-        result = jnp.zeros((*self.lead, self.right.num_columns))
+        result = jnp.zeros((*self.lead, self.right.num_columns), _sum_type(self.left))
         rows, values = self.right.rows_of_columns(), at_least_float32(self.right.values)
         for i, first in enumerate(rows):
             for j, second in enumerate(rows[: i + 1]):
@@ -82,7 +82,7 @@ class Composed:
     def row_squares(self) -> Array:
         """The squared norm of each row, [..., rows], accumulated in at least float32."""
         left = at_least_float32(self.left)
-        result = jnp.zeros((*self.lead, self.shape[0]))
+        result = jnp.zeros((*self.lead, self.shape[0]), left.dtype)
         for partner, weights in self._pairs():
             other = left if _is_identity(partner) else take(left, partner, axis=-1)
             result = result + jnp.einsum("...rk,...k->...r", left * other, weights)
@@ -147,6 +147,10 @@ class Composed:
         return result
 
 
+def _sum_type(x: Array) -> jnp.dtype:
+    return jnp.promote_types(x.dtype, jnp.float32)
+
+
 def _is_identity(partner: np.ndarray) -> bool:
     return bool(np.array_equal(partner, np.arange(len(partner))))
 
@@ -154,5 +158,15 @@ def _is_identity(partner: np.ndarray) -> bool:
 def _column_products(left: Array, partner: np.ndarray) -> Array:
     """The inner product of each column with its partner, 0 without one: [..., k]."""
     left = at_least_float32(left)
-    other = left if _is_identity(partner) else take(left, partner, axis=-1)
-    return jnp.sum(left * other, axis=-2)
+    if _is_identity(partner):
+        return jnp.sum(left * left, axis=-2)
+    parts, start = [], 0
+    for first, count in runs(partner):
+        here, there = slice(start, start + count), slice(first, first + count)
+        start += count
+        parts.append(
+            sum_of_rows(left[..., here] * left[..., there])
+            if first >= 0
+            else jnp.zeros((*left.shape[:-2], count), left.dtype)
+        )
+    return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=-1)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -13,11 +14,14 @@ import numpy as np
 from kfrtrl_jax._src.matrices.banded import Banded
 from kfrtrl_jax._src.matrices.composed import Composed
 from kfrtrl_jax._src.matrices.dense import Dense
-from kfrtrl_jax._src.matrices.index import runs
+from kfrtrl_jax._src.matrices.index import runs, take
 from kfrtrl_jax._src.xla import sum_of_first
 
 Array = jax.Array
 Group = Dense | Banded | Composed
+
+# With more than these the columns are gathered.
+_MAX_STRETCHES = 32
 
 
 @jax.tree_util.register_dataclass
@@ -81,8 +85,13 @@ class Terms:
 
         Where all D_t are banded no entry of x is touched but those of the bands.
         """
-        for group, s in zip(self.groups, self._split(scales)):
-            x = _add_to(x, group, s)
+        pairs = list(zip(self.groups, self._split(scales)))
+        composed = [group.scaled(s) for group, s in pairs if isinstance(group, Composed)]
+        if composed:
+            x = x + _sum_of_composed(composed)
+        for group, s in pairs:
+            if not isinstance(group, Composed):
+                x = _add_to(x, group, s)
         return x
 
     def add_to_each(self, x: Array, scales: Array) -> Array:
@@ -126,10 +135,8 @@ def single(matrix: Dense | Banded) -> Terms:
     return Terms((dataclasses.replace(matrix, values=matrix.values[None]),))
 
 
-def _add_to(x: Array, group: Group, scales: Array) -> Array:
+def _add_to(x: Array, group: Dense | Banded, scales: Array) -> Array:
     """X + the sum of a group's terms, for scales [*terms, B]."""
-    if isinstance(group, Composed):
-        return x + _sum_of_composed(group.scaled(scales))
     if math.prod(group.lead[:-1]) == 1:
         one = dataclasses.replace(group, values=group.values.reshape(group.values.shape[-3:]))
         return one.add_to(x, scales.reshape(-1))
@@ -141,29 +148,41 @@ def _add_to(x: Array, group: Group, scales: Array) -> Array:
     return dataclasses.replace(group, values=total).add_to(x, ones)
 
 
-def _sum_of_composed(group: Composed) -> Array:
-    """The sum of all terms, [B, n, g], in one pass over the dense factors for each band."""
-    left, right = group.left, group.right
-    # Several banded factors of one dense one are added up first.
-    for axis in range(left.ndim - 3):
-        if left.shape[axis] == 1 < right.values.shape[axis]:
-            sums = jnp.sum(right.values, axis=axis, keepdims=True)
-            right = dataclasses.replace(right, values=sums)
-    left, values = _flat(left), _flat(right.values)
-    total: Array | None = None
-    for band, rows in enumerate(right.rows_of_columns()):
-        parts = []
-        for first, count in runs(rows):
-            if first < 0:
-                parts.append(jnp.zeros((*left.shape[1:3], count), left.dtype))
-                continue
-            here = slice(first, first + count)
-            parts.append(sum_of_first(left[..., here] * values[:, :, band, None, here]))
-        whole = parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=-1)
-        total = whole if total is None else total + whole
-    if total is None:
-        return jnp.zeros((*left.shape[1:3], right.num_columns), left.dtype)
-    return total
+def _sum_of_composed(groups: Sequence[Composed]) -> Array:
+    """The sum of all terms, [B, n, g]: each of their columns in one pass over the columns of all Q."""
+    factors = []
+    for group in groups:
+        left, right = group.left, group.right
+        # Several banded factors of one dense one are added up first.
+        for axis in range(left.ndim - 3):
+            if left.shape[axis] == 1 < right.values.shape[axis]:
+                sums = jnp.sum(right.values, axis=axis, keepdims=True)
+                right = dataclasses.replace(right, values=sums)
+        values = _flat(right.values)
+        for band, rows in enumerate(right.rows_of_columns()):
+            factors += [(x, v[:, band], rows) for x, v in zip(_flat(left), values)]
+    shape, columns = groups[0].left.shape[-3:-1], groups[0].right.num_columns
+    parts = []
+    for start, stop in _stretches([rows for _, _, rows in factors], columns):
+        products = []
+        for left, values, rows in factors:
+            here = rows[start:stop]
+            if np.any(here >= 0):
+                products.append(take(left, here, -1) * take(values, here, -1)[:, None])
+        nothing = jnp.zeros((*shape, stop - start), groups[0].left.dtype)
+        parts.append(sum(products[1:], products[0]) if products else nothing)
+    return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=-1)
+
+
+def _stretches(indices: Sequence[np.ndarray], size: int) -> list[tuple[int, int]]:
+    """(start, stop) of the longest stretches in which each of some indices is a run or absent."""
+    breaks = {0, size}
+    for index in indices:
+        breaks.update(np.cumsum([length for _, length in runs(index)]).tolist())
+    if len(breaks) > _MAX_STRETCHES:
+        breaks = {0, size}
+    stops = sorted(breaks)
+    return list(itertools.pairwise(stops))
 
 
 def _flat(x: Array) -> Array:
