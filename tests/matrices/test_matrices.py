@@ -168,7 +168,7 @@ def block_columns():
     ]
     rights[1] = Banded(rights[1].values * (rights[1].columns.array >= 0), rights[1].columns, 3)
     weights = random(6, G, seed=9)
-    products = tuple(FactoredTerm(left, weights, right, 1) for right in rights)
+    products = tuple(FactoredTerm(left, weights.T, right, 1) for right in rights)
     d = np.concatenate([whole(block) for block in rest], -1)
     for right in rights:
         d[..., 2:] += np.einsum("bng,mg,bmc->bnc", whole(left), weights, whole(right))

@@ -11,16 +11,17 @@ it. At the segment's end the oldest K of the kept steps are pushed into the esti
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from kfrtrl_jax._src.base import Array, Batch, Key, Linearization
+from kfrtrl_jax._src.base import Array, Batch, Key, Linearization, SiteGradients
 from kfrtrl_jax._src.composition import compose
 from kfrtrl_jax._src.learning import kept, trees
-from kfrtrl_jax._src.learning.recovery import make_forget, pull
+from kfrtrl_jax._src.learning.recovery import Forget, all_finite, anywhere, make_forget
 from kfrtrl_jax._src.learning.types import LearnerState, Model
 from kfrtrl_jax._src.learning.unroll import Unrolled, backpropagate
 
@@ -63,7 +64,8 @@ def run_segment(
 ) -> tuple[Any, LearnerState, Array]:
     """(what is reported of its updates, [K / U, ...], the state after it, its losses [K, B])."""
     forget = make_forget(model.estimator, model.linearizer.structure)
-    ring = state.kept
+    influence = state.influence
+    ring: Any = state.kept if lengths.earlier else None
     if lengths.keeps and not lengths.earlier:
         first = jax.tree.map(lambda x: x[0], segment.inputs)
         ring = kept.empty(model, state.parameters["cell"], state.carry, first, lengths.window)
@@ -75,40 +77,85 @@ def run_segment(
         inside = backpropagate(Unrolled(model, state.parameters, state.carry, batches))
         # What came before the very first step does not exist, however infinite the derivative there.
         cotangent = jnp.where(state.fresh[:, None], 0, inside.cotangent)
-        started, before = begins[0], None
-        if lengths.keeps:
-            before = kept.backpropagate(ring, cotangent, count)
-            cotangent, started = before.cotangent, started | before.started
-        starts = started | jnp.any(begins, axis=0)
-        influence, past = pull(model.estimator, forget, state.influence, cotangent, started, starts)
-        if before is not None:
-            past = jax.tree.map(jnp.add, past, before.gradients)
-        by_past = model.linearizer.gradient(state.parameters["cell"], past)
+        past = _Past(model, influence, ring, cotangent, begins[0], count)
+        gradients, lost = past.gradients(forget)
+        by_past = model.linearizer.gradient(state.parameters["cell"], gradients)
         gradient = {**inside.gradient, "cell": trees.add(inside.gradient["cell"], by_past)}
         steps = linearized(model, state.parameters, inside.seen.starts, batches, begins)
-        ring = kept.append(ring, steps) if lengths.keeps else steps
-        state = state._replace(
-            carry=inside.seen.carry,
-            influence=influence,
-            fresh=jnp.zeros_like(state.fresh),
-        )
+        state = state._replace(carry=inside.seen.carry, fresh=jnp.zeros_like(state.fresh))
         state, report = update(state, gradient)
-        return (state, ring), (report, inside.losses)
+        kept_now = steps if ring is None else kept.append(ring, steps)
+        return (state, kept_now), (report, inside.losses, lost)
 
+    # The influence is the same for all updates: no loop has to carry it.
+    state = state._replace(influence=())
     intervals = jax.tree.map(
         lambda x: x.reshape(lengths.updates, lengths.update, *x.shape[1:]), segment
     )
     if lengths.updates == 1:
-        first = jax.tree.map(lambda x: x[0], intervals)
-        (state, ring), outputs = one((state, ring), (first, jnp.asarray(lengths.earlier)))
-        reports, losses = jax.tree.map(lambda x: x[None], outputs)
+        only = jax.tree.map(lambda x: x[0], intervals)
+        (state, ring), outputs = one((state, ring), (only, jnp.asarray(lengths.earlier)))
+        reports, losses, lost = jax.tree.map(lambda x: x[None], outputs)
     else:
         counts = lengths.earlier + lengths.update * jnp.arange(lengths.updates)
-        (state, ring), (reports, losses) = jax.lax.scan(one, (state, ring), (intervals, counts))
+        (state, ring), (reports, losses, lost) = jax.lax.scan(
+            one, (state, ring), (intervals, counts)
+        )
     steps = kept.oldest(ring, lengths.segment) if lengths.keeps else ring
-    influence = model.estimator.push(state.influence, compose(steps), key)
+    if forget is not None:
+        keep = ring.steps.keep if lengths.keeps else ring.keep
+        starts = jnp.any(keep == 0, axis=0)
+        without = functools.partial(forget, influence, starts)
+        influence = jax.lax.cond(anywhere(jnp.any(lost)), without, lambda: influence)
+    influence = model.estimator.push(influence, compose(steps), key)
     state = state._replace(influence=influence, kept=ring if lengths.earlier else ())
     return reports, state, losses.reshape(lengths.segment, -1)
+
+
+class _Past(NamedTuple):
+    """What an update's gradient owes to the time before its own steps.
+
+    Attributes:
+      model: what is trained.
+      influence: before the kept steps.
+      ring: the kept steps; None for none.
+      cotangent: the derivative by the state before the update's own steps, [B, n].
+      begins: the lanes that start anew before the first of these, [B].
+      steps: how many of the kept steps there are.
+    """
+
+    model: Model
+    influence: Any
+    ring: kept.Kept | None
+    cotangent: Array
+    begins: Array
+    steps: Array
+
+    def gradients(self, forget: Forget | None) -> tuple[SiteGradients, Array]:
+        """(for every site, [m, g]; whether lanes with infinite influence or derivatives were left out).
+
+        They are left out where they have no part in the gradient, as it would be no number.
+        """
+        found = self._sum(None)
+        if forget is None and self.ring is None:
+            return found, jnp.zeros((), bool)
+        lost = ~all_finite(found)
+        return jax.lax.cond(
+            anywhere(lost), lambda: self._sum(forget or (lambda state, _: state)), lambda: found
+        ), lost
+
+    def _sum(self, forget: Forget | None) -> SiteGradients:
+        influence, cotangent, begun = self.influence, self.cotangent, self.begins
+        along: SiteGradients | None = None
+        if self.ring is not None:
+            careful = forget is not None
+            back = kept.backpropagate(self.ring, cotangent, self.steps, careful)
+            cotangent, along, begun = back.cotangent, back.gradients, begun | back.started
+        if forget is not None:
+            # What nothing depends on has no part either, however infinite it is.
+            influence = forget(influence, begun | jnp.all(cotangent == 0, axis=1))
+        pulled = self.model.estimator.pull(influence, cotangent)
+        return pulled if along is None else trees.add(pulled, along)
 
 
 def linearized(

@@ -67,13 +67,15 @@ class Backward(NamedTuple):
     started: Array
 
 
-def backpropagate(kept: Kept, cotangent: Array, count: Any) -> Backward:
+def backpropagate(kept: Kept, cotangent: Array, count: Any, careful: bool) -> Backward:
     """Backward along the newest `count` steps of a ring, for a derivative by the state after them.
 
     Args:
       kept: the ring.
       cotangent: [B, n].
       count: how many steps; may be traced: the loop takes as many rounds.
+      careful: whether to choose 0 where nothing depends on a lane's state any more, as derivatives may
+        be infinite there; without, 0 is multiplied.
     """
     size = len(kept.steps.keep)
     sites = kept.steps.sites
@@ -84,11 +86,10 @@ def backpropagate(kept: Kept, cotangent: Array, count: Any) -> Backward:
         step = jax.tree.map(
             lambda ring: jax.lax.dynamic_index_in_dim(ring, t, axis=0, keepdims=False), kept.steps
         )
-        # Where nothing depends on the state any more, infinite derivatives have no part either.
-        lanes = jnp.any(c != 0, axis=1)
+        lanes = jnp.any(c != 0, axis=1) if careful else jnp.ones(len(c), bool)
 
         def choose(x: Array) -> Array:
-            return jnp.where(lanes.reshape(-1, *[1] * (x.ndim - 1)), x, 0)
+            return jnp.where(lanes.reshape(-1, *[1] * (x.ndim - 1)), x, 0) if careful else x
 
         deltas = [
             jax.lax.dynamic_update_index_in_dim(

@@ -79,20 +79,25 @@ def pull(
 
 def recovered(found: tuple[Any, SiteGradients], again: Callable[[], Any]) -> Any:
     """What was found, (influence, gradient), or where the gradient is not finite what `again` finds."""
-    gradients = [jnp.all(jnp.isfinite(g)) for g in found[1]]
-    if not gradients:
+    if not found[1]:
         return found
-    lost = _anywhere(~jnp.all(jnp.stack(gradients)))
-    return jax.lax.cond(lost, again, lambda: found)
+    return jax.lax.cond(anywhere(~all_finite(found[1])), again, lambda: found)
+
+
+def all_finite(gradients: SiteGradients) -> Array:
+    """Whether all entries are."""
+    if not gradients:
+        return jnp.ones((), bool)
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(g)) for g in gradients]))
 
 
 @jax.custom_batching.custom_vmap
-def _anywhere(x: Array) -> Array:
+def anywhere(x: Array) -> Array:
     """Whether x is true, in any of the runs that `jax.vmap` makes one: a conditional stays one."""
     return jnp.any(x)
 
 
-@_anywhere.def_vmap
+@anywhere.def_vmap
 def _anywhere_in_batch(axis_size: int, in_batched: Any, x: Array) -> tuple[Array, bool]:
     del axis_size, in_batched
-    return _anywhere(x), False
+    return anywhere(x), False

@@ -578,7 +578,8 @@ def _merged(terms: Sequence[_Factored]) -> list[FactoredTerm]:
         if isinstance(right, Banded) and right.num_bands == 1 and _is_copy(right):
             (rows,) = right.rows_of_columns()
             weights, right = [take(w, rows, axis=-2) for w in weights], None
-        merged.append(FactoredTerm(left, jnp.concatenate(weights, axis=-1), right, first.block))
+        whole = jnp.concatenate(weights, axis=-1).T
+        merged.append(FactoredTerm(left, whole, right, first.block))
     return merged
 
 

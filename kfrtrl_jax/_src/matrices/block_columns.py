@@ -24,11 +24,11 @@ _FEW_VECTORS = 16
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class FactoredTerm:
-    """A term left @ weights.T @ right of a block, not multiplied out.
+    """A term left @ weights @ right of a block, not multiplied out.
 
     Attributes:
       left: n x g.
-      weights: [m, g], the same in all lanes; None until they are known.
+      weights: [g, m], the same in all lanes; None until they are known.
       right: m x columns; None for the identity.
       block: static: which block of columns it is a term of.
     """
@@ -42,16 +42,16 @@ class FactoredTerm:
         """The term itself, [..., n, columns]."""
         if self.right is None:
             return times_weights(self.left, self.weights)
-        return through_weights(self.left, self.weights, self.right)
+        return through_weights(self.left, self.weights.T, self.right)
 
     def times(self, x: Array) -> Array:
         """The product with x: [..., columns, k], giving [..., n, k]."""
         inputs = jnp.swapaxes(x if self.right is None else self.right.times(x), -1, -2)
-        return self.left.times(jnp.swapaxes(inputs @ self.weights, -1, -2))
+        return self.left.times(jnp.swapaxes(inputs @ self.weights.T, -1, -2))
 
     def vector_times(self, v: Array) -> Array:
         """The product of v: [..., n] with the term, giving [..., columns]."""
-        by_inputs = self.left.vector_times(v) @ self.weights.T
+        by_inputs = self.left.vector_times(v) @ self.weights
         return by_inputs if self.right is None else self.right.vector_times(by_inputs)
 
     def kept(self, keep: Array) -> FactoredTerm:
@@ -64,7 +64,7 @@ class FactoredTerm:
         if isinstance(self.right, Dense):
             return None
         terms = []
-        right: list[tuple[np.ndarray, Any]] = [(np.arange(len(self.weights)), None)]
+        right: list[tuple[np.ndarray, Any]] = [(np.arange(self.weights.shape[1]), None)]
         if self.right is not None:
             right = [
                 (inputs, take(self.right.values[..., i, :], inputs, axis=-1))
@@ -74,7 +74,7 @@ class FactoredTerm:
             for j, columns in enumerate(self.left.columns.array):
                 outputs = columns[rows]
                 present = (inputs >= 0) & (outputs >= 0)
-                weights = self.weights[np.maximum(inputs, 0), np.maximum(outputs, 0)]
+                weights = self.weights[np.maximum(outputs, 0), np.maximum(inputs, 0)]
                 product = take(self.left.values[..., j, :], rows, axis=-1) * weights
                 product = product if entries is None else product * entries
                 terms.append(jnp.where(present, product, 0))

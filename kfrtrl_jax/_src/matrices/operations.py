@@ -95,17 +95,17 @@ def _nothing(left: Matrix, right: Matrix, rows: int, columns: int) -> Banded:
 
 
 def times_weights(left: Matrix, weights: Array) -> Dense:
-    """left @ weights.T, for left: rows x g and weights: [columns, g] (no lanes).
+    """left @ weights, for left: rows x g and weights: [g, columns] (no lanes).
 
     A banded left costs element-wise work only: no product is formed.
     """
     if isinstance(left, Dense):
-        return Dense(left.values @ weights.T)
+        return Dense(left.values @ weights)
     if not left.num_bands:
-        return Dense(jnp.zeros((*left.lead, left.shape[0], len(weights)), left.values.dtype))
-    # Written out, or the loop that makes the product would transpose, and derive the values, once for
-    # every entry of every lane.
-    parts = [materialized(take(weights, columns, axis=-1).T) for columns in left.columns.array]
+        return Dense(jnp.zeros((*left.lead, left.shape[0], weights.shape[1]), left.values.dtype))
+    # Written out, or the loop that makes the product would derive them once for every entry of every
+    # lane.
+    parts = [materialized(take(weights, columns, axis=-2)) for columns in left.columns.array]
     values = materialized(left.values)
     products = [values[..., i, :, None] * part for i, part in enumerate(parts)]
     return Dense(sum(products[1:], products[0]))
@@ -122,7 +122,7 @@ def through_weights(left: Matrix, weights: Array, right: Matrix) -> Matrix:
     if any(isinstance(m, Banded) and not m.num_bands for m in (left, right)):
         return _nothing(left, right, left.shape[0], right.shape[1])
     for band, rows in enumerate(right.rows_of_columns()):
-        product = times_weights(left, take(weights, rows, axis=-2)).values
+        product = times_weights(left, take(weights, rows, axis=-2).T).values
         if not isinstance(right.values, np.ndarray):
             product = product * take(right.values[..., band, :], rows, axis=-1)[..., None, :]
         terms.append(Dense(product))
