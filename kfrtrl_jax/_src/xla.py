@@ -63,6 +63,18 @@ def sum_of_first(x: Array) -> Array:
     return sum(x[1:], x[0])
 
 
+def in_place_if(condition: Array, change: Callable[[Any], Any], x: Any) -> Any:
+    """change(x) where a condition holds, else x.
+
+    A conditional would copy x where it does not; a loop of no rounds leaves it where it is.
+    """
+    return jax.lax.while_loop(
+        lambda state: state[0],
+        lambda state: (jnp.zeros((), bool), change(state[1])),
+        (condition, x),
+    )[1]
+
+
 def outer_sum(left: Array, right: Array) -> Array:
     """sum_t left_t right_t^T for [B, T, m] and [B, T, g]: [B, m, g].
 

@@ -11,7 +11,6 @@ it. At the segment's end the oldest K of the kept steps are pushed into the esti
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -21,9 +20,16 @@ import jax.numpy as jnp
 from kfrtrl_jax._src.base import Array, Batch, Key, Linearization, SiteGradients
 from kfrtrl_jax._src.composition import compose
 from kfrtrl_jax._src.learning import kept, trees
-from kfrtrl_jax._src.learning.recovery import Forget, all_finite, anywhere, make_forget
+from kfrtrl_jax._src.learning.recovery import (
+    Forget,
+    all_finite,
+    anywhere,
+    make_forget,
+    recovered,
+)
 from kfrtrl_jax._src.learning.types import LearnerState, Model
 from kfrtrl_jax._src.learning.unroll import Unrolled, backpropagate
+from kfrtrl_jax._src.xla import in_place_if
 
 # (state, gradient) -> (the state after an update, what is reported of it).
 Update = Callable[[LearnerState, Any], tuple[LearnerState, Any]]
@@ -71,21 +77,22 @@ def run_segment(
         ring = kept.empty(model, state.parameters["cell"], state.carry, first, lengths.window)
 
     def one(carry: tuple[LearnerState, Any], interval: tuple[Batch, Array]) -> Any:
+        """(((state, kept steps), (report, losses, whether lanes were lost)), influence)."""
         state, ring = carry
         batches, count = interval
         begins = batches.reset.at[0].set(batches.reset[0] | state.fresh)
         inside = backpropagate(Unrolled(model, state.parameters, state.carry, batches))
         # What came before the very first step does not exist, however infinite the derivative there.
         cotangent = jnp.where(state.fresh[:, None], 0, inside.cotangent)
-        past = _Past(model, influence, ring, cotangent, begins[0], count)
-        gradients, lost = past.gradients(forget)
+        past = _Past(model, forget, influence, ring, cotangent, begins, count)
+        (after, gradients), lost = past.pulled()
         by_past = model.linearizer.gradient(state.parameters["cell"], gradients)
         gradient = {**inside.gradient, "cell": trees.add(inside.gradient["cell"], by_past)}
         steps = linearized(model, state.parameters, inside.seen.starts, batches, begins)
         state = state._replace(carry=inside.seen.carry, fresh=jnp.zeros_like(state.fresh))
         state, report = update(state, gradient)
         kept_now = steps if ring is None else kept.append(ring, steps)
-        return (state, kept_now), (report, inside.losses, lost)
+        return ((state, kept_now), (report, inside.losses, lost)), after
 
     # The influence is the same for all updates: no loop has to carry it.
     state = state._replace(influence=())
@@ -94,19 +101,21 @@ def run_segment(
     )
     if lengths.updates == 1:
         only = jax.tree.map(lambda x: x[0], intervals)
-        (state, ring), outputs = one((state, ring), (only, jnp.asarray(lengths.earlier)))
-        reports, losses, lost = jax.tree.map(lambda x: x[None], outputs)
+        ((state, ring), outputs), influence = one(
+            (state, ring), (only, jnp.asarray(lengths.earlier))
+        )
+        reports, losses, _ = jax.tree.map(lambda x: x[None], outputs)
     else:
         counts = lengths.earlier + lengths.update * jnp.arange(lengths.updates)
         (state, ring), (reports, losses, lost) = jax.lax.scan(
-            one, (state, ring), (intervals, counts)
+            lambda carry, interval: one(carry, interval)[0], (state, ring), (intervals, counts)
         )
+        if forget is not None:
+            starts = jnp.any(ring.steps.keep == 0, axis=0)
+            influence = in_place_if(
+                anywhere(jnp.any(lost)), lambda influence: forget(influence, starts), influence
+            )
     steps = kept.oldest(ring, lengths.segment) if lengths.keeps else ring
-    if forget is not None:
-        keep = ring.steps.keep if lengths.keeps else ring.keep
-        starts = jnp.any(keep == 0, axis=0)
-        without = functools.partial(forget, influence, starts)
-        influence = jax.lax.cond(anywhere(jnp.any(lost)), without, lambda: influence)
     influence = model.estimator.push(influence, compose(steps), key)
     state = state._replace(influence=influence, kept=ring if lengths.earlier else ())
     return reports, state, losses.reshape(lengths.segment, -1)
@@ -117,45 +126,46 @@ class _Past(NamedTuple):
 
     Attributes:
       model: what is trained.
+      forget: from `make_forget`.
       influence: before the kept steps.
       ring: the kept steps; None for none.
       cotangent: the derivative by the state before the update's own steps, [B, n].
-      begins: the lanes that start anew before the first of these, [B].
+      begins: the lanes that start anew before each of these, [U, B].
       steps: how many of the kept steps there are.
     """
 
     model: Model
+    forget: Forget | None
     influence: Any
     ring: kept.Kept | None
     cotangent: Array
     begins: Array
     steps: Array
 
-    def gradients(self, forget: Forget | None) -> tuple[SiteGradients, Array]:
-        """(for every site, [m, g]; whether lanes with infinite influence or derivatives were left out).
+    def pulled(self) -> tuple[tuple[Any, SiteGradients], Array]:
+        """((the influence to go on with, for every site [m, g]), whether lanes were left out).
 
-        They are left out where they have no part in the gradient, as it would be no number.
+        Lanes with infinite influence or derivatives are left out where they have no part in the
+        gradient, as it would be no number.
         """
-        found = self._sum(None)
-        if forget is None and self.ring is None:
+        found = self._sum(careful=False)
+        if self.forget is None and self.ring is None:
             return found, jnp.zeros((), bool)
-        lost = ~all_finite(found)
-        return jax.lax.cond(
-            anywhere(lost), lambda: self._sum(forget or (lambda state, _: state)), lambda: found
-        ), lost
+        return recovered(found, lambda: self._sum(careful=True)), ~all_finite(found[1])
 
-    def _sum(self, forget: Forget | None) -> SiteGradients:
-        influence, cotangent, begun = self.influence, self.cotangent, self.begins
+    def _sum(self, careful: bool) -> tuple[Any, SiteGradients]:
+        influence, cotangent, begun = self.influence, self.cotangent, self.begins[0]
         along: SiteGradients | None = None
         if self.ring is not None:
-            careful = forget is not None
             back = kept.backpropagate(self.ring, cotangent, self.steps, careful)
             cotangent, along, begun = back.cotangent, back.gradients, begun | back.started
-        if forget is not None:
+        pulled_from = influence
+        if careful and self.forget is not None:
             # What nothing depends on has no part either, however infinite it is.
-            influence = forget(influence, begun | jnp.all(cotangent == 0, axis=1))
-        pulled = self.model.estimator.pull(influence, cotangent)
-        return pulled if along is None else trees.add(pulled, along)
+            pulled_from = self.forget(influence, begun | jnp.all(cotangent == 0, axis=1))
+            influence = self.forget(influence, begun | jnp.any(self.begins, axis=0))
+        pulled = self.model.estimator.pull(pulled_from, cotangent)
+        return influence, pulled if along is None else trees.add(pulled, along)
 
 
 def linearized(
