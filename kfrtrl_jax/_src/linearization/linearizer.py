@@ -528,7 +528,7 @@ def _eliminate(
                     weights = term.matrix(environment[term.weights])
                     if source in local.states and isinstance(left, Banded) and left.num_bands:
                         block = local.states.index(source)
-                        factored.append(_Factored(left, weights, relation, block, term.data_key))
+                        factored.append(_Factored(left, term, relation, block))
                         continue
                     contribution = through_weights(left, weights, relation)
                 elif isinstance(term, Scaling):
@@ -541,7 +541,7 @@ def _eliminate(
         if v not in derivatives:
             derivatives[v] = total(sums[v], state_size, math.prod(v.shape))
 
-    products = _merged(factored)
+    products = _merged(factored, environment)
     jacobian = BlockColumns(
         tuple(derivatives[v] for v in local.states),
         tuple(dataclasses.replace(p, weights=None) for p in products),
@@ -551,35 +551,45 @@ def _eliminate(
 
 
 class _Factored(NamedTuple):
-    """A term of J: D_k W_k^T da_k/ds, and what tells whether another one reads the same a."""
+    """A term of J, D_k W_k^T da_k/ds: D_k, the term of the pre-activation, and da_k/ds by a leaf."""
 
     left: Banded
-    weights: Array
+    term: Product
     relation: Matrix
     block: int
-    data_key: Any
+
+    @property
+    def weights_key(self) -> tuple[Any, ...]:
+        """What tells whether W is made of the same parameter in the same way as another one's."""
+        return self.term.weights, self.term.weight_axes
 
 
-def _merged(terms: Sequence[_Factored]) -> list[FactoredTerm]:
+def _merged(terms: Sequence[_Factored], environment: Environment) -> list[FactoredTerm]:
     """The terms of J, those that read the same vector as one: their D side by side, their W too.
 
     Where the vector holds the state's leaf as it is, the rows of W that meet it are all that is needed.
     """
     groups: dict[Any, list[_Factored]] = {}
     for term in terms:
-        groups.setdefault((term.block, term.data_key), []).append(term)
+        groups.setdefault((term.block, term.term.data_key), []).append(term)
     merged = []
     for members in groups.values():
+        # In the order of their columns, gates cut out of one product are that product again.
+        members.sort(key=lambda member: int(member.term.select[0]))
         first = members[0]
         left = side_by_side([member.left for member in members])
         assert isinstance(left, Banded)
-        weights = [member.weights for member in members]
+        if all(member.weights_key == first.weights_key for member in members):
+            columns = np.concatenate([member.term.select for member in members])
+            weights = first.term._replace(select=columns).matrix(environment[first.term.weights])
+        else:
+            parts = [member.term.matrix(environment[member.term.weights]) for member in members]
+            weights = jnp.concatenate(parts, axis=-1)
         right: Matrix | None = first.relation
         if isinstance(right, Banded) and right.num_bands == 1 and _is_copy(right):
             (rows,) = right.rows_of_columns()
-            weights, right = [take(w, rows, axis=-2) for w in weights], None
-        whole = jnp.concatenate(weights, axis=-1).T
-        merged.append(FactoredTerm(left, whole, right, first.block))
+            weights, right = take(weights, rows, axis=-2), None
+        merged.append(FactoredTerm(left, weights.T, right, first.block))
     return merged
 
 
