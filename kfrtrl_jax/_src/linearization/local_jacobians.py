@@ -1,0 +1,227 @@
+"""The step between its cuts, and its Jacobians there by colored vector-Jacobian products.
+
+In the usual cells these are element-wise, and one vector-Jacobian product with a vector of ones yields
+all their entries; the others take one for every color, or for every row.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from kfrtrl_jax._src.linearization.patterns import DENSE, Pattern, copies, propagate
+from kfrtrl_jax._src.linearization.program import (
+    Environment,
+    Program,
+    Role,
+    Variable,
+    evaluate,
+    needed,
+    read,
+)
+from kfrtrl_jax._src.linearization.sites import (
+    Bias,
+    Discovery,
+)
+from kfrtrl_jax._src.matrices import (
+    Banded,
+    Dense,
+    Index,
+    Matrix,
+    take,
+)
+
+Array = jax.Array
+
+# Rows of one target that share a source element need separate vector-Jacobian products; past this
+# many, one for each row is as good.
+_MAX_COLORS = 16
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Target:
+    """A flat value whose local Jacobian is wanted: a new state leaf, or what a term reads.
+
+    Attributes:
+      value: the variable it comes from.
+      arrange: from the variable's value (or an array of indices) to the flat one.
+      colors: [rows], static: rows of one color share no source element of the banded relations.
+      relations: for every source it depends on, the bands [bands, rows] of columns, or None if dense.
+    """
+
+    value: Any
+    arrange: Callable[[Any], Any]
+    colors: np.ndarray
+    relations: dict[Variable, np.ndarray | None]
+
+    @property
+    def rows(self) -> int:
+        """The number of its elements."""
+        return len(self.colors)
+
+
+class LocalJacobians:
+    """The step between its cuts, with the static pattern of its Jacobian."""
+
+    def __init__(self, program: Program, discovery: Discovery, states: Sequence[Variable]):
+        self.pre_activations = discovery.pre_activations
+        self.states = list(states)
+        self.sources: list[Variable] = [
+            *states,
+            *(z.variable for z in discovery.pre_activations),
+            *discovery.opaque,
+        ]
+        self._given = [*program.inputs, *(v for v in program.carry if v not in self.sources)]
+        read_by_terms = [
+            term.data
+            for z in discovery.pre_activations
+            for term in z.terms
+            if not isinstance(term, Bias)
+        ]
+        self.equations = needed(
+            discovery.equations, [*program.new_carry, *read_by_terms], self.sources
+        )
+        patterns = propagate(self.equations, self.sources)
+        self._copies = copies(self.equations, self.sources, patterns)
+        self.new_states = [
+            _target(atom, _flat, patterns, self.sources)
+            for atom, v in zip(program.new_carry, program.carry)
+            if v in self.sources
+        ]
+        self.reads: dict[tuple[int, int], Target] = {}
+        for i, z in enumerate(self.pre_activations):
+            for j, term in enumerate(z.terms):
+                if not isinstance(term, Bias):
+                    self.reads[i, j] = _target(term.data, term.vector, patterns, self.sources)
+
+    def jacobians(
+        self, environment: Environment, keep: Array
+    ) -> dict[Target, dict[Variable, Matrix]]:
+        """Every target's local Jacobian by every source it depends on.
+
+        Where keep is 0 those by the old state are 0, however infinite they are: there is no past. What
+        is copied unchanged from the old state has its static ones all the same.
+        """
+        targets = [*self.new_states, *self.reads.values()]
+        given: Environment = {
+            v: value
+            for v, value in environment.items()
+            if v in self._given or v.role is Role.PARAMETER
+        }
+
+        def values_of(sources: list[Array]) -> list[Array]:
+            values = evaluate(self.equations, {**given, **dict(zip(self.sources, sources))})
+            return [target.arrange(jnp.asarray(read(values, target.value))) for target in targets]
+
+        values, pullback = jax.vjp(values_of, [environment[v] for v in self.sources])
+
+        def cotangents(target: Target, rows: Array) -> list[Array]:
+            """The derivative by each source, flat, of the sum of a target's rows."""
+            seeds = [
+                rows if other is target else jnp.zeros_like(value)
+                for other, value in zip(targets, values)
+            ]
+            (result,) = pullback(seeds)
+            return [c.reshape(-1) for c in result]
+
+        place = {v: i for i, v in enumerate(self.sources)}
+        jacobians: dict[Target, dict[Variable, Matrix]] = {}
+        for target, value in zip(targets, values):
+            jacobians[target] = {}
+            banded = {v: columns for v, columns in target.relations.items() if columns is not None}
+            copied = self._copied(target)
+            for v in [v for v in banded if v in copied]:
+                bands = banded.pop(v)
+                ones = cast(Array, (bands >= 0).astype(value.dtype))  # see Banded
+                jacobians[target][v] = Banded(ones, Index(bands), math.prod(v.shape))
+            if banded:
+                by_color = [
+                    cotangents(target, jnp.asarray(target.colors == color, value.dtype))
+                    for color in range(int(target.colors.max(initial=0)) + 1)
+                ]
+                for v, bands in banded.items():
+                    jacobians[target][v] = _banded(
+                        [cs[place[v]] for cs in by_color], bands, target.colors
+                    )
+            if any(columns is None for columns in target.relations.values()):
+                rows = jax.vmap(lambda seed, t=target: cotangents(t, seed))(
+                    jnp.eye(target.rows, dtype=value.dtype)
+                )
+                for v, columns in target.relations.items():
+                    if columns is None:
+                        jacobians[target][v] = Dense(rows[place[v]])
+            for v in set(jacobians[target]).intersection(self.states):
+                if not isinstance(jacobians[target][v].values, np.ndarray):
+                    jacobians[target][v] = jacobians[target][v].kept(keep)
+        return jacobians
+
+    def _copied(self, target: Target) -> frozenset[Variable]:
+        """The sources that a target holds elements of unchanged."""
+        if not isinstance(target.value, Variable):
+            return frozenset()
+        return self._copies.get(target.value, frozenset())
+
+
+def _flat(value: Any) -> Any:
+    return value.reshape(-1)
+
+
+def _banded(by_color: list[Array], columns: np.ndarray, colors: np.ndarray) -> Banded:
+    """The matrix of the entries that the colors' vector-Jacobian products, [columns] each, hold."""
+    values = []
+    for band in columns:
+        value = take(by_color[0], band, axis=-1)
+        for color in range(1, len(by_color)):
+            value = jnp.where(colors == color, take(by_color[color], band, axis=-1), value)
+        values.append(value)
+    return Banded(jnp.stack(values), Index(columns), len(by_color[0]))
+
+
+def _target(
+    atom: Any,
+    arrange: Callable[[Any], Any],
+    patterns: dict[Variable, Pattern],
+    sources: Sequence[Variable],
+) -> Target:
+    pattern = patterns.get(atom, {}) if isinstance(atom, Variable) else {}
+    rows = len(arrange(np.arange(math.prod(atom.shape)).reshape(atom.shape)))
+    relations: dict[Variable, np.ndarray | None] = {}
+    for source in sources:
+        relation = pattern.get(source)
+        if isinstance(relation, list):
+            relations[source] = np.stack([arrange(band) for band in relation])
+        elif relation is DENSE:
+            relations[source] = None
+    colors = _colors({v: c for v, c in relations.items() if c is not None}, rows)
+    if colors is None:
+        return Target(atom, arrange, np.zeros(rows, int), dict.fromkeys(relations))
+    return Target(atom, arrange, colors, relations)
+
+
+def _colors(relations: dict[Variable, np.ndarray], rows: int) -> np.ndarray | None:
+    """A color for each row, such that rows of one color share no source element; None if too many."""
+    colors = np.zeros(rows, int)
+    if all(len(np.unique(c[c >= 0])) == np.count_nonzero(c >= 0) for c in relations.values()):
+        return colors
+    taken: dict[tuple[int, int], set[int]] = {}
+    for row in range(rows):
+        elements = [
+            (i, int(column))
+            for i, columns in enumerate(relations.values())
+            for column in columns[:, row]
+            if column >= 0
+        ]
+        used = set().union(*(taken.get(e, set()) for e in elements)) if elements else set()
+        color = next(c for c in range(len(used) + 1) if c not in used)
+        if color >= _MAX_COLORS:
+            return None
+        colors[row] = color
+        for e in elements:
+            taken.setdefault(e, set()).add(color)
+    return colors
