@@ -187,3 +187,22 @@ def test_papers_form_refuses_an_output_that_needs_more_than_the_carry():
 def test_bad_arguments_are_refused(kwargs, message):
     with pytest.raises(ValueError, match=message):
         learner_of(SMALL_CELLS["vanilla"], estimators.rtrl(), **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda b: b._replace(inputs=b.inputs.astype(jnp.float32)), "must be float64.*got float32"),
+        (
+            lambda b: jax.tree.map(lambda x: x[:1], b),
+            r"must be float64\[2, 2, 3\], got .*\[1, 2, 3\]",
+        ),
+        (lambda b: b._replace(reset=b.reset.astype(int)), r"segment.reset must be bool\[2, 2\]"),
+        (lambda b: b._replace(inputs=(b.inputs,)), "must be like the example input"),
+    ],
+)
+def test_a_segment_of_other_shapes_or_types_is_refused(change, message):
+    learner = learner_of(SMALL_CELLS["vanilla"], estimators.rtrl(), segment_length=2)
+    state = learner.init(jax.random.key(0))
+    with pytest.raises(ValueError, match=message):
+        learner.step(state, change(Batch(*sequence(2))))

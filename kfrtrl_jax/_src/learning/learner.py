@@ -91,6 +91,9 @@ def make_learner(
       check: whether to compare the cell's linearization with `jax.vjp` first, once, which takes a
         second or two (see `linearization.check`). Inside a function that JAX is tracing it is left out.
 
+    Returns:
+      The learner, whose `step` and `gradient` raise ValueError for a segment of other shapes or types.
+
     Raises:
       ValueError: if a length is not as it must be, immediate unknown or "estimated" beside a credit, or
         the credit's share outside [0, 1].
@@ -134,6 +137,7 @@ def make_learner(
 
     def run(state: LearnerState, segment: Any, update: exact.Update) -> Any:
         """(what is reported of its updates, [K / U, ...], the state after it, the losses [K, B])."""
+        _check_segment(segment, example_input, (lengths.segment, batch_size))
         key, own = jax.random.split(state.key)
         state = state._replace(key=key)
         if immediate == "exact" and credit is None:
@@ -185,6 +189,28 @@ def _lanes_like(batch_size: int) -> Callable[[Any], Any]:
         return jax.ShapeDtypeStruct((batch_size, *jnp.shape(x)), jnp.result_type(x))
 
     return of_leaf
+
+
+def _check_segment(segment: Any, example_input: Any, lead: tuple[int, int]) -> None:
+    """Refuses a segment that is not [K, B] of what the example is one of."""
+
+    def shown(x: Any) -> str:
+        return f"{jnp.result_type(x)}{list(jnp.shape(x))}"
+
+    def check(name: str, x: Any, wanted: Any) -> None:
+        if shown(x) != shown(wanted):
+            raise ValueError(f"segment.{name} must be {shown(wanted)}, got {shown(x)}")
+
+    wanted = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct((*lead, *jnp.shape(x)), jnp.result_type(x)), example_input
+    )
+    if jax.tree.structure(segment.inputs) != jax.tree.structure(wanted):
+        raise ValueError(
+            f"segment.inputs must be like the example input, {jax.tree.structure(wanted)}, got "
+            f"{jax.tree.structure(segment.inputs)}"
+        )
+    jax.tree.map(lambda x, like: check("inputs", x, like), segment.inputs, wanted)
+    check("reset", segment.reset, jax.ShapeDtypeStruct(lead, bool))
 
 
 def _lengths(segment_length: int, update_every: int | None, window: int | None) -> exact.Lengths:
