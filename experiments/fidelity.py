@@ -27,12 +27,7 @@ def run(invocation: command_line.Invocation) -> None:
     size = fidelity.Size(
         given["input_size"], given["hidden_size"], given["batch_size"], given["num_steps"]
     )
-    for length in given["segment_lengths"]:
-        if given["num_steps"] % length:
-            raise ConfigError(
-                f"config.num_steps must be a multiple of each of segment_lengths, got "
-                f"{given['num_steps']} and {length}"
-            )
+    settings.check_divides(given["segment_lengths"], given["num_steps"])
     timed = fidelity.Size(
         given["timing_hidden_size"],
         given["timing_hidden_size"],

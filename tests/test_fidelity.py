@@ -10,8 +10,10 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import fidelity as fidelity_config
+from configs import noise as noise_config
 from configs import theory as theory_config
 from experiments import fidelity as fidelity_program
+from experiments import noise as noise_program
 from experiments import theory as theory_program
 from kfrtrl_jax import cells, estimators, readouts
 from kfrtrl_jax.errors import ConfigError
@@ -345,3 +347,19 @@ def test_the_theory_program(tmp_path):
 def test_a_bad_theory_config_is_refused(fields, message, tmp_path):
     with pytest.raises(ConfigError, match=message):
         theory_program.run(invocation(theory_config, tmp_path, **fields))
+
+
+def test_the_noise_of_a_gradient_falls_with_the_segment(tmp_path, capsys):
+    small = {"estimators": ("kf_rtrl", "rtrl"), "segment_lengths": (1, 4), "hidden_size": 4,
+             "input_size": 3, "num_steps": 8, "draws": 32}  # fmt: skip
+    noise_program.run(invocation(noise_config, tmp_path, **small))
+    rows = json.loads((tmp_path / "noise.json").read_text())
+    one, four, *exact = rows
+    assert (one["estimator"], one["segment_length"], four["segment_length"]) == ("kf_rtrl", 1, 4)
+    assert 0 < four["relative_noise"] < 0.8 * one["relative_noise"]
+    assert all(row["relative_noise"] < 1e-9 for row in exact)
+    assert (tmp_path / "noise.md").read_text() == capsys.readouterr().out
+    with pytest.raises(ConfigError, match="multiple of each of segment_lengths, got 8 and 3"):
+        noise_program.run(
+            invocation(noise_config, tmp_path / "other", **{**small, "segment_lengths": (1, 3)})
+        )

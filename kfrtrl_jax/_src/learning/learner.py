@@ -204,11 +204,9 @@ def _check_segment(segment: Any, example_input: Any, lead: tuple[int, int]) -> N
     wanted = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct((*lead, *jnp.shape(x)), jnp.result_type(x)), example_input
     )
-    if jax.tree.structure(segment.inputs) != jax.tree.structure(wanted):
-        raise ValueError(
-            f"segment.inputs must be like the example input, {jax.tree.structure(wanted)}, got "
-            f"{jax.tree.structure(segment.inputs)}"
-        )
+    got, tree = (str(jax.tree.structure(x)) for x in (segment.inputs, wanted))
+    if got != tree:
+        raise ValueError(f"segment.inputs must be like the example input, {tree}, got {got}")
     jax.tree.map(lambda x, like: check("inputs", x, like), segment.inputs, wanted)
     check("reset", segment.reset, jax.ShapeDtypeStruct(lead, bool))
 

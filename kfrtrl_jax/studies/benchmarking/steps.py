@@ -29,13 +29,16 @@ class Case(NamedTuple):
       estimator: its name in the registry.
       n: the cell's hidden size.
       batch: lanes.
-      floor: "product" is J A for every site, with the columns of J that are dense; "influence" is J G;
+      floor: "product" is J A for every site, with the columns of J that are dense, times the rank;
+        "single product" is that for one product; "influence" is J G; "every step" is the same training
+        with the influence pushed at every step;
         "passes" is one reading and writing of all that the estimator keeps for the parameters; "flax"
         is the same training written with Flax's own RNN and jax.grad; "alone" is for seeds; anything
         else is another cell, whose training step is the floor.
-      target: the ratio that is wanted at the most.
+      target: the ratio to be reached, at most.
       arguments: of the estimator.
       segment_length: K.
+      update_every: U; 0 is K.
       seeds: how many runs make one program, against the same runs one after another.
       config: the module in configs/ that the row starts from.
       steps: time steps in each run; by the sizes if None.
@@ -49,6 +52,7 @@ class Case(NamedTuple):
     target: float | None = None
     arguments: Mapping[str, int] = {}
     segment_length: int = 1
+    update_every: int = 0
     seeds: int = 0
     config: str = "copy"
     steps: int | None = None
@@ -59,6 +63,7 @@ class Case(NamedTuple):
         arguments = ", ".join(f"{key}={value}" for key, value in self.arguments.items())
         name = f"{self.cell} {self.estimator}" + (f"({arguments})" if arguments else "")
         name += f" K={self.segment_length}" if self.segment_length > 1 else ""
+        name += f" U={self.update_every}" if self.update_every else ""
         name += f" {self.config}" if self.config != "copy" else ""
         return name + (f", {self.seeds} seeds" if self.seeds else "")
 
@@ -81,6 +86,16 @@ STEP_SUITE = (
     Case("flax_optimized_lstm", "truncated", 256, 32, "flax", 1.0, segment_length=25),
     Case("lstm", "truncated", 256, 32, "flax", 1.0, segment_length=25),
     Case("recurrent_highway", "kf_rtrl", 64, 8, "alone", 0.7, seeds=16),
+    # Updates at every step, the influence pushed once in K.
+    Case("recurrent_highway", "kf_rtrl", 128, 16, "product", 1.0, {}, 8, 1),
+    Case("recurrent_highway", "kf_rtrl", 256, 32, "product", 0.9, {}, 8, 1),
+    Case("lstm", "kf_rtrl", 256, 32, "product", 0.75, {}, 8, 1),
+    Case("recurrent_highway", "ok", 128, 16, "every step", 1 / 6, {"rank": 16}, 8, 1),
+    Case("recurrent_highway", "ok", 128, 16, "single product", 4.0, {"rank": 16}, 16, 1),
+    Case("recurrent_highway", "rtrl", 64, 8, "every step", 1 / 6, {}, 16, 1),
+    Case("recurrent_highway", "uoro", 256, 32, "every step", 0.4, {}, 16, 1),
+    Case("recurrent_highway", "snap", 256, 32, "every step", 0.4, {"order": 1}, 16, 1),
+    Case("recurrent_highway", "truncated", 128, 16, "every step", 3.0, {}, 8, 1),
 )
 # What is asked of an accelerator alone. The third row's nine rounds are 36,000 steps, from which
 # `experiments.benchmark` tells the time of a million.
@@ -116,7 +131,12 @@ def measure(
         work = _population(programs.build(resolved), case.seeds, steps)
     else:
         work = training(resolved)
-    sizes = {"n": case.n, "batch": case.batch}
+    sizes = {
+        "n": case.n,
+        "batch": case.batch,
+        "segment_length": case.segment_length,
+        "update_every": case.update_every or case.segment_length,
+    }
     return timing.compare(
         work, floor, suite=suite, name=case.name, target=case.target, rounds=rounds, **sizes
     )
@@ -129,6 +149,7 @@ def resolve(config: Any, case: Case, steps: int) -> Any:
         config.cell = {"name": case.cell, "hidden_size": case.n}
         config.estimator = {"name": case.estimator, **case.arguments}
         config.task.batch_size, config.segment_length = case.batch, case.segment_length
+        config.update_every = case.update_every
         config.num_steps = config.log_every = config.checkpoint_every = steps
         config.eval_every = 0
     return configs.resolve(config)
@@ -193,6 +214,9 @@ def _floor(case: Case, resolved: Any, config: Any, steps: int) -> Floor:
         return flax_training(resolved)
     if case.floor == "alone":
         return _one_after_another(programs.build(resolved), case.seeds, steps)
+    if case.floor == "every step":
+        other = case._replace(segment_length=1, update_every=1)
+        return Floor("the influence pushed every step", training(resolve(config, other, steps)))
     if case.floor in CELLS:
         other = case._replace(cell=case.floor)
         return Floor(f"a training step with {case.floor}", training(resolve(config, other, steps)))
@@ -201,7 +225,7 @@ def _floor(case: Case, resolved: Any, config: Any, steps: int) -> Floor:
     if case.floor == "passes":
         return floors.passes(influence_shapes(case.estimator, structure), dtype)
     columns = dense_columns(linearization(case))
-    rank = case.arguments.get("rank", 1)
+    rank = case.arguments.get("rank", 1) if case.floor == "product" else 1
     if case.floor == "influence":
         widths = [site.input_size * site.output_size for site in structure.sites]
     else:

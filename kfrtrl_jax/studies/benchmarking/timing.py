@@ -62,6 +62,8 @@ class Row(NamedTuple):
       samples: every round's (seconds, floor seconds), or bytes.
       bytes: what was measured, where that is memory.
       floor_bytes: its floor, where that is memory.
+      segment_length: K, time steps for each push of the influence.
+      update_every: U, time steps for each update.
     """
 
     suite: str
@@ -79,6 +81,8 @@ class Row(NamedTuple):
     samples: list[tuple[float, float]]
     bytes: float | None = None
     floor_bytes: float | None = None
+    segment_length: int = 1
+    update_every: int = 1
 
 
 def alternate(work: Work, floor: Work, rounds: int) -> list[tuple[float, float]]:
@@ -108,6 +112,8 @@ def compare(
     batch: int,
     target: float | None,
     rounds: int,
+    segment_length: int = 1,
+    update_every: int = 1,
 ) -> Row:
     """Times a program against its floor."""
     samples = alternate(work, floor.work, rounds)
@@ -128,6 +134,8 @@ def compare(
         met=met,
         floor=floor.words,
         samples=samples,
+        segment_length=segment_length,
+        update_every=update_every,
     )
 
 

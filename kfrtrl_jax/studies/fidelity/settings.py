@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -35,3 +36,17 @@ def checked(given: ConfigDict, defaults: ConfigDict) -> dict[str, Any]:
         if any(isinstance(x, (int, float)) and x < least for x in numbers):
             raise ConfigError(f"config.{key} must be at least {least}, got {value!r}")
     return settings
+
+
+def check_divides(lengths: Sequence[int], steps: int) -> None:
+    """Refuses segment lengths that do not divide the number of steps.
+
+    Raises:
+      ConfigError: with the first.
+    """
+    for length in lengths:
+        if steps % length:
+            raise ConfigError(
+                f"config.num_steps must be a multiple of each of segment_lengths, got {steps} and "
+                f"{length}"
+            )

@@ -1,0 +1,22 @@
+"""How noisy the gradient of an update is, by how many steps are pushed at once.
+
+python -m experiments.noise --config=configs/noise.py --workdir=runs/noise
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    config = ConfigDict()
+    config.seed = 0
+    config.cell = "recurrent_highway"
+    config.init_scale = 0.3
+    config.input_size = 8
+    config.hidden_size = 32
+    config.batch_size = 2
+    config.estimators = ("uoro", "kf_rtrl", "ok(rank=8)")
+    # Each divides num_steps.
+    config.segment_lengths = (1, 4, 8, 16)
+    config.num_steps = 64
+    config.draws = 64
+    return config

@@ -1,0 +1,47 @@
+"""Noise against segment length: python -m experiments.noise --config=configs/noise.py."""
+
+from __future__ import annotations
+
+import inspect
+
+from configs import noise as default
+from kfrtrl_jax.cells import CELLS
+from kfrtrl_jax.errors import ConfigError
+from kfrtrl_jax.studies.fidelity import gradient_noise, named, settings
+from kfrtrl_jax.training import command_line, workdir
+
+
+def run(invocation: command_line.Invocation) -> None:
+    """Writes noise.json and noise.md, and prints the table."""
+    given = settings.checked(invocation.config, default.get_config())
+    scaled = [x for x, make in CELLS.items() if "init_scale" in inspect.signature(make).parameters]
+    if given["cell"] not in scaled:
+        raise ConfigError(f"config.cell must be one of {', '.join(scaled)}, got {given['cell']!r}")
+    settings.check_divides(given["segment_lengths"], given["num_steps"])
+    cell = CELLS[given["cell"]](
+        input_size=given["input_size"],
+        hidden_size=given["hidden_size"],
+        init_scale=given["init_scale"],
+    )
+    folder = invocation.workdir
+    with workdir.hold(folder):
+        workdir.claim(folder, given)
+        rows = gradient_noise.measure(
+            cell,
+            {text: named(text).estimator for text in given["estimators"]},
+            given["segment_lengths"],
+            input_size=given["input_size"],
+            batch_size=given["batch_size"],
+            steps=given["num_steps"],
+            draws=given["draws"],
+            seed=given["seed"],
+        )
+        table = gradient_noise.markdown(rows)
+        workdir.write_json(folder / "noise.json", [row._asdict() for row in rows])
+        workdir.write_text(folder / "noise.md", table)
+    print(table, end="")
+
+
+if __name__ == "__main__":
+    command_line.define_flags(sections=())
+    command_line.run(run)
