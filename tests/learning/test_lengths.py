@@ -133,8 +133,11 @@ def at_steps(parameters, update_every):
     return jax.tree.map(lambda p: jnp.repeat(p, update_every, axis=0), parameters)
 
 
-@pytest.mark.parametrize("lengths", LENGTHS, ids=str)
-@pytest.mark.parametrize("cell", ["recurrent_highway", "lstm"])
+@pytest.mark.parametrize(
+    ("cell", "lengths"),
+    [*(("recurrent_highway", x) for x in LENGTHS), ("lstm", (2, 1, 6)), ("lstm", (4, 4, 4))],
+    ids=str,
+)
 def test_rtrl_is_a_sum_over_pairs_of_steps(cell, lengths):
     cell, update_every = SMALL_CELLS[cell], lengths[1]
     gradients, parameters = learned(cell, estimators.rtrl(), lengths, learning_rate=0.5)
@@ -146,12 +149,12 @@ def test_rtrl_is_a_sum_over_pairs_of_steps(cell, lengths):
     np.testing.assert_allclose(flat_updates(gradients), expected, atol=1e-10)
 
 
-@pytest.mark.parametrize("cell", ["vanilla", "gru", "deep_recurrent_highway"])
+@pytest.mark.parametrize("cell", ["gru", "deep_recurrent_highway"])
 def test_rtrl_of_other_cells_too(cell):
     test_rtrl_is_a_sum_over_pairs_of_steps(cell, (4, 2, 8))
 
 
-@pytest.mark.parametrize("lengths", [*LENGTHS, (3, 1, 6)], ids=str)
+@pytest.mark.parametrize("lengths", [(1, 1, 4), (4, 1, 4), (3, 1, 6), (2, 2, 4)], ids=str)
 def test_truncated_reaches_back_as_far_as_the_window(lengths):
     segment_length, update_every, window = lengths
     cell = SMALL_CELLS["gru"]
@@ -172,7 +175,7 @@ def backpropagated_through_everything():
     return by_pairs_of_steps(cell, parameters, 1, lambda t, j: True).sum(axis=0)
 
 
-@pytest.mark.parametrize("lengths", [(3, 1, 3), (4, 2, 8), (6, 3, 12)], ids=str)
+@pytest.mark.parametrize("lengths", [(3, 1, 3), (6, 3, 12)], ids=str)
 def test_with_fixed_parameters_it_is_backpropagation_through_time(lengths):
     cell = SMALL_CELLS["recurrent_highway"]
     gradients, _ = learned(cell, estimators.rtrl(), lengths, learning_rate=0.0)
