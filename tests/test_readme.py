@@ -10,7 +10,7 @@ README = pathlib.Path(__file__).parent.parent / "README.md"
 
 def test_examples_of_the_readme_run(capsys):
     examples = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
-    assert len(examples) == 3
+    assert len(examples) == 4
     names: dict = {}
     with jax.enable_x64(False):
         for example in examples:
