@@ -52,6 +52,14 @@ MESSAGES = [
      "nearest: 60 or 70"),
     ({"segment_length": 3}, "config.log_every must be a multiple of segment_length (3), got 10; "
      "nearest: 9 or 12"),
+    ({"segment_length": 5, "update_every": 2}, "config.segment_length must be a multiple of "
+     "update_every (2), got 5; nearest: 4 or 6"),
+    ({"segment_length": 5, "window": 7}, "config.window must be a multiple of segment_length (5), "
+     "got 7; nearest: 5 or 10"),
+    ({"segment_length": 5, "immediate": "estimated"}, "config.immediate = \"estimated\" pushes the "
+     "influence at every step and keeps none: it needs segment_length = 1 and window = 1"),
+    ({**DNI, "segment_length": 5, "update_every": 1}, "config.credit closes a segment that is one "
+     "update: it needs update_every and window equal to segment_length (5)"),
     ({"eval_every": 5}, "config.eval_every must be a multiple of log_every (10), got 5; "
      "nearest: 10"),
     ({"immediate": "exakt"}, "config.immediate cannot be 'exakt'; did you mean exact?"),

@@ -35,11 +35,15 @@ def assert_same_parameters(a, b):
         assert np.array_equal(x, y)
 
 
+# An update at every step, the influence pushed once in two, and two steps more are kept.
+LENGTHS = {"segment_length": 2, "update_every": 1, "window": 4}
+
+
 @pytest.fixture(scope="module")
 def text_run(tmp_path_factory):
     """A finished run on text: (its config, its folder, its summary)."""
     folder = tmp_path_factory.mktemp("text")
-    config = small(text(folder / "data"))
+    config = small({**text(folder / "data"), **LENGTHS})
     return config, folder / "run", loop.train(config, folder / "run")
 
 
@@ -72,7 +76,7 @@ def test_the_best_parameters_are_those_of_the_lowest_validation_loss(text_run):
 
 def test_a_run_in_two_parts_is_the_run_in_one(text_run, tmp_path):
     config, folder, _ = text_run
-    shorter = small({**text(folder.parent / "data"), "num_steps": 20})
+    shorter = small({**text(folder.parent / "data"), **LENGTHS, "num_steps": 20})
     loop.train(shorter, tmp_path / "run")
     longer = loop.train(config, tmp_path / "run")
     assert records(tmp_path / "run") == records(folder)
@@ -109,7 +113,7 @@ def test_a_finished_run_has_nothing_left_to_do(text_run, capsys):
 
 def test_a_folder_of_another_config_is_refused(text_run):
     _, folder, _ = text_run
-    other = small({**text(folder.parent / "data"), "seed": 1})
+    other = small({**text(folder.parent / "data"), **LENGTHS, "seed": 1})
     with pytest.raises(WorkdirError, match=r"made by another config: seed \(0 there, 1 now\);"):
         loop.train(other, folder)
 

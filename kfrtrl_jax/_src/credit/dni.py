@@ -37,7 +37,7 @@ def dni(
     prediction for the end, so that it learns of a loss many segments ahead from one segment after the
     other. It takes Adam on the squared error. The output layer starts at 0 and learning, therefore, as
     truncated backpropagation. Biased by what the model cannot express and has not learned yet; it adds
-    no noise of its own. O(n^2) memory altogether, O(n^2) work a lane and segment (n h with a hidden
+    no noise of its own. O(n^2) memory altogether, O(n^2) work per lane and segment (n h with a hidden
     layer). Analyzed by Czarnecki et al. (2017, arXiv:1703.00522), among online algorithms by Marschall
     et al. (2020, arXiv:1907.02649).
 

@@ -17,7 +17,7 @@ def diagonal_rtrl(unit_size: int = 2) -> InfluenceEstimator:
     arXiv:2305.19044). No bias, no noise.
 
     Args:
-      unit_size: state variables of a unit, at the most.
+      unit_size: state variables of a unit, at most.
 
     Raises:
       ValueError: if unit_size is less than 1.

@@ -42,8 +42,8 @@ def forward_gradient(directions: int = 1) -> InfluenceEstimator:
     J G = 0 (but for events of probability 0): at a lane's first step or where it starts anew, not where
     v decides. Its noise is P + 1 times |G|^2 for P weights, divided by k.
 
-    O(k (n + P)) memory and O(k (n^2 + P)) work a lane. On a stream without resets every update would be
-    along the same v: put it inside `reset_every`, at whose resets it draws anew.
+    O(k (n + P)) memory and O(k (n^2 + P)) work per lane. On a stream without resets every update would
+    be along the same v: put it inside `reset_every`, at whose resets it draws anew.
 
     Args:
       directions: k.

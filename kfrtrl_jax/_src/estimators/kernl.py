@@ -65,8 +65,8 @@ def kernl(
     for little.
 
     Biased, also in the immediate influence, which it has as beta I; the noise is that of beta and the
-    decays alone. O(m n + n^2) memory and work a lane for each band of a site with a banded D, O(n m g)
-    for one with a dense D.
+    decays alone. O(m n + n^2) memory and work per lane for each band of a site with a banded D, O(n m
+    g) for one with a dense D.
 
     Args:
       learning_rate: of beta.

@@ -45,8 +45,8 @@ def ktp(rank: int) -> InfluenceEstimator:
     three signs, nu, mu and nu mu, is 1 where all belong to the same term and 0 on average elsewhere.
     The three factors of each product are made equal in norm beforehand.
 
-    Unbiased; O(r (m + n + g)) memory and O(r (n^2 + m + g)) work a lane and site. How the old terms and
-    the new are paired is this library's choice, not the paper's.
+    Unbiased; O(r (m + n + g)) memory and O(r (n^2 + m + g)) work per lane and site. How the old terms
+    and the new are paired is this library's choice, not the paper's.
 
     Its init raises UnsupportedCellError for a cell with parameters in no product or sum with data.
 

@@ -15,7 +15,7 @@ def nobacktrack() -> InfluenceEstimator:
     I_i is row i of I, e_i the unit vector, nu_i a random sign and rho_i^2 = |I_i|: `uoro` with a scale
     for every unit. A unit whose row of I is 0 gets no noise at all. Unbiased; of a step's own noise it
     has (sum_i |I_i|)^2 - |I|^2, where `uoro` has n |I|^2 - |I|^2, as much only if all rows have the
-    same norm. O(n + P) memory and O(n^2 + P) work a lane.
+    same norm. O(n + P) memory and O(n^2 + P) work per lane.
     """
 
     def push(state: UoroState, linearization: Linearization, key: Key) -> UoroState:

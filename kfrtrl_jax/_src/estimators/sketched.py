@@ -70,7 +70,7 @@ def sketched(rank: int, tolerance: float = 0.0, squarings: int = 0) -> Influence
     largest number of its type.
 
     Biased, without noise: `snap(1)` with rank 0, `rtrl` with rank n. For P parameters and b bands,
-    O(m n b + (n + P) r) memory, O(n^2 b) more during a step, and O(n^3 b + P r (r + b)) work a lane;
+    O(m n b + (n + P) r) memory, O(n^2 b) more during a step, and O(n^3 b + P r (r + b)) work per lane;
     sites with a dense D have all n m g entries in S, whatever masks thin it out, and no part in L R^T.
 
     Args:
@@ -78,7 +78,7 @@ def sketched(rank: int, tolerance: float = 0.0, squarings: int = 0) -> Influence
       tolerance: if above 0, each lane uses the least rank with e <= tolerance |S + L R^T|_F, or all of
         them if there is none.
       squarings: s, to put the Schatten norm of order 2^(s + 1) in the place of |J|_F, the one of order
-        2. It exceeds J's largest singular value by a factor of n^(1 / 2^(s + 1)) at the most and takes
+        2. It exceeds J's largest singular value by a factor of n^(1 / 2^(s + 1)) at most and takes
         s more products of n x n matrices. With 5 the bound is nearly as good as it can be.
 
     Raises:

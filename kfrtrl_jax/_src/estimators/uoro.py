@@ -44,7 +44,7 @@ def uoro(noise: Noise = "state") -> InfluenceEstimator:
     """s~ <- rho0 J s~ + rho1 nu, theta~ <- theta~ / rho0 + nu^T I / rho1, for random signs nu.
 
     rho0 and rho1 make the two factors of either product equal in norm. Unbiased; O(n + P) memory and
-    O(n^2 + P) work a lane.
+    O(n^2 + P) work per lane.
 
     Args:
       noise: where the signs are. "state": nu in {+-1}^n, as above and in the paper. "pre_activation":

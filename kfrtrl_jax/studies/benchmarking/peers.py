@@ -37,7 +37,7 @@ class Peer(NamedTuple):
       estimator: our name for it.
       n: units.
       batch: lanes.
-      target: the ratio ours / theirs that is wanted at the most.
+      target: the ratio ours / theirs that is to be reached, at most.
       product: whether J A alone stands in place of our step, which shows what ratio can be had.
     """
 

@@ -56,7 +56,7 @@ class Row(NamedTuple):
       ratio_max: the largest of a round.
       floor_seconds: of the floor, for one time step.
       seconds: of what was measured, for one time step.
-      target: the ratio that is wanted at the most.
+      target: the ratio that is to be reached, at most.
       met: whether it is reached.
       floor: what the floor is, in words.
       samples: every round's (seconds, floor seconds), or bytes.
