@@ -206,4 +206,5 @@ def test_every_config_takes_every_estimator(module, estimator):
 def test_text_configs_take_tbptt(module):
     config = module.get_config()
     config.estimator.name, config.segment_length = "truncated", 25
-    assert resolve(config).segment_length == 25
+    resolved = resolve(config, overridden={"estimator.name"})
+    assert (resolved.segment_length, resolved.update_every, resolved.window) == (25, 1, 25)
