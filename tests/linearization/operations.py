@@ -25,8 +25,8 @@ def layer_norm(v):
 
 
 def which(v):
-    """0 or 1."""
-    return (v[0] > 0).astype(int)
+    """0 or 1; not by the sign of what is 0 but for rounding."""
+    return (v[0] > 1e-7).astype(int)
 
 
 def split(v):
@@ -376,7 +376,10 @@ COMPLEX = {
             2 * jnp.eye(N) + jnp.outer(bounded(v, w), bounded(w, v)) / N, pair(v, w)
         ).imag
     ),
-    "complex_stopped": lambda p, k, v, w: (jax.lax.stop_gradient(pair(v, w)) * pair(w, v)).real,
+    # With v = w it is not 0 but for rounding.
+    "complex_stopped": lambda p, k, v, w: (
+        (jax.lax.stop_gradient(pair(v, w)) * pair(w, 0.3 * v)).real
+    ),
     "fourier": lambda p, k, v, w: (lambda z: z.real + z.imag * w)(jnp.fft.fft(v)),
     "fourier_of_product": lambda p, k, v, w: jnp.fft.fft(v @ p.complex(k, N, N)).imag,
     "fourier_in_two": lambda p, k, v, w: jnp.ravel(
