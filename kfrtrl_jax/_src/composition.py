@@ -11,7 +11,7 @@ long as D_t is banded. A lane that starts anew at step t has J_t = 0, and what c
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,7 @@ from kfrtrl_jax._src.matrices import (
     BlockColumns,
     Composed,
     Dense,
+    Group,
     Matrix,
     Terms,
     spans,
@@ -94,19 +95,12 @@ def _without_what_is_forgotten(steps: Sequence[Linearization]) -> list[Lineariza
 
 
 def _kept(step: Linearization, keep: Array) -> Linearization:
-    def terms(of_site: Terms) -> Terms:
-        return Terms(
-            tuple(group.kept(jnp.broadcast_to(keep, group.lead)) for group in of_site.groups)
-        )
-
     return step._replace(
         jacobian=step.jacobian.kept(keep),
         leak=step.leak.kept(keep),
         sites=tuple(
-            SiteJacobian(
-                jnp.where(keep[:, None, None] == 0, 0, site.inputs), terms(site.derivatives)
-            )
-            for site in step.sites
+            SiteJacobian(jnp.where(keep[:, None, None] == 0, 0, inputs), derivatives.kept(keep))
+            for inputs, derivatives in step.sites
         ),
     )
 
@@ -116,7 +110,7 @@ def _composed(
 ) -> tuple[BlockColumns, tuple[Terms, ...]]:
     """J_T .. J_1 and, for every site, all Q_t D_t."""
     *later, whole = _chain(jacobians[::-1])
-    groups: list[list[Any]] = [list(terms.groups) for terms in derivatives[-1]]
+    groups: list[list[Group]] = [list(terms.groups) for terms in derivatives[-1]]
     for q, of_step in zip(later, derivatives[-2::-1]):
         for site, terms in enumerate(of_step):
             groups[site][:0] = [_after(q, group) for group in terms.groups]
@@ -166,15 +160,13 @@ def _times(q: _Product, blocks: tuple[Matrix, ...]) -> tuple[Matrix, ...]:
     )
 
 
-def _after(q: _Product, group: Dense | Banded | Composed) -> Dense | Banded | Composed:
-    """Q D for each D of a group, n x g, [*terms, B, ...]."""
+def _after(q: _Product, group: Group) -> Group:
+    """Q D for each D of a group of a single step, n x g, [*terms, B, ...]."""
+    assert not isinstance(group, Composed)
     if q.dense is None:
-        assert not isinstance(group, Composed)
         rows = spans(block.shape[1] for block in q.blocks)
         parts = [product(left, group.rows(*r)) for left, r in zip(q.blocks, rows)]
         return total(parts, *group.shape)
-    if isinstance(group, Composed):
-        return Composed(q.dense @ group.left, group.right)
     if isinstance(group, Dense):
         return Dense(q.dense @ group.values)
     axes = (1,) * (len(group.lead) - 1)

@@ -254,7 +254,7 @@ class _Meetings:
         """Those of J."""
         diagonal = jacobian.diagonal()
         return {
-            (x, y): diagonal if x == y else _entries(jacobian.blocks, np.arange(self.size), rows)
+            (x, y): diagonal if x == y else jacobian.entries_at(np.arange(self.size), rows)
             for (x, y), rows in self.partner.items()
         }
 
@@ -297,7 +297,7 @@ def _push_on_pattern(influence: OnPattern, linearization: Linearization, site: i
         if carries is not None:
             entries = jnp.einsum("bgrs,btgs->btgr", carries, entries)
         terms.insert(0, entries)
-        between = _entries(step.jacobian.blocks, rows[:, :, None], rows[:, None, :])
+        between = step.jacobian.entries_at(rows[:, :, None], rows[:, None, :])
         carries = between if carries is None else carries @ between
     assert carries is not None
     derivatives = jnp.concatenate(terms, axis=1)
@@ -339,23 +339,3 @@ def _in_their_places(indices: np.ndarray, size: int) -> bool:
     """Whether the last axis holds 0 to size - 1 in order, or -1."""
     whole = np.arange(size)
     return indices.shape[-1] == size and bool(np.all((indices == whole) | (indices < 0)))
-
-
-def _entries(blocks: Sequence[Matrix], rows: np.ndarray, columns: np.ndarray) -> Array:
-    """The entries of [M_1, M_2, ...] at static rows and columns, 0 where either is -1: [B, ...]."""
-    rows, columns = np.broadcast_arrays(rows, columns)
-    start, total = 0, jnp.zeros((1, *rows.shape), blocks[0].values.dtype)
-    for block in blocks:
-        stop = start + block.shape[1]
-        inside = (columns >= start) & (columns < stop) & (rows >= 0)
-        here = np.where(inside, columns - start, -1)
-        start = stop
-        if isinstance(block, Banded):
-            for band, of_band in enumerate(block.columns.array):
-                present = inside & (of_band[rows] == here)
-                if np.any(present):
-                    total = total + jnp.where(present, _at(block.values[:, band], rows), 0)
-        elif np.any(inside):
-            entries = block.values[:, np.maximum(rows, 0), np.maximum(here, 0)]
-            total = total + jnp.where(inside, entries, 0)
-    return total

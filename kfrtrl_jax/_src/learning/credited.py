@@ -16,7 +16,7 @@ from kfrtrl_jax._src.base import Array, Batch, CreditEstimator, Key
 from kfrtrl_jax._src.composition import compose
 from kfrtrl_jax._src.learning import trees
 from kfrtrl_jax._src.learning.exact import linearized
-from kfrtrl_jax._src.learning.recovery import make_forget, pull
+from kfrtrl_jax._src.learning.past import Past
 from kfrtrl_jax._src.learning.types import LearnerState, Model
 from kfrtrl_jax._src.learning.unroll import SegmentGradient, Unrolled
 
@@ -43,11 +43,10 @@ def run_segment(
     gradient, influence = inside.gradient, state.influence
     begins = segment.reset.at[0].set(segment.reset[0] | state.fresh)
     if share != 1:
-        forget = make_forget(model.estimator, model.linearizer.structure)
         cotangent = jnp.where(state.fresh[:, None], 0, inside.cotangent)
-        starts = jnp.any(begins, axis=0)
-        influence, past = pull(model.estimator, forget, influence, cotangent, begins[0], starts)
-        by_past = model.linearizer.gradient(state.parameters["cell"], past)
+        past = Past(model, influence, None, cotangent, begins, jnp.asarray(0))
+        (influence, gradients), _ = past.pulled()
+        by_past = model.linearizer.gradient(state.parameters["cell"], gradients)
         gradient = {**gradient, "cell": trees.add(gradient["cell"], by_past)}
     steps = linearized(model, state.parameters, inside.seen.starts, segment, begins)
     new = state._replace(

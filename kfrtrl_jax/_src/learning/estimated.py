@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from kfrtrl_jax._src.base import Array, Batch, Key, SiteGradients
 from kfrtrl_jax._src.lanes import restarted
 from kfrtrl_jax._src.learning import trees
-from kfrtrl_jax._src.learning.recovery import make_forget, recovered
+from kfrtrl_jax._src.learning.recovery import recovered
 from kfrtrl_jax._src.learning.types import LearnerState, Model
 
 
@@ -37,14 +37,14 @@ def run_step(
         return influence, model.estimator.pull(influence, cotangent)
 
     def without_lost_lanes() -> tuple[Any, SiteGradients]:
-        forget = make_forget(model.estimator, linearizer.structure)
+        forget = model.forget
         if forget is None:
             return advance(state.influence)
         unused = jnp.all(cotangent == 0, axis=1)
         influence, _ = advance(forget(state.influence, begins))
         return influence, model.estimator.pull(forget(influence, unused), cotangent)
 
-    influence, pulled = recovered(advance(state.influence), without_lost_lanes)
+    (influence, pulled), _ = recovered(advance(state.influence), without_lost_lanes)
     gradient = {"cell": linearizer.gradient(parameters["cell"], pulled), "readout": by_readout}
     new = state._replace(carry=carry, influence=influence, fresh=jnp.zeros_like(state.fresh))
     return gradient, new, losses[None]

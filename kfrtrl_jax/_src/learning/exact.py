@@ -12,21 +12,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from kfrtrl_jax._src.base import Array, Batch, Key, Linearization, SiteGradients
+from kfrtrl_jax._src.base import Array, Batch, Key, Linearization
 from kfrtrl_jax._src.composition import compose
 from kfrtrl_jax._src.learning import kept, trees
-from kfrtrl_jax._src.learning.recovery import (
-    Forget,
-    all_finite,
-    anywhere,
-    make_forget,
-    recovered,
-)
+from kfrtrl_jax._src.learning.past import Past
+from kfrtrl_jax._src.learning.recovery import anywhere
 from kfrtrl_jax._src.learning.types import LearnerState, Model
 from kfrtrl_jax._src.learning.unroll import Unrolled, backpropagate
 from kfrtrl_jax._src.xla import in_place_if
@@ -69,7 +64,6 @@ def run_segment(
     model: Model, lengths: Lengths, state: LearnerState, segment: Batch, key: Key, update: Update
 ) -> tuple[Any, LearnerState, Array]:
     """(what is reported of its updates, [K / U, ...], the state after it, its losses [K, B])."""
-    forget = make_forget(model.estimator, model.linearizer.structure)
     influence = state.influence
     ring: Any = state.kept if lengths.earlier else None
     if lengths.keeps and not lengths.earlier:
@@ -84,7 +78,7 @@ def run_segment(
         inside = backpropagate(Unrolled(model, state.parameters, state.carry, batches))
         # What came before the very first step does not exist, however infinite the derivative there.
         cotangent = jnp.where(state.fresh[:, None], 0, inside.cotangent)
-        past = _Past(model, forget, influence, ring, cotangent, begins, count)
+        past = Past(model, influence, ring, cotangent, begins, count)
         (after, gradients), lost = past.pulled()
         by_past = model.linearizer.gradient(state.parameters["cell"], gradients)
         gradient = {**inside.gradient, "cell": trees.add(inside.gradient["cell"], by_past)}
@@ -110,6 +104,7 @@ def run_segment(
         (state, ring), (reports, losses, lost) = jax.lax.scan(
             lambda carry, interval: one(carry, interval)[0], (state, ring), (intervals, counts)
         )
+        forget = model.forget
         if forget is not None:
             starts = jnp.any(ring.steps.keep == 0, axis=0)
             influence = in_place_if(
@@ -119,53 +114,6 @@ def run_segment(
     influence = model.estimator.push(influence, compose(steps), key)
     state = state._replace(influence=influence, kept=ring if lengths.earlier else ())
     return reports, state, losses.reshape(lengths.segment, -1)
-
-
-class _Past(NamedTuple):
-    """What an update's gradient owes to the time before its own steps.
-
-    Attributes:
-      model: what is trained.
-      forget: from `make_forget`.
-      influence: before the kept steps.
-      ring: the kept steps; None for none.
-      cotangent: the derivative by the state before the update's own steps, [B, n].
-      begins: the lanes that start anew before each of these, [U, B].
-      steps: how many of the kept steps there are.
-    """
-
-    model: Model
-    forget: Forget | None
-    influence: Any
-    ring: kept.Kept | None
-    cotangent: Array
-    begins: Array
-    steps: Array
-
-    def pulled(self) -> tuple[tuple[Any, SiteGradients], Array]:
-        """((the influence to go on with, for every site [m, g]), whether lanes were left out).
-
-        Lanes with infinite influence or derivatives are left out where they have no part in the
-        gradient, as it would be no number.
-        """
-        found = self._sum(careful=False)
-        if self.forget is None and self.ring is None:
-            return found, jnp.zeros((), bool)
-        return recovered(found, lambda: self._sum(careful=True)), ~all_finite(found[1])
-
-    def _sum(self, careful: bool) -> tuple[Any, SiteGradients]:
-        influence, cotangent, begun = self.influence, self.cotangent, self.begins[0]
-        along: SiteGradients | None = None
-        if self.ring is not None:
-            back = kept.backpropagate(self.ring, cotangent, self.steps, careful)
-            cotangent, along, begun = back.cotangent, back.gradients, begun | back.started
-        pulled_from = influence
-        if careful and self.forget is not None:
-            # What nothing depends on has no part either, however infinite it is.
-            pulled_from = self.forget(influence, begun | jnp.all(cotangent == 0, axis=1))
-            influence = self.forget(influence, begun | jnp.any(self.begins, axis=0))
-        pulled = self.model.estimator.pull(pulled_from, cotangent)
-        return influence, pulled if along is None else trees.add(pulled, along)
 
 
 def linearized(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
@@ -16,6 +15,7 @@ from kfrtrl_jax._src.base import Array, Cell, CreditEstimator, InfluenceEstimato
 from kfrtrl_jax._src.errors import UnsupportedCellError
 from kfrtrl_jax._src.lanes import initial_lanes
 from kfrtrl_jax._src.learning import credited, estimated, exact, kept, trees
+from kfrtrl_jax._src.learning.recovery import make_forget
 from kfrtrl_jax._src.learning.types import (
     Learner,
     LearnerState,
@@ -104,7 +104,7 @@ def make_learner(
     share = _check_forms(immediate, credit, lengths)
     linearizer = make_linearizer(cell, example_input, batch_size)
     # An estimator refuses a cell in its init: better now than when training starts.
-    jax.eval_shape(lambda: estimator.init(linearizer.structure))
+    forget = make_forget(estimator, linearizer.structure)
     if check and not jax_internals.is_tracing():
         # Under `jax.vmap` the cell may hold what has no value to look at.
         with contextlib.suppress(jax.errors.TracerArrayConversionError):
@@ -114,7 +114,7 @@ def make_learner(
             'immediate="estimated" needs a cell whose output is a function of its new carry alone; '
             'use immediate="exact"'
         )
-    model = Model(cell, linearizer, readout, loss, estimator, batch_size)
+    model = Model(cell, linearizer, readout, loss, estimator, forget, batch_size)
 
     def init(key: Key) -> LearnerState:
         cell_key, readout_key, key, *rest = jax.random.split(key, 3 if credit is None else 4)
@@ -122,7 +122,7 @@ def make_learner(
         carry = initial_lanes(cell, batch_size)
         ring: Any = ()
         if lengths.earlier:
-            inputs = jax.tree.map(_lanes_like(batch_size), example_input)
+            inputs = _shapes_of(example_input, batch_size)
             ring = kept.empty(model, parameters["cell"], carry, inputs, lengths.window)
         return LearnerState(
             parameters,
@@ -182,13 +182,11 @@ def make_learner(
     return Learner(init, step, gradient, diagnostics, linearizer)
 
 
-def _lanes_like(batch_size: int) -> Callable[[Any], Any]:
-    """From an example of one lane's input to the shape of all lanes'."""
-
-    def of_leaf(x: Any) -> Any:
-        return jax.ShapeDtypeStruct((batch_size, *jnp.shape(x)), jnp.result_type(x))
-
-    return of_leaf
+def _shapes_of(example: Any, *lead: int) -> Any:
+    """The shapes and types of many like the example, in more axes before its own."""
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct((*lead, *jnp.shape(x)), jnp.result_type(x)), example
+    )
 
 
 def _check_segment(segment: Any, example_input: Any, lead: tuple[int, int]) -> None:
@@ -201,9 +199,7 @@ def _check_segment(segment: Any, example_input: Any, lead: tuple[int, int]) -> N
         if shown(x) != shown(wanted):
             raise ValueError(f"segment.{name} must be {shown(wanted)}, got {shown(x)}")
 
-    wanted = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct((*lead, *jnp.shape(x)), jnp.result_type(x)), example_input
-    )
+    wanted = _shapes_of(example_input, *lead)
     got, tree = (str(jax.tree.structure(x)) for x in (segment.inputs, wanted))
     if got != tree:
         raise ValueError(f"segment.inputs must be like the example input, {tree}, got {got}")

@@ -46,42 +46,15 @@ def make_forget(estimator: InfluenceEstimator, structure: Structure) -> Forget |
     return forget
 
 
-def pull(
-    estimator: InfluenceEstimator,
-    forget: Forget | None,
-    influence: Any,
-    cotangent: Array,
-    started: Array,
-    starts: Array,
-) -> tuple[Any, SiteGradients]:
-    """c^T G, and the influence that learning goes on with: without lost lanes, if there are any.
+def recovered(
+    found: tuple[Any, SiteGradients], again: Callable[[], Any]
+) -> tuple[tuple[Any, SiteGradients], Array]:
+    """(what was found, (influence, gradient), or what `again` finds; whether that).
 
-    Args:
-      estimator: of the influence.
-      forget: from `make_forget`.
-      influence: the estimator's state.
-      cotangent: c, [B, n].
-      started: the lanes that have started anew since, before what c is the derivative of, [B].
-      starts: the lanes that have started anew since at all, [B].
+    It is tried again where the gradient is not finite, in all lanes and runs at once.
     """
-    found = influence, estimator.pull(influence, cotangent)
-    if forget is None:
-        return found
-
-    def without_lost_lanes() -> tuple[Any, SiteGradients]:
-        # What nothing depends on has no part in the gradient, however infinite it is.
-        unused = jnp.all(cotangent == 0, axis=1)
-        first = forget(influence, started | unused)
-        return forget(influence, starts), estimator.pull(first, cotangent)
-
-    return recovered(found, without_lost_lanes)
-
-
-def recovered(found: tuple[Any, SiteGradients], again: Callable[[], Any]) -> Any:
-    """What was found, (influence, gradient), or where the gradient is not finite what `again` finds."""
-    if not found[1]:
-        return found
-    return jax.lax.cond(anywhere(~all_finite(found[1])), again, lambda: found)
+    lost = ~all_finite(found[1])
+    return jax.lax.cond(anywhere(lost), again, lambda: found), lost
 
 
 def all_finite(gradients: SiteGradients) -> Array:

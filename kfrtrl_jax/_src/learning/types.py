@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from kfrtrl_jax._src.base import Array, Cell, InfluenceEstimator, Key
+from kfrtrl_jax._src.learning.recovery import Forget
 from kfrtrl_jax._src.linearization.linearizer import Linearizer
 from kfrtrl_jax._src.readouts import Readout
 
@@ -79,6 +80,7 @@ class Model(NamedTuple):
       readout: from the cell's output to predictions, for one lane.
       loss: (prediction, target) -> scalar in nats, for one lane.
       estimator: of the cell's influence matrix.
+      forget: from `recovery.make_forget`, of the estimator.
       batch_size: B.
     """
 
@@ -87,4 +89,5 @@ class Model(NamedTuple):
     readout: Readout
     loss: Loss
     estimator: InfluenceEstimator
+    forget: Forget | None
     batch_size: int

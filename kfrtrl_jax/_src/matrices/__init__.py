@@ -16,7 +16,7 @@ from kfrtrl_jax._src.matrices.operations import (
     through_weights,
     total,
 )
-from kfrtrl_jax._src.matrices.terms import Terms, single
+from kfrtrl_jax._src.matrices.terms import Group, Terms, single
 
 __all__ = [
     "Banded",
@@ -24,6 +24,7 @@ __all__ = [
     "Composed",
     "Dense",
     "FactoredTerm",
+    "Group",
     "Index",
     "Matrix",
     "Terms",

@@ -141,9 +141,14 @@ class Banded:
         for band, of_band in enumerate(self.columns.array):
             present = (rows >= 0) & (columns >= 0) & (of_band[np.maximum(rows, 0)] == columns)
             if present.any():
-                entries = self.values[..., band, :][..., np.where(present, rows, 0)]
+                entries = _at(self.values[..., band, :], np.where(present, rows, 0))
                 result = result + jnp.where(present, entries, 0)
         return result
+
+
+def _at(x: Array, indices: np.ndarray) -> Array:
+    """`x`: [..., k] at static indices of any shape; no gather where they are few runs."""
+    return take(x, indices, axis=-1) if indices.ndim == 1 else x[..., indices]
 
 
 def places_of_bands(columns: np.ndarray, num_columns: int) -> np.ndarray:

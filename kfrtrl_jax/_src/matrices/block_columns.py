@@ -164,13 +164,27 @@ class BlockColumns:
     def diagonal(self) -> Array:
         """[..., n]."""
         columns = [np.arange(start, stop) for start, stop in self._columns]
-        parts = [_entries_at(block, rows) for block, rows in zip(self.rest, columns)]
+        parts = [
+            block.entries_at(rows, np.arange(len(rows))) for block, rows in zip(self.rest, columns)
+        ]
         for p in self.products:
             part = p.diagonal(columns[p.block])
             if part is None:
                 return BlockColumns(self.blocks).diagonal()
             parts[p.block] = parts[p.block] + part
         return jnp.concatenate(parts, axis=-1)
+
+    def entries_at(self, rows: np.ndarray, columns: np.ndarray) -> Array:
+        """Entries at static rows and columns of one shape, 0 where either is -1: [..., *shape]."""
+        rows, columns = np.broadcast_arrays(rows, columns)
+        parts = []
+        for block, (start, stop) in zip(self.blocks, self._columns):
+            inside = (columns >= start) & (columns < stop)
+            if inside.any():
+                parts.append(block.entries_at(rows, np.where(inside, columns - start, -1)))
+        if not parts:
+            return jnp.zeros((*self.rest[0].lead, *rows.shape), self.rest[0].values.dtype)
+        return sum(parts[1:], parts[0])
 
     def scaled(self, scale: Array) -> BlockColumns:
         """This matrix times a number for each lane, scale: [...]; 0 times anything is 0."""
@@ -199,15 +213,6 @@ class BlockColumns:
             tuple(block.rows(start, stop) for block in self.rest),
             tuple(dataclasses.replace(p, left=p.left.rows(start, stop)) for p in self.products),
         )
-
-
-def _entries_at(block: Matrix, rows: np.ndarray) -> Array:
-    """The entry of each column of a block at a row of its own: [..., columns]."""
-    columns = np.arange(len(rows))
-    if isinstance(block, Dense):
-        return block.values[..., rows, columns]
-    present = jnp.asarray(block.columns.array[:, rows] == columns)
-    return jnp.sum(jnp.where(present, block.values[..., rows], 0), axis=-2)
 
 
 def _times(blocks: Sequence[Matrix], x: Array) -> Array:

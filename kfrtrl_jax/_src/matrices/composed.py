@@ -58,25 +58,20 @@ class Composed:
 
     def squared_norm(self) -> Array:
         """The squared Frobenius norm, [...], accumulated in at least float32."""
-        result = jnp.zeros(self.lead, _sum_type(self.left))
+        left = at_least_float32(self.left)
+        result = jnp.zeros(self.lead, left.dtype)
         for partner, weights in self._pairs():
-            result = result + jnp.sum(weights * _column_products(self.left, partner), axis=-1)
+            result = result + jnp.sum(weights * _column_products(left, partner), axis=-1)
         return result
 
     def column_squares(self) -> Array:
         """The squared norm of each column, [..., columns], accumulated in at least float32."""
-        result = jnp.zeros((*self.lead, self.right.num_columns), _sum_type(self.left))
-        rows, values = self.right.rows_of_columns(), at_least_float32(self.right.values)
-        for i, first in enumerate(rows):
-            for j, second in enumerate(rows[: i + 1]):
-                both = (first >= 0) & (second >= 0)
-                if not both.any():
-                    continue
-                partner = np.full(self.right.shape[0], -1)
-                partner[first[both]] = second[both]
-                products = take(_column_products(self.left, partner), first, axis=-1)
-                product = take(values[..., i, :], first, -1) * take(values[..., j, :], second, -1)
-                result = result + (1 if i == j else 2) * product * products
+        values = at_least_float32(self.right.values)
+        result = jnp.zeros((*self.lead, self.right.num_columns), values.dtype)
+        for i, j, first, second, partner in self._meetings():
+            products = take(_column_products(at_least_float32(self.left), partner), first, axis=-1)
+            product = take(values[..., i, :], first, -1) * take(values[..., j, :], second, -1)
+            result = result + (1 if i == j else 2) * product * products
         return result
 
     def row_squares(self) -> Array:
@@ -88,6 +83,22 @@ class Composed:
             result = result + jnp.einsum("...rk,...k->...r", left * other, weights)
         return result
 
+    def _meetings(self) -> Iterator[tuple[int, int, np.ndarray, np.ndarray, np.ndarray]]:
+        """The pairs of bands of D that have entries in the same columns.
+
+        Yields:
+          The two bands, the row of each column's entry in either, [columns], and for each column of Q
+          the one that it meets, [k]; static, -1 for none.
+        """
+        rows = self.right.rows_of_columns()
+        for i, first in enumerate(rows):
+            for j, second in enumerate(rows[: i + 1]):
+                both = (first >= 0) & (second >= 0)
+                if both.any():
+                    partner = np.full(self.right.shape[0], -1)
+                    partner[first[both]] = second[both]
+                    yield i, j, first, second, partner
+
     def _pairs(self) -> Iterator[tuple[np.ndarray, Array]]:
         """The pairs of Q's columns that meet in a column of Q D, and how much, to get squared norms.
 
@@ -95,24 +106,18 @@ class Composed:
           For each column of Q its partner, [k], static, -1 for none, and the weight of their inner
           product in |Q D|^2, [..., k].
         """
-        rows, values = self.right.rows_of_columns(), at_least_float32(self.right.values)
+        values = at_least_float32(self.right.values)
         found: list[tuple[np.ndarray, Array]] = []
-        for i, first in enumerate(rows):
-            for j, second in enumerate(rows[: i + 1]):
-                both = (first >= 0) & (second >= 0)
-                if not both.any():
-                    continue
-                partner = np.full(self.right.shape[0], -1)
-                partner[first[both]] = second[both]
-                weight = values[..., i, :] * take(values[..., j, :], partner, axis=-1)
-                weight = weight if i == j else 2 * weight
-                for k, (other, sum_of_weights) in enumerate(found):
-                    agree = (other == partner) | (other < 0) | (partner < 0)
-                    if agree.all():
-                        found[k] = (np.maximum(other, partner), sum_of_weights + weight)
-                        break
-                else:
-                    found.append((partner, weight))
+        for i, j, _, _, partner in self._meetings():
+            weight = values[..., i, :] * take(values[..., j, :], partner, axis=-1)
+            weight = weight if i == j else 2 * weight
+            for k, (other, sum_of_weights) in enumerate(found):
+                agree = (other == partner) | (other < 0) | (partner < 0)
+                if agree.all():
+                    found[k] = (np.maximum(other, partner), sum_of_weights + weight)
+                    break
+            else:
+                found.append((partner, weight))
         yield from found
 
     def rows(self, start: int, stop: int) -> Composed:
@@ -147,17 +152,12 @@ class Composed:
         return result
 
 
-def _sum_type(x: Array) -> jnp.dtype:
-    return jnp.promote_types(x.dtype, jnp.float32)
-
-
 def _is_identity(partner: np.ndarray) -> bool:
     return bool(np.array_equal(partner, np.arange(len(partner))))
 
 
 def _column_products(left: Array, partner: np.ndarray) -> Array:
     """The inner product of each column with its partner, 0 without one: [..., k]."""
-    left = at_least_float32(left)
     if _is_identity(partner):
         return jnp.sum(left * left, axis=-2)
     parts, start = [], 0

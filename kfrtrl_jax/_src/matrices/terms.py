@@ -107,6 +107,10 @@ class Terms:
         """Some of their rows."""
         return Terms(tuple(group.rows(start, stop) for group in self.groups))
 
+    def kept(self, keep: Array) -> Terms:
+        """The same, and 0 in the lanes where keep, [B], is 0: even in place of what is not finite."""
+        return Terms(tuple(g.kept(jnp.broadcast_to(keep, g.lead)) for g in self.groups))
+
     def scaled(self, scales: Array) -> Terms:
         """scale_t D_t for each t, for scales: [B, T]."""
         pairs = zip(self.groups, self._split(scales))

@@ -1,0 +1,57 @@
+"""What a gradient owes to the time before its own steps: to kept ones, and to influence before them."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+
+from kfrtrl_jax._src.base import Array, SiteGradients
+from kfrtrl_jax._src.learning import kept, trees
+from kfrtrl_jax._src.learning.recovery import recovered
+from kfrtrl_jax._src.learning.types import Model
+
+
+class Past(NamedTuple):
+    """What an update's gradient owes to the time before its own steps.
+
+    Attributes:
+      model: what is trained.
+      influence: before the kept steps.
+      ring: the kept steps; None for none.
+      cotangent: the derivative by the state before the update's own steps, [B, n].
+      begins: the lanes that start anew before each of these, [U, B].
+      steps: how many of the kept steps there are.
+    """
+
+    model: Model
+    influence: Any
+    ring: kept.Kept | None
+    cotangent: Array
+    begins: Array
+    steps: Array
+
+    def pulled(self) -> tuple[tuple[Any, SiteGradients], Array]:
+        """((the influence to go on with, for every site [m, g]), whether lanes were left out).
+
+        Lanes with infinite influence or derivatives are left out where they have no part in the
+        gradient, as it would be no number.
+        """
+        found = self._sum(careful=False)
+        if self.model.forget is None and self.ring is None:
+            return found, jnp.zeros((), bool)
+        return recovered(found, lambda: self._sum(careful=True))
+
+    def _sum(self, careful: bool) -> tuple[Any, SiteGradients]:
+        influence, cotangent, begun = self.influence, self.cotangent, self.begins[0]
+        along: SiteGradients | None = None
+        if self.ring is not None:
+            back = kept.backpropagate(self.ring, cotangent, self.steps, careful)
+            cotangent, along, begun = back.cotangent, back.gradients, begun | back.started
+        pulled_from = influence
+        if careful and self.model.forget is not None:
+            # What nothing depends on has no part either, however infinite it is.
+            pulled_from = self.model.forget(influence, begun | jnp.all(cotangent == 0, axis=1))
+            influence = self.model.forget(influence, begun | jnp.any(self.begins, axis=0))
+        pulled = self.model.estimator.pull(pulled_from, cotangent)
+        return influence, pulled if along is None else trees.add(pulled, along)
