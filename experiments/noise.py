@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
-
 from configs import noise as default
-from kfrtrl_jax.cells import CELLS
-from kfrtrl_jax.errors import ConfigError
 from kfrtrl_jax.studies.fidelity import gradient_noise, named, settings
 from kfrtrl_jax.training import command_line, workdir
 
@@ -14,11 +10,9 @@ from kfrtrl_jax.training import command_line, workdir
 def run(invocation: command_line.Invocation) -> None:
     """Writes noise.json and noise.md, and prints the table."""
     given = settings.checked(invocation.config, default.get_config())
-    scaled = [x for x, make in CELLS.items() if "init_scale" in inspect.signature(make).parameters]
-    if given["cell"] not in scaled:
-        raise ConfigError(f"config.cell must be one of {', '.join(scaled)}, got {given['cell']!r}")
+    make = settings.scaled_cell(given["cell"])
     settings.check_divides(given["segment_lengths"], given["num_steps"])
-    cell = CELLS[given["cell"]](
+    cell = make(
         input_size=given["input_size"],
         hidden_size=given["hidden_size"],
         init_scale=given["init_scale"],

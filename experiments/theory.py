@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
-
 from configs import theory as default
 from kfrtrl_jax.base import Cell
-from kfrtrl_jax.cells import CELLS
 from kfrtrl_jax.errors import ConfigError
 from kfrtrl_jax.studies.fidelity import named, plots, settings, theory
 from kfrtrl_jax.training import command_line, workdir
@@ -15,9 +12,7 @@ from kfrtrl_jax.training import command_line, workdir
 def run(invocation: command_line.Invocation) -> None:
     """Writes theory.json, theory.md and the pictures, and prints the tables."""
     given = settings.checked(invocation.config, default.get_config())
-    scaled = [x for x, make in CELLS.items() if "init_scale" in inspect.signature(make).parameters]
-    if given["cell"] not in scaled:
-        raise ConfigError(f"config.cell must be one of {', '.join(scaled)}, got {given['cell']!r}")
+    make_cell = settings.scaled_cell(given["cell"])
     if len(given["widths"]) < 3:
         raise ConfigError(f"config.widths must be three or more, got {given['widths']}")
     if given["time_num_steps"] % given["time_every"]:
@@ -29,7 +24,7 @@ def run(invocation: command_line.Invocation) -> None:
 
     def make(width: int) -> Cell:
         sizes = {"input_size": width, "hidden_size": width}
-        return CELLS[given["cell"]](**sizes, init_scale=given["init_scale"])
+        return make_cell(**sizes, init_scale=given["init_scale"])
 
     folder = invocation.workdir
     with workdir.hold(folder):

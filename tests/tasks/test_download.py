@@ -5,7 +5,6 @@ import pathlib
 import subprocess
 import sys
 import threading
-import time
 
 import pytest
 
@@ -22,6 +21,7 @@ def server(monkeypatch):
     """A server on this machine: (address, the answers by path, the paths asked for)."""
     answers: dict[str, bytes | str] = {f"/{NAME}": CONTENT}
     asked: list[str] = []
+    done = threading.Event()
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
@@ -30,8 +30,8 @@ def server(monkeypatch):
             if answer is None:
                 self.send_error(404)
                 return
-            if answer == "slow":
-                time.sleep(1.0)
+            if answer == "silent":
+                done.wait()
                 return
             self.send_response(200)
             cut = answer == "cut"
@@ -48,6 +48,7 @@ def server(monkeypatch):
         thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         yield f"http://127.0.0.1:{running.server_address[1]}/", answers, asked
+        done.set()
         running.shutdown()
         thread.join()
 
@@ -105,10 +106,13 @@ def test_forced_fetch_that_fails_keeps_the_file(server, tmp_path):
     assert path.read_bytes() == b"mine"
 
 
-@pytest.mark.parametrize(("answer", "said"), [(None, "404"), ("cut", "Incomplete"), ("slow", "")])
-def test_failing_server_is_one_clear_line(server, tmp_path, answer, said):
+@pytest.mark.parametrize(
+    ("answer", "timeout", "said"),
+    [(None, 30.0, "404"), ("cut", 30.0, "Incomplete"), ("silent", 0.1, "timed out")],
+)
+def test_failing_server_is_one_clear_line(server, tmp_path, answer, timeout, said):
     server[1][f"/{NAME}"] = answer
-    message = refused(tmp_path, server, timeout=0.3)
+    message = refused(tmp_path, server, timeout=timeout)
     assert message.startswith(f"{server[0]}{NAME} cannot be fetched: ")
     assert said in message
     assert os.listdir(tmp_path) == []

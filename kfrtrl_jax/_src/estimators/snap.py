@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -206,18 +206,15 @@ def _push_banded(influence: Banded, linearization: Linearization, site: int) -> 
     if not influence.num_bands:
         return influence
     meetings = _Meetings(influence)
-    # Backward: what carries the influence of a step to the end is made of that of the step after it.
-    carries: _Coefficients | None = None
-    terms: list[Array] = []
-    for step in reversed(linearization.singles):
-        entries = step.sites[site].derivatives.entries_at(
-            np.arange(influence.shape[0]), influence.columns.array
-        )
-        terms.insert(0, entries if carries is None else meetings.apply(carries, entries))
-        own = meetings.coefficients(step.jacobian)
-        carries = own if carries is None else meetings.compose(carries, own)
-    assert carries is not None
-    derivatives = jnp.concatenate(terms, axis=1)
+    units, columns = np.arange(influence.shape[0]), influence.columns.array
+    carries, derivatives = _along_the_steps(
+        linearization,
+        site,
+        (units, columns),
+        meetings.coefficients,
+        meetings.apply,
+        meetings.compose,
+    )
     # One pass over as few axes as there can be, and all that is read many times written before.
     flat = influence.values.reshape(*influence.values.shape[:2], -1)
     bands = range(influence.num_bands)
@@ -229,6 +226,39 @@ def _push_banded(influence: Banded, linearization: Linearization, site: int) -> 
     if others:
         values = values + meetings.apply(others, influence.values)
     return dataclasses.replace(influence, values=values)
+
+
+_C = TypeVar("_C")
+
+
+def _along_the_steps(
+    linearization: Linearization,
+    site: int,
+    places: tuple[np.ndarray, np.ndarray],
+    carries_of: Callable[[BlockColumns], _C],
+    apply: Callable[[_C, Array], Array],
+    compose: Callable[[_C, _C], _C],
+) -> tuple[_C, Array]:
+    """What carries influence on a pattern over all steps, and the D of all of them there at the end.
+
+    Args:
+      linearization: of the steps.
+      site: whose D.
+      places: the rows and columns of the pattern's entries.
+      carries_of: from a step's J to what carries the entries over it.
+      apply: (what carries, entries [B, T, ...]) -> the entries after that.
+      compose: (later, earlier) -> what carries over both.
+    """
+    # Backward: what carries a step's entries to the end is made of that of the step after it.
+    carries: _C | None = None
+    terms: list[Array] = []
+    for step in reversed(linearization.singles):
+        entries = step.sites[site].derivatives.entries_at(*places)
+        terms.insert(0, entries if carries is None else apply(carries, entries))
+        own = carries_of(step.jacobian)
+        carries = own if carries is None else compose(carries, own)
+    assert carries is not None
+    return carries, jnp.concatenate(terms, axis=1)
 
 
 # By bands (x, y): what carries an entry of band y to the entry of its column in band x, [B, n].
@@ -290,17 +320,14 @@ def _push_in_place(influence: OnPattern, linearization: Linearization, site: int
 
 def _push_on_pattern(influence: OnPattern, linearization: Linearization, site: int) -> OnPattern:
     rows = influence.rows.array
-    carries: Array | None = None
-    terms: list[Array] = []
-    for step in reversed(linearization.singles):
-        entries = step.sites[site].derivatives.entries_at(rows, np.arange(len(rows))[:, None])
-        if carries is not None:
-            entries = jnp.einsum("bgrs,btgs->btgr", carries, entries)
-        terms.insert(0, entries)
-        between = step.jacobian.entries_at(rows[:, :, None], rows[:, None, :])
-        carries = between if carries is None else carries @ between
-    assert carries is not None
-    derivatives = jnp.concatenate(terms, axis=1)
+    carries, derivatives = _along_the_steps(
+        linearization,
+        site,
+        (rows, np.arange(len(rows))[:, None]),
+        lambda jacobian: jacobian.entries_at(rows[:, :, None], rows[:, None, :]),
+        lambda carries, entries: jnp.einsum("bgrs,btgs->btgr", carries, entries),
+        jnp.matmul,
+    )
     inputs = linearization.sites[site].inputs
     return _with_immediate(influence, carries @ influence.values, inputs, derivatives)
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
 
+from kfrtrl_jax.base import Cell
+from kfrtrl_jax.cells import CELLS
 from kfrtrl_jax.errors import ConfigError
 
 # Least values other than 1; a spread takes two draws.
@@ -50,3 +53,19 @@ def check_divides(lengths: Sequence[int], steps: int) -> None:
                 f"config.num_steps must be a multiple of each of segment_lengths, got {steps} and "
                 f"{length}"
             )
+
+
+def scaled_cell(name: str) -> Callable[..., Cell]:
+    """The factory of a cell whose weights have a scale.
+
+    Raises:
+      ConfigError: if there is none of that name.
+    """
+    scaled = {
+        other: make
+        for other, make in CELLS.items()
+        if "init_scale" in inspect.signature(make).parameters
+    }
+    if name not in scaled:
+        raise ConfigError(f"config.cell must be one of {', '.join(scaled)}, got {name!r}")
+    return scaled[name]
