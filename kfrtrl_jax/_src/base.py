@@ -68,6 +68,7 @@ class Site(NamedTuple):
         mask sets the others to 0, and no parameter has a gradient there. None for all of them.
       problem: why the parameter could not be put into a product with data, in which case m is 1 and g
         the size of the whole parameter; None for a product or sum.
+      uses: how often a step uses the weights: the number T of terms of one step.
     """
 
     input_size: int
@@ -77,6 +78,7 @@ class Site(NamedTuple):
     derivative_mask: Mask | None = None
     weights_mask: Mask | None = None
     problem: str | None = None
+    uses: int = 1
 
 
 class Structure(NamedTuple):

@@ -24,6 +24,7 @@ from kfrtrl_jax._src.matrices import (
     Dense,
     Group,
     Matrix,
+    Shared,
     Terms,
     spans,
     total,
@@ -163,6 +164,10 @@ def _times(q: _Product, blocks: tuple[Matrix, ...]) -> tuple[Matrix, ...]:
 def _after(q: _Product, group: Group) -> Group:
     """Q D for each D of a group of a single step, n x g, [*terms, B, ...]."""
     assert not isinstance(group, Composed)
+    if isinstance(group, Shared):
+        whole = _after(q, group.whole)
+        assert not isinstance(whole, Shared)
+        return Shared(whole, group.count)
     if q.dense is None:
         rows = spans(block.shape[1] for block in q.blocks)
         parts = [product(left, group.rows(*r)) for left, r in zip(q.blocks, rows)]

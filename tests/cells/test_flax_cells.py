@@ -83,9 +83,35 @@ def test_a_stack_with_layer_normalization_and_a_readout_inside():
     assert linearizer.direct == ("Dense_0/bias", "Dense_0/kernel")
 
 
-def test_a_convolution_is_refused_with_operation_parameter_line_and_what_works():
+def test_a_convolutional_lstm_has_one_site_and_a_term_for_each_position():
+    shape = jax.ShapeDtypeStruct((3, 2, 1), jnp.float64)
+    cell = cells.from_flax(nn.ConvLSTMCell(features=1, kernel_size=(2, 2), **F64), shape)
+    images = jax.random.normal(jax.random.key(5), (2, *shape.shape))
+    linearizer, _ = assert_linearization_is_the_jacobian(cell, images)
+    (site,) = linearizer.structure.sites
+    assert (site.input_size, site.output_size, site.uses) == (4 + 4 + 1, 4, 6)
+    estimators.kf_rtrl().init(linearizer.structure)
+
+
+class GroupedConvolution(nn.RNNCellBase):
+    """A kernel for each feature: a product of no known structure."""
+
+    @nn.compact
+    def __call__(self, carry, x):
+        z = nn.Conv(2, (3, 3), feature_group_count=2, **F64)(carry)
+        return (jnp.tanh(z + x),) * 2
+
+    def initialize_carry(self, rng, input_shape):
+        return jnp.zeros((4, 4, 2))
+
+    @property
+    def num_feature_axes(self):
+        return 3
+
+
+def test_a_grouped_convolution_is_refused_with_operation_parameter_line_and_what_works():
     shape = jax.ShapeDtypeStruct((4, 4, 1), jnp.float64)
-    cell = cells.from_flax(nn.ConvLSTMCell(features=2, kernel_size=(3, 3), **F64), shape)
+    cell = cells.from_flax(GroupedConvolution(), shape)
     with pytest.raises(UnsupportedCellError, match="conv_general_dilated at") as error:
         make_learner(
             cell,

@@ -11,12 +11,14 @@ from kfrtrl_jax._src.matrices import (
     Dense,
     FactoredTerm,
     Index,
+    Shared,
     Terms,
     compose,
     places_of_bands,
     runs,
     side_by_side,
     single,
+    stacked,
     take,
     through_weights,
     total,
@@ -250,6 +252,44 @@ def test_one_left_factor_serves_several_right_ones():
     close(m.squared_norms(), np.moveaxis((d**2).sum((2, 3)), 0, 1))
     a = random(B, N, G)
     close(m.add_to(a, scales), a + np.einsum("bt,tbng->bng", scales, d))
+
+
+@pytest.mark.parametrize("kind", ["dense", "mixed", "composed mixed"])
+def test_several_terms_as_one_matrix_are_as_good_as_apart(kind):
+    shared = Shared(kinds((1, B))[kind], 2)
+    d = whole(kinds((1, B))[kind])[0].reshape(B, N, 2, G // 2)
+    m, apart = Terms((shared,)), Terms((Dense(jnp.moveaxis(d, 2, 0)),))
+    assert (m.count, m.shape) == (2, (N, G // 2))
+    a, x, v = random(B, N, G // 2), random(B, 2, G // 2, 3), random(B, N)
+    scales, keep = random(B, 2), jnp.array([1.0, 0.0])
+    for of in (
+        lambda m: m.dense(),
+        lambda m: m.squared_norms(),
+        lambda m: m.column_squares(),
+        lambda m: m.row_squares(),
+        lambda m: m.times(x),
+        lambda m: m.vector_times(v),
+        lambda m: m.scaled(scales).dense(),
+        lambda m: m.kept(keep).dense(),
+        lambda m: m.rows(1, 4).dense(),
+        lambda m: m.entries_at(np.arange(N)[:, None], np.array([2, -1, 0])),
+        lambda m: m.add_to(a, scales),
+        lambda m: m.add_to_each(random(B, 3, N, G // 2), random(B, 3, 2)),
+    ):
+        close(of(m), of(apart))
+
+
+@pytest.mark.parametrize("kind", ["dense", "mixed"])
+def test_columns_at_places(kind):
+    matrix, places = kinds()[kind], np.array([3, -1, 0, 7, 5])
+    close(matrix.columns_at(places).dense(), np.where(places >= 0, whole(matrix)[..., places], 0))
+
+
+def test_like_terms_that_follow_one_another_are_one_group():
+    parts = [kinds((1, B))[k] for k in ("dense", "dense", "mixed", "mixed", "dense")]
+    groups = stacked(parts)
+    assert [group.lead[0] for group in groups] == [2, 2, 1]
+    close(Terms(groups).dense(), np.stack([whole(p)[0] for p in parts], axis=1))
 
 
 def test_taking_by_static_indices():

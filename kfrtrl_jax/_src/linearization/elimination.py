@@ -19,17 +19,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kfrtrl_jax._src.base import Linearization, SiteJacobian
+from kfrtrl_jax._src.base import Linearization
 from kfrtrl_jax._src.linearization.local_jacobians import LocalJacobians
 from kfrtrl_jax._src.linearization.program import (
     Environment,
     Variable,
 )
-from kfrtrl_jax._src.linearization.sites import (
-    Product,
-    Scaling,
-    SitePlan,
-)
+from kfrtrl_jax._src.linearization.sites import SitePlan
+from kfrtrl_jax._src.linearization.weight_terms import Product, Scaling
 from kfrtrl_jax._src.matrices import (
     Banded,
     BlockColumns,
@@ -37,7 +34,6 @@ from kfrtrl_jax._src.matrices import (
     FactoredTerm,
     Index,
     Matrix,
-    Terms,
     compose,
     side_by_side,
     take,
@@ -114,7 +110,7 @@ def eliminate(
         tuple(derivatives[v] for v in local.states),
         tuple(dataclasses.replace(p, weights=None) for p in products),
     )
-    sites = tuple(_site(plan, derivatives, environment) for plan in plans)
+    sites = tuple(plan.jacobian(derivatives, environment) for plan in plans)
     return Linearization(jacobian, sites, leak, keep), tuple(p.weights for p in products)
 
 
@@ -177,18 +173,3 @@ def _placed(block: Matrix, start: int, rows: int) -> Matrix:
     columns = np.pad(block.columns.array, ((0, 0), (start, below)), constant_values=-1)
     values = jnp.pad(block.values, ((0, 0), (start, below)))
     return Banded(values, Index(columns), block.num_columns)
-
-
-def _site(
-    plan: SitePlan, derivatives: dict[Variable, Matrix], environment: Environment
-) -> SiteJacobian:
-    if plan.opaque is not None:
-        derivative = derivatives[plan.opaque]
-    elif plan.scaling is not None:
-        (z,) = plan.pre_activations
-        vector = plan.scaling.vector(environment[plan.scaling.data])
-        derivative = derivatives[z.variable].scale_columns(vector)
-    else:
-        derivative = side_by_side([derivatives[z.variable] for z in plan.pre_activations])
-    term = dataclasses.replace(derivative, values=derivative.values[None])
-    return SiteJacobian(plan.input(environment, derivative.values.dtype)[None], Terms((term,)))

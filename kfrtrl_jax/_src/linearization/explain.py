@@ -16,7 +16,7 @@ from kfrtrl_jax._src.estimators.registry import ESTIMATORS
 from kfrtrl_jax._src.linearization.linearizer import Linearizer, make_linearizer
 from kfrtrl_jax._src.linearization.self_check import Check
 from kfrtrl_jax._src.linearization.self_check import check as compare
-from kfrtrl_jax._src.matrices import Banded, Matrix
+from kfrtrl_jax._src.matrices import Banded, Group, Shared
 
 
 class Cost(NamedTuple):
@@ -65,6 +65,7 @@ class Explanation(NamedTuple):
         for site, derivative in zip(self.structure.sites, self.derivatives):
             lines.append(
                 f"site: [{site.input_size} x {site.output_size}] of {site.label}"
+                f"{f', used {site.uses} times a step' if site.uses > 1 else ''}"
                 f"{_density(site.weights_mask)}; D {derivative}{_density(site.derivative_mask)}"
             )
         if self.direct:
@@ -155,7 +156,9 @@ def _flops(function: Callable[..., Any], *arguments: Any) -> float:
     return float(analysis.get("flops", 0.0))
 
 
-def _kind(matrix: Matrix) -> str:
+def _kind(matrix: Group) -> str:
+    if isinstance(matrix, Shared):
+        return _kind(matrix.whole)
     if not isinstance(matrix, Banded):
         return "dense"
     if matrix.num_bands <= 1:

@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from kfrtrl_jax._src.base import (
     Cell,
@@ -31,8 +32,10 @@ from kfrtrl_jax._src.linearization.complex_numbers import (
     real_leaves,
 )
 from kfrtrl_jax._src.linearization.custom_rules import pullback
+from kfrtrl_jax._src.linearization.discovery import discover, parameter_paths
 from kfrtrl_jax._src.linearization.elimination import eliminate
 from kfrtrl_jax._src.linearization.local_jacobians import LocalJacobians
+from kfrtrl_jax._src.linearization.patterns import DenseRelation, normalized
 from kfrtrl_jax._src.linearization.program import (
     Environment,
     Equation,
@@ -45,19 +48,11 @@ from kfrtrl_jax._src.linearization.program import (
 )
 from kfrtrl_jax._src.linearization.random_keys import check_raw_keys
 from kfrtrl_jax._src.linearization.reach import mask_of, places, reachable
-from kfrtrl_jax._src.linearization.sites import (
-    PreActivation,
-    SitePlan,
-    discover,
-    parameter_paths,
-    plan_sites,
-)
+from kfrtrl_jax._src.linearization.sites import SitePlan, plan_sites
 from kfrtrl_jax._src.linearization.taps import Taps, make_taps
 from kfrtrl_jax._src.linearization.trace import trace
 from kfrtrl_jax._src.linearization.zeros import nonzero_masks
-from kfrtrl_jax._src.matrices import (
-    Banded,
-)
+from kfrtrl_jax._src.matrices import Banded, Index, Terms
 
 Array = jax.Array
 
@@ -150,18 +145,16 @@ def make_linearizer(cell: Cell, example_input: Any, batch_size: int) -> Lineariz
     reach = reachable(local, masks) if entries <= _MAX_ENTRIES else {}
 
     def shape(plan: SitePlan, site: SiteJacobian) -> Site:
-        (derivative,) = site.derivatives.groups
-        columns = derivative.columns if isinstance(derivative, Banded) else None
+        columns = _columns_of(site.derivatives)
         return Site(
             input_size=plan.input_size,
             output_size=plan.output_size,
             label=" + ".join(parameter_paths(program, discovery.prefix, plan.weights())),
             columns=columns,
-            derivative_mask=mask_of([reach.get(v) for v in plan.sources()])
-            if columns is None
-            else None,
+            derivative_mask=mask_of([plan.reached(reach)]) if columns is None else None,
             weights_mask=mask_of([plan.nonzero(masks)]),
             problem=plan.problem,
+            uses=plan.count,
         )
 
     structure = Structure(
@@ -225,6 +218,17 @@ def make_linearizer(cell: Cell, example_input: Any, batch_size: int) -> Lineariz
     )
 
 
+def _columns_of(derivatives: Terms) -> Index | None:
+    """The columns of all of a site's D together, [bands, n], if they are few; see `Banded`."""
+    banded = [group for group in derivatives.groups if isinstance(group, Banded)]
+    if len(banded) < len(derivatives.groups):
+        return None
+    together = normalized([band for group in banded for band in group.columns.array])
+    if isinstance(together, DenseRelation):
+        return None
+    return Index(np.stack(together)) if together else banded[0].columns
+
+
 def _is_inexact(value: Any) -> bool:
     return bool(jnp.issubdtype(value.dtype, jnp.inexact))
 
@@ -268,4 +272,4 @@ def _output_of(program: Program, output: Any) -> Callable[[Any], Any] | None:
     return output_of
 
 
-__all__ = ["Linearizer", "PreActivation", "make_linearizer"]
+__all__ = ["Linearizer", "make_linearizer"]

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from kfrtrl_jax._src.linearization.discovery import Discovery
 from kfrtrl_jax._src.linearization.patterns import DENSE, Pattern, copies, propagate
 from kfrtrl_jax._src.linearization.program import (
     Environment,
@@ -25,10 +26,7 @@ from kfrtrl_jax._src.linearization.program import (
     needed,
     read,
 )
-from kfrtrl_jax._src.linearization.sites import (
-    Bias,
-    Discovery,
-)
+from kfrtrl_jax._src.linearization.weight_terms import Bias
 from kfrtrl_jax._src.matrices import (
     Banded,
     Dense,

@@ -13,12 +13,7 @@ from kfrtrl_jax._src.linearization.local_jacobians import LocalJacobians
 from kfrtrl_jax._src.linearization.program import (
     Variable,
 )
-from kfrtrl_jax._src.linearization.sites import (
-    Bias,
-    Product,
-    Rest,
-    Scaling,
-)
+from kfrtrl_jax._src.linearization.weight_terms import Bias, Product, Rest, Scaling
 from kfrtrl_jax._src.matrices import (
     Banded,
     Matrix,
@@ -57,11 +52,13 @@ def reachable(
             derivative = reach[z.variable]
             if isinstance(term, Scaling) and mask is not None:
                 derivative = derivative & term.vector(mask)
-            elif isinstance(term, Product) and mask is not None:
+            # A product of several vectors is one with a matrix that has zeros.
+            full = isinstance(term, Product) and term.uses == 1 and mask is None
+            if isinstance(term, Product) and not full:
                 derivative = _boolean_product(derivative, term.nonzero(mask).T)
             for source, columns in target.relations.items():
                 relation = _boolean(columns, target.rows, math.prod(source.shape))
-                if isinstance(term, Product) and mask is None:
+                if full:
                     reached = np.outer(derivative.any(axis=1), relation.any(axis=0))
                 else:
                     reached = _boolean_product(relation.T, derivative.T).T

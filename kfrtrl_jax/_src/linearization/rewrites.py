@@ -16,25 +16,23 @@ import jax.numpy as jnp
 from kfrtrl_jax._src import jax_internals
 from kfrtrl_jax._src.linearization.program import Role
 
-# A parameter is followed into at most this many uses within a step: the iterations of a scan, and the
-# vectors that one product multiplies at once, count one by one. Past it what uses the parameter is
-# differentiated as a whole.
+# A parameter is followed into at most this many operations within a step: those in the iterations of a
+# scan count one by one. Past it what uses the parameter is differentiated as a whole.
 MAX_USES = 64
 
 Simpler = Callable[..., Any] | None
 
 
-def simpler(eqn: Any, roles: Sequence[Role], uses: int) -> Simpler:
+def simpler(eqn: Any, roles: Sequence[Role]) -> Simpler:
     """What is read in the place of an equation in which parameters meet data.
 
     Args:
       eqn: the equation.
       roles: of its inputs.
-      uses: how often a step comes through it.
     """
     name = eqn.primitive.name
     if name == "dot_general":
-        return _single_products(eqn, roles.index(Role.DATA), uses)
+        return _block_diagonal_product(eqn, roles.index(Role.DATA))
     if name in ("gather", "dynamic_slice") and roles[0] is Role.PARAMETER:
         return _look_up(eqn)
     if name in ("add", "sub", "mul", "div"):
@@ -102,11 +100,10 @@ def scan_of(eqn: Any, body: Callable[..., Sequence[Any]]) -> Callable[..., Any]:
     return scan
 
 
-def _single_products(eqn: Any, data: int, uses: int) -> Simpler:
-    """A product of parameters with several vectors, or of several matrices, as single products.
+def _block_diagonal_product(eqn: Any, data: int) -> Simpler:
+    """A product of several matrices of parameters, each with vectors of its own, as one product.
 
-    Several matrices, each with a vector of its own (the heads of a block-diagonal weight), are one
-    matrix with blocks on its diagonal and zeros elsewhere.
+    The heads of a block-diagonal weight are one matrix with blocks on its diagonal and zeros elsewhere.
     """
     contracting, batch = ((axes[1 - data], axes[data]) for axes in eqn.params["dimension_numbers"])
     weight_shape, data_shape = (eqn.invars[i].aval.shape for i in (1 - data, data))
@@ -115,25 +112,22 @@ def _single_products(eqn: Any, data: int, uses: int) -> Simpler:
         for side, shape in enumerate((weight_shape, data_shape))
     )
     matrices = math.prod(weight_shape[i] for i in batch[0])
-    vectors = math.prod(data_shape[i] for i in data_free)
-    if matrices * vectors <= 1 or vectors * uses > MAX_USES:
+    if matrices <= 1:
         return None
+    vectors = math.prod(data_shape[i] for i in data_free)
     rows = math.prod(weight_shape[i] for i in contracting[0])
     result = eqn.outvars[0].aval
 
-    def products(*operands: Any) -> Any:
+    def product(*operands: Any) -> Any:
         w = operands[1 - data].transpose(*batch[0], *contracting[0], *weight_free)
-        v = operands[data].transpose(*batch[1], *data_free, *contracting[1])
-        w, v = w.reshape(matrices, rows, -1), v.reshape(matrices, vectors, rows)
-        whole = w[0] if matrices == 1 else _block_diagonal(w)
-        z = [(v[:, j].reshape(-1) @ whole).reshape(matrices, -1) for j in range(vectors)]
-        stacked = jnp.stack(z, axis=1) if vectors > 1 else z[0][:, None]
+        v = operands[data].transpose(*data_free, *batch[1], *contracting[1])
+        z = v.reshape(vectors, -1) @ _block_diagonal(w.reshape(matrices, rows, -1))
+        z = z.reshape(vectors, matrices, -1)
         # dot_general puts the batch axes first, then the free axes of its left operand.
-        if data == 1:
-            stacked = stacked.swapaxes(1, 2)
-        return stacked.reshape(result.shape).astype(result.dtype)
+        z = z.transpose((1, 2, 0) if data == 1 else (1, 0, 2))
+        return z.reshape(result.shape).astype(result.dtype)
 
-    return products
+    return product
 
 
 def _block_diagonal(blocks: Any) -> Any:

@@ -1,401 +1,90 @@
-"""Where parameters enter a step: pre-activations, made of products of parameters with data.
+"""The sites of a step: parameters, and all their uses.
 
-A pre-activation is a sum z = sum_p W_p^T a_p + b of products and biases that nothing else reads; all
-its terms share D = ds/dz. Pre-activations with the same inputs share a as well. So the sites are found
-as merged as they can be: a cell written with a matrix for every gate and one for every input costs
-what the fused one does.
+Pre-activations with the same inputs share a. So the sites are found as merged as they can be: a cell
+written with a matrix for every gate and one for every input costs what the fused one does. What a step
+uses again and again, a convolution's kernel, a weight in the iterations of a solver, is one site with
+as many terms.
 """
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
+from kfrtrl_jax._src.base import SiteJacobian
+from kfrtrl_jax._src.linearization.discovery import Discovery, PreActivation
 from kfrtrl_jax._src.linearization.patterns import move
-from kfrtrl_jax._src.linearization.program import (
-    Constant,
-    Environment,
-    Equation,
-    Program,
-    Role,
-    Variable,
-    has_gradient,
-    needed,
-    origin,
+from kfrtrl_jax._src.linearization.program import Environment, Equation, Variable, has_gradient
+from kfrtrl_jax._src.linearization.weight_terms import Product, Scaling
+from kfrtrl_jax._src.matrices import (
+    Group,
+    Matrix,
+    Shared,
+    Terms,
+    side_by_side,
+    stacked,
+    take,
 )
-from kfrtrl_jax._src.linearization.rewrites import MAX_USES
-from kfrtrl_jax._src.matrices import take
 
-_TOO_OFTEN = f"a step uses it more than {MAX_USES} times"
+Array = jax.Array
 
-# Operations that only choose among elements and change their places, none of them twice.
-SELECTING = frozenset("expand_dims reshape rev slice split squeeze transpose".split())
+# Operations that move or repeat the elements of one array.
+_ONE_TO_MANY = frozenset("broadcast_in_dim expand_dims reshape rev slice squeeze transpose".split())
 
 
-class Product(NamedTuple):
-    """The term W^T a of a pre-activation, as a dot_general makes it.
-
-    Attributes:
-      weights: the parameter-only operand.
-      data: the other operand.
-      weight_axes: the order of the operand's axes that reshapes it to [m, columns].
-      data_axes: the order of the operand's axes that reshapes it to [m].
-      input_size: m.
-      select: [g], the columns that make the pre-activation.
-    """
-
-    weights: Variable
-    data: Variable
-    weight_axes: tuple[int, ...]
-    data_axes: tuple[int, ...]
-    input_size: int
-    select: np.ndarray
+class Use(Protocol):
+    """Where a step meets a site's weights: once, or several times alike."""
 
     @property
-    def data_key(self) -> tuple[Variable, tuple[int, ...]]:
-        """What tells whether two products read the same vector."""
-        return self.data, self.data_axes
-
-    def matrix(self, value: Any) -> Any:
-        """[m, g] from the operand's value."""
-        return take(self._columns(value), self.select, axis=-1)
-
-    def nonzero(self, mask: np.ndarray) -> np.ndarray:
-        """[m, g] from a mask of the operand."""
-        return self._columns(mask)[:, self.select]
-
-    def _columns(self, value: Any) -> Any:
-        return value.transpose(self.weight_axes).reshape(self.input_size, -1)
-
-    def vector(self, value: Any) -> Any:
-        """[m] from the data operand's value, or its pattern of indices."""
-        return value.transpose(self.data_axes).reshape(-1)
-
-
-class Bias(NamedTuple):
-    """The term b (or -b) of a pre-activation; select: [g], the elements of b."""
-
-    weights: Variable
-    sign: int
-    select: np.ndarray
-
-
-class Scaling(NamedTuple):
-    """The term w * v of a pre-activation, element by element; select: [g], the elements of both."""
-
-    weights: Variable
-    data: Variable
-    select: np.ndarray
-
-    def vector(self, value: Any) -> Any:
-        """[g] from the value of the weights or of the data, or its pattern of indices."""
-        return value.reshape(-1)[self.select]
-
-
-class Rest(NamedTuple):
-    """The term v of a pre-activation that is data alone, as in v + b; select: [g], its elements."""
-
-    data: Variable
-    select: np.ndarray
-
-    def vector(self, value: Any) -> Any:
-        """[g] from the data's value, or its pattern of indices."""
-        return value.reshape(-1)[self.select]
-
-
-Term = Product | Bias | Scaling | Rest
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class PreActivation:
-    """A sum of terms in which parameters meet data.
-
-    Attributes:
-      variable: z, flattened to [g].
-      terms: what it is the sum of.
-    """
-
-    variable: Variable
-    terms: tuple[Term, ...]
+    def count(self) -> int:
+        """How many times."""
 
     @property
-    def size(self) -> int:
-        """The number g of its elements."""
-        return math.prod(self.variable.shape)
-
-    @property
-    def products(self) -> list[Product]:
-        """Its products."""
-        return [t for t in self.terms if isinstance(t, Product)]
-
-    @property
-    def biases(self) -> list[Bias]:
-        """Its biases."""
-        return [t for t in self.terms if isinstance(t, Bias)]
-
-    @property
-    def scalings(self) -> list[Scaling]:
-        """Its element-wise terms."""
-        return [t for t in self.terms if isinstance(t, Scaling)]
-
-    @property
-    def input_key(self) -> tuple[Any, ...]:
-        """What tells whether two pre-activations have the same inputs."""
-        return frozenset(p.data_key for p in self.products), bool(self.biases)
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Discovery:
-    """All places where parameters enter the new carry.
-
-    Attributes:
-      equations: those that the new carry needs, parameter-only ones apart.
-      prefix: the parameter-only equations (what constants they need is in both).
-      pre_activations: in order of evaluation.
-      opaque: parameter-only values that meet data in an operation of no known structure, with what the
-        operation is and why it does not fit ("" for one that is itself a new state); the whole value
-        is then its own site.
-    """
-
-    equations: tuple[Equation, ...]
-    prefix: tuple[Equation, ...]
-    pre_activations: tuple[PreActivation, ...]
-    opaque: dict[Variable, str]
-
-
-def discover(program: Program) -> Discovery:
-    """Finds the sites of a step."""
-    equations = needed(program.equations, program.new_carry)
-    prefix = [e for e in equations if all(v.role is not Role.DATA for v in e.outputs)]
-    body = [e for e in equations if all(v.role is not Role.PARAMETER for v in e.outputs)]
-    readers: dict[Variable, list[Equation | None]] = collections.defaultdict(list)
-    for equation in body:
-        for atom in equation.inputs:
-            if isinstance(atom, Variable):
-                readers[atom].append(equation)
-    for atom in program.new_carry:
-        if isinstance(atom, Variable):
-            readers[atom].append(None)
-    sums: dict[Variable, tuple[Term, ...]] = {}
-    opaque: dict[Variable, str] = {}
-    overused = _overused(body)
-
-    for equation in body:
-        output = equation.outputs[0]
-        if equation.is_meeting:
-            found = _TOO_OFTEN if overused & set(equation.inputs) else _term(equation)
-            if isinstance(found, str):
-                for atom in equation.inputs:
-                    if has_gradient(atom):
-                        assert isinstance(atom, Variable)
-                        opaque.setdefault(atom, _problem(program, prefix, equation, atom, found))
-                continue
-            sums[output] = (found,)
-            if isinstance(found, Bias):
-                data = next(a for a in equation.inputs if a.role is Role.DATA)
-                assert isinstance(data, Variable)
-                if data in sums and len(readers[data]) == 1:
-                    sums[output] = (*sums.pop(data), found)
-                else:
-                    sums[output] = (Rest(data, np.arange(found.select.size)), found)
-        elif equation.name in ("add", "add_any"):
-            left, right = equation.inputs
-            if (
-                isinstance(left, Variable)
-                and isinstance(right, Variable)
-                and left is not right
-                and left.shape == right.shape
-                and all(v in sums and len(readers[v]) == 1 for v in (left, right))
-            ):
-                sums[output] = (*sums.pop(left), *sums.pop(right))
-        elif equation.name in SELECTING:
-            # Gates are cut out of a product, or parts of one sum out of several: the cut is moved in
-            # front of the products, so that sums are seen as sums. Only if nothing reads the whole.
-            (whole, *_) = equation.inputs
-            if isinstance(whole, Variable) and whole in sums and _only_selected(readers[whole]):
-                places = np.arange(math.prod(whole.shape)).reshape(whole.shape)
-                for variable, chosen in zip(equation.outputs, move(equation, [places])):
-                    flat = chosen.reshape(-1)
-                    sums[variable] = tuple(t._replace(select=t.select[flat]) for t in sums[whole])
-    whole_ones = [v for v in sums if readers[v] and _only_selected(readers[v])]
-    for variable in whole_ones:
-        del sums[variable]
-    for atom in program.new_carry:
-        if isinstance(atom, Variable) and has_gradient(atom):
-            opaque.setdefault(atom, "")
-    pre_activations = [PreActivation(variable, terms) for variable, terms in sums.items()]
-    order = {v: i for i, e in enumerate(body) for v in e.outputs}
-    pre_activations.sort(key=lambda z: order[z.variable])
-    return Discovery(tuple(body), tuple(prefix), tuple(pre_activations), opaque)
-
-
-def _overused(body: Sequence[Equation]) -> set[Any]:
-    """Parameter-only values that meet data too often to be followed into each use."""
-    uses = collections.Counter(
-        atom
-        for equation in body
-        if equation.is_meeting
-        for atom in equation.inputs
-        if has_gradient(atom)
-    )
-    return {value for value, count in uses.items() if count > MAX_USES}
-
-
-def _only_selected(readers: list[Equation | None]) -> bool:
-    return all(reader is not None and reader.name in SELECTING for reader in readers)
-
-
-def _problem(
-    program: Program, prefix: list[Equation], equation: Equation, atom: Variable, why: str
-) -> str:
-    names = " + ".join(parameter_paths(program, prefix, [atom]))
-    return f"{origin(equation)} takes the parameter {names}: {why}"
-
-
-def parameter_paths(
-    program: Program, prefix: Sequence[Equation], values: Sequence[Variable]
-) -> list[str]:
-    """The paths, in the user's tree, of the parameters that parameter-only values are made of."""
-    chain = needed(prefix, values)
-    behind = {*values, *(atom for e in chain for atom in e.inputs)}
-    # The two parts of a complex parameter have one path.
-    found = [path for v, path in zip(program.parameters, program.paths) if v in behind]
-    return list(dict.fromkeys(found))
-
-
-def _term(equation: Equation) -> Term | str:
-    """The term that a meeting makes, or why it makes none."""
-    if equation.name == "scan":
-        return (
-            f"with its {equation.params['length']} iterations a step would use it more than "
-            f"{MAX_USES} times"
-        )
-    if len(equation.inputs) != 2 or len(equation.outputs) != 1:
-        return "it is not a product of parameters with data, nor a sum"
-    first, second = equation.inputs
-    if isinstance(first, Constant) or isinstance(second, Constant):
-        return "it is not a product of parameters with data, nor a sum"
-    parameters, data = (first, second) if first.role is Role.PARAMETER else (second, first)
-    if equation.name == "dot_general":
-        return _product(equation, parameters, data)
-    if equation.name not in ("add", "add_any", "sub", "mul") or (
-        equation.name == "sub" and parameters is first
-    ):
-        return "it is not a product of parameters with data, nor a sum"
-    if parameters.shape != equation.outputs[0].shape or data.shape != parameters.shape:
-        return "its operands differ in shape"
-    everything = np.arange(math.prod(parameters.shape))
-    if equation.name == "mul":
-        return Scaling(parameters, data, everything)
-    return Bias(parameters, -1 if equation.name == "sub" else 1, everything)
-
-
-def _product(equation: Equation, weights: Variable, data: Variable) -> Product | str:
-    (left, right), (left_batch, right_batch) = equation.params["dimension_numbers"]
-    weights_first = equation.inputs[0] is weights
-    weight_axes, data_axes = (left, right) if weights_first else (right, left)
-    weight_batch, data_batch = (
-        (left_batch, right_batch) if weights_first else (right_batch, left_batch)
-    )
-    data_free = [a for a in range(len(data.shape)) if a not in (*data_axes, *data_batch)]
-    if any(data.shape[axis] != 1 for axis in (*data_free, *data_batch)):
-        return _TOO_OFTEN
-    free = [a for a in range(len(weights.shape)) if a not in (*weight_axes, *weight_batch)]
-    return Product(
-        weights,
-        data,
-        (*weight_axes, *weight_batch, *free),
-        (*data_axes, *data_batch, *data_free),
-        math.prod(weights.shape[axis] for axis in weight_axes),
-        np.arange(math.prod(weights.shape[axis] for axis in free)),
-    )
-
-
-class SiteInput(NamedTuple):
-    """The rows of a site's weights: one vector of data, or the constant 1 of biases.
-
-    Attributes:
-      product: any of the products that read the vector, or None for the biases' row.
-      size: the number of rows.
-    """
-
-    product: Product | None
-    size: int
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class SitePlan:
-    """One site: the pre-activations that share an input, their D side by side.
-
-    Attributes:
-      inputs: what a is put together from; empty where a is the constant 1.
-      pre_activations: whose z are put side by side.
-      scaling: for an element-wise weight, its term; the derivative is D diag(v).
-      opaque: for a value of no structure, the value.
-      problem: why it has none.
-    """
-
-    inputs: tuple[SiteInput, ...]
-    pre_activations: tuple[PreActivation, ...]
-    scaling: Scaling | None = None
-    opaque: Variable | None = None
-    problem: str | None = None
+    def signature(self) -> tuple[Any, ...]:
+        """What tells whether two uses are of the same weights, in the same way."""
 
     @property
     def input_size(self) -> int:
-        """The number m of rows."""
-        return sum(i.size for i in self.inputs) or 1
+        """The number m of rows of the block of weights."""
 
     @property
     def output_size(self) -> int:
-        """The number g of columns."""
-        if self.opaque is not None:
-            return math.prod(self.opaque.shape)
-        return sum(z.size for z in self.pre_activations)
-
-    def input(self, environment: Environment, dtype: Any) -> Any:
-        """a, [m], at the values of a step: the constant 1 for what is no product."""
-        vectors = [
-            jnp.ones(1, dtype)
-            if site_input.product is None
-            else site_input.product.vector(environment[site_input.product.data]).astype(dtype)
-            for site_input in self.inputs
-        ] or [jnp.ones(1, dtype)]
-        return vectors[0] if len(vectors) == 1 else jnp.concatenate(vectors)
+        """The number g of its columns."""
 
     def sources(self) -> list[Variable]:
-        """What the columns of D belong to: its pre-activations, or the opaque value."""
-        if self.opaque is not None:
-            return [self.opaque]
-        return [z.variable for z in self.pre_activations]
+        """What the columns of D belong to: pre-activations, or an opaque value."""
 
     def weights(self) -> list[Variable]:
-        """The parameter-only values that the site's block of weights holds, each once."""
-        if self.opaque is not None:
-            return [self.opaque]
-        if self.scaling is not None:
-            return [self.scaling.weights]
-        found: dict[Variable, None] = {}
-        for z in self.pre_activations:
-            found.update(dict.fromkeys(product.weights for product in z.products))
-            found.update(dict.fromkeys(bias.weights for bias in z.biases))
-        return list(found)
+        """The parameter-only values that the block of weights holds, each once."""
 
-    def _rows(self) -> dict[Any, tuple[int, int]]:
-        """For each vector of data by its key, and the biases by None, its first row and its end."""
-        rows: dict[Any, tuple[int, int]] = {}
-        start = 0
-        for site_input in self.inputs:
-            key = None if site_input.product is None else site_input.product.data_key
-            rows[key] = (start, start + site_input.size)
-            start += site_input.size
-        return rows
+    def inputs(self, environment: Environment) -> Array:
+        """a, [count, m], at the values of a step: the constant 1 for what is no product."""
+
+    def derivative(self, derivatives: Mapping[Variable, Matrix], environment: Environment) -> Group:
+        """D, [count, n, g], from those by the sources."""
+
+    def reached(self, reach: Mapping[Variable, np.ndarray]) -> np.ndarray:
+        """Where D can be non-zero, [n, g], in any of the uses, from that of the sources."""
+
+    def met(self, environment: Environment) -> Array:
+        """What the weights meet, [count, m]; for element-wise ones what they scale, [count, g]."""
+
+    def cotangents_of(self, taps: Mapping[Variable, Array]) -> Array:
+        """The loss's derivative by z, [K, B, count, g], from that by each source, [K, B, its size]."""
+
+    def gradient(self, met: Array, cotangents: Array) -> Array:
+        """The sum over steps, lanes and uses, [m, g].
+
+        Args:
+          met: [K, B, T, m] (or g), of all uses of the site; what `met` says.
+          cotangents: [K, B, T, g], of all uses; what `cotangents_of` says.
+        """
 
     def nonzero(self, masks: Mapping[Variable, np.ndarray]) -> np.ndarray | None:
         """Which entries of the block of weights can be non-zero, [m, g]; None for all of them.
@@ -403,70 +92,401 @@ class SitePlan:
         Args:
           masks: where parameter-only values can be non-zero, for those with known zeros.
         """
+
+    def cotangents(self, block: Array) -> list[tuple[Variable, Array]]:
+        """The gradient of each of `weights()`, from the gradient of the block, [m, g]."""
+
+
+class Placed(NamedTuple):
+    """A term among the columns of a part.
+
+    Attributes:
+      term: the term.
+      weights: the parameter-only value whose elements it takes.
+      columns: [g]: which column of it each column of the part is; of a bias, which element.
+    """
+
+    term: Any
+    weights: Variable
+    columns: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Part:
+    """The terms of a pre-activation that meet data in the same uses.
+
+    Attributes:
+      z: the pre-activation.
+      elements: the element of z that each column is in each use, [uses, g]; -1 for none.
+      products: its products.
+      biases: its biases.
+    """
+
+    z: Variable
+    elements: np.ndarray
+    products: tuple[Placed, ...]
+    biases: tuple[Placed, ...]
+
+    @property
+    def count(self) -> int:
+        """The number of uses."""
+        return len(self.elements)
+
+    @property
+    def size(self) -> int:
+        """The number g of columns."""
+        return self.elements.shape[1]
+
+    @property
+    def input_key(self) -> tuple[Any, ...]:
+        """What tells whether two parts have the same inputs."""
+        return frozenset(p.term.data_key for p in self.products), bool(self.biases)
+
+    def of_columns(self, values: np.ndarray) -> np.ndarray | None:
+        """What all elements of each column have in common, [g]; None if a column's differ.
+
+        Args:
+          values: of the elements of z.
+        """
+        of_elements = np.where(self.elements >= 0, values[self.elements], -1)
+        common = of_elements.max(axis=0)
+        return common if np.all((of_elements == common) | (self.elements < 0)) else None
+
+
+def _parts(z: PreActivation, root_of: Callable[[Variable], Any]) -> list[Part]:
+    """The terms of a pre-activation by their uses, those of element-wise weights apart.
+
+    Args:
+      z: the pre-activation.
+      root_of: parameter-only value -> what it repeats the elements of, and which.
+    """
+    parts: list[Part] = []
+    for product in z.products:
+        if product.uses > 1:
+            _join(parts, z, product)
+    once = [Placed(p, p.weights, p.select) for p in z.products if p.uses == 1]
+    biases = []
+    for bias in z.biases:
+        root, places = root_of(bias.weights)
+        for i, part in enumerate(parts):
+            columns = part.of_columns(places[bias.select])
+            # Of an element in several columns the block of weights has no place.
+            if columns is not None and len(np.unique(columns)) == len(columns):
+                placed = Placed(bias, root, columns)
+                parts[i] = dataclasses.replace(part, biases=(*part.biases, placed))
+                break
+        else:
+            biases.append(Placed(bias, bias.weights, bias.select))
+    if once or biases:
+        parts.append(Part(z.variable, np.arange(z.size)[None], tuple(once), tuple(biases)))
+    return parts
+
+
+def _join(parts: list[Part], z: PreActivation, product: Product) -> None:
+    """Adds a product of several vectors to the part that has its uses, or as a new part."""
+    uses, columns = np.divmod(product.select, product.num_columns)
+    for i, part in enumerate(parts):
+        common = part.of_columns(columns)
+        rows = np.where(part.elements >= 0, uses[part.elements], np.arange(part.count)[:, None])
+        if common is not None and np.all(rows == np.arange(part.count)[:, None]):
+            placed = Placed(product, product.weights, common)
+            parts[i] = dataclasses.replace(part, products=(*part.products, placed))
+            return
+    present, places = np.unique(columns, return_inverse=True)
+    elements = np.full((product.uses, len(present)), -1)
+    elements[uses, places] = np.arange(z.size)
+    placed = Placed(product, product.weights, present)
+    parts.append(Part(z.variable, elements, (placed,), ()))
+
+
+def _roots(prefix: Sequence[Equation]) -> Callable[[Variable], tuple[Variable, np.ndarray]]:
+    """Parameter-only value -> the one that its elements are copies of, and which of its elements."""
+    makers = {v: equation for equation in prefix for v in equation.outputs}
+
+    def root_of(value: Variable) -> tuple[Variable, np.ndarray]:
+        places = np.arange(math.prod(value.shape))
+        while (maker := makers.get(value)) is not None and maker.name in _ONE_TO_MANY:
+            source = maker.inputs[0]
+            if not isinstance(source, Variable) or not has_gradient(source):
+                break
+            numbers = np.arange(math.prod(source.shape)).reshape(source.shape)
+            places = move(maker, [numbers])[0].reshape(-1)[places]
+            value = source
+        return value, places
+
+    return root_of
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _ProductUse:
+    """W^T a + b: parts of pre-activations that share a, side by side.
+
+    Attributes:
+      parts: at least one, all with as many uses.
+    """
+
+    parts: tuple[Part, ...]
+
+    @property
+    def count(self) -> int:
+        return self.parts[0].count
+
+    @property
+    def signature(self) -> tuple[Any, ...]:
+        rows = list(self._rows())
+        of_parts = (
+            (
+                part.size,
+                *(
+                    (
+                        p.weights,
+                        p.term.weight_axes,
+                        rows.index(p.term.data_key),
+                        p.columns.tobytes(),
+                    )
+                    for p in part.products
+                ),
+                *((b.weights, b.term.sign, b.columns.tobytes()) for b in part.biases),
+            )
+            for part in self.parts
+        )
+        return ("product", tuple(p.input_size for p in self._vectors()), *of_parts)
+
+    @property
+    def input_size(self) -> int:
+        return max(stop for _, stop in self._rows().values())
+
+    @property
+    def output_size(self) -> int:
+        return sum(part.size for part in self.parts)
+
+    def sources(self) -> list[Variable]:
+        return [part.z for part in self.parts]
+
+    def weights(self) -> list[Variable]:
+        found: dict[Variable, None] = {}
+        for part in self.parts:
+            found.update(dict.fromkeys(p.weights for p in (*part.products, *part.biases)))
+        return list(found)
+
+    def _vectors(self) -> list[Product]:
+        """For each input a product that reads it."""
+        return list({p.term.data_key: p.term for p in self.parts[0].products}.values())
+
+    def _rows(self) -> dict[Any, tuple[int, int]]:
+        """For each input by its key, and the biases by None, its first row and its end."""
+        rows: dict[Any, tuple[int, int]] = {}
+        start = 0
+        for product in self._vectors():
+            rows[product.data_key] = (start, start + product.input_size)
+            start += product.input_size
+        if self.parts[0].biases:
+            rows[None] = (start, start + 1)
+        return rows
+
+    def inputs(self, environment: Environment) -> Array:
+        dtype = self.parts[0].z.dtype
+        parts = [p.inputs(environment[p.data]).astype(dtype) for p in self._vectors()]
+        if self.parts[0].biases:
+            parts.append(jnp.ones((self.count, 1), dtype))
+        return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=-1)
+
+    def derivative(self, derivatives: Mapping[Variable, Matrix], environment: Environment) -> Group:
+        whole = side_by_side([derivatives[part.z] for part in self.parts])
+        if self.count == 1:
+            return dataclasses.replace(whole, values=whole.values[None])
+        whole = whole.columns_at(self._elements().reshape(-1))
+        return Shared(dataclasses.replace(whole, values=whole.values[None]), self.count)
+
+    def reached(self, reach: Mapping[Variable, np.ndarray]) -> np.ndarray:
+        whole = np.concatenate([reach[part.z] for part in self.parts], axis=1)
+        elements = self._elements()
+        return np.any(whole[:, elements] & (elements >= 0), axis=1)
+
+    def met(self, environment: Environment) -> Array:
+        return self.inputs(environment)
+
+    def cotangents_of(self, taps: Mapping[Variable, Array]) -> Array:
+        parts = [taps[part.z] for part in self.parts]
+        whole = parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=-1)
+        whole = take(whole, self._elements().reshape(-1), axis=-1)
+        return whole.reshape(*whole.shape[:-1], self.count, -1)
+
+    def gradient(self, met: Array, cotangents: Array) -> Array:
+        return jnp.einsum("kbtm,kbtg->mg", met, cotangents)
+
+    def _elements(self) -> np.ndarray:
+        """The element that each column is in each use, of all sources side by side, [count, g]."""
+        starts = np.cumsum([0, *(math.prod(part.z.shape) for part in self.parts)])
+        return np.concatenate(
+            [
+                np.where(part.elements >= 0, part.elements + start, -1)
+                for part, start in zip(self.parts, starts)
+            ],
+            axis=1,
+        )
+
+    def nonzero(self, masks: Mapping[Variable, np.ndarray]) -> np.ndarray | None:
         if not any(weights in masks for weights in self.weights()):
             return None
-        if self.opaque is not None:
-            return masks[self.opaque].reshape(1, -1)
 
         def mask_of(weights: Variable) -> np.ndarray:
             return masks.get(weights, np.ones(weights.shape, bool))
 
         rows = self._rows()
         whole = np.zeros((self.input_size, self.output_size), bool)
-        column = 0
-        if self.scaling is not None:
-            whole[0] = self.scaling.vector(masks[self.scaling.weights])
-        for z in self.pre_activations if self.scaling is None else ():
-            columns = slice(column, column + z.size)
-            for product in z.products:
-                whole[slice(*rows[product.data_key]), columns] |= product.nonzero(
-                    mask_of(product.weights)
-                )
-            for bias in z.biases:
-                whole[slice(*rows[None]), columns] |= mask_of(bias.weights).reshape(-1)[bias.select]
-            column += z.size
+        for part, columns in self._columns():
+            for p in part.products:
+                of_weights = p.term.block(mask_of(p.weights))[:, p.columns]
+                whole[slice(*rows[p.term.data_key]), columns] |= of_weights
+            for b in part.biases:
+                whole[slice(*rows[None]), columns] |= mask_of(b.weights).reshape(-1)[b.columns]
         return None if whole.all() else whole
 
-    def cotangents(self, block: Any) -> list[tuple[Variable, Any]]:
-        """The gradient of each of `weights()`, from the gradient of the block, [m, g]."""
-        if self.opaque is not None:
-            return [(self.opaque, block.reshape(self.opaque.shape))]
-        if self.scaling is not None:
-            weights = self.scaling.weights
-            whole = _spread(block, [(self.scaling.select, 0)], math.prod(weights.shape))
-            return [(weights, whole.reshape(weights.shape))]
+    def cotangents(self, block: Array) -> list[tuple[Variable, Array]]:
         rows = self._rows()
         # One parameter may stand in several places: what each place takes of it is put together.
-        products: dict[Any, list[tuple[Product, int]]] = {}
-        biases: dict[Any, list[tuple[Bias, int]]] = {}
-        column = 0
-        for z in self.pre_activations:
-            for product in z.products:
-                place = (product.weights, product.weight_axes, product.data_key)
-                products.setdefault(place, []).append((product, column))
-            for bias in z.biases:
-                biases.setdefault((bias.weights, bias.sign), []).append((bias, column))
-            column += z.size
+        products: dict[Any, list[tuple[Placed, int]]] = {}
+        biases: dict[Any, list[tuple[Placed, int]]] = {}
+        for part, columns in self._columns():
+            for p in part.products:
+                place = (p.weights, p.term.weight_axes, p.term.data_key)
+                products.setdefault(place, []).append((p, columns.start))
+            for b in part.biases:
+                biases.setdefault((b.weights, b.term.sign), []).append((b, columns.start))
         result = []
         for placed in products.values():
-            weights, axes = placed[0][0].weights, placed[0][0].weight_axes
-            first, last = rows[placed[0][0].data_key]
-            shape = [weights.shape[a] for a in axes]
-            whole = _spread(
-                block[first:last],
-                [(p.select, column) for p, column in placed],
-                math.prod(shape) // (last - first),
-            )
-            result.append((weights, whole.reshape(shape).transpose(np.argsort(axes))))
-        for (weights, sign), members in biases.items():
-            first, last = rows[None]
-            whole = _spread(
-                block[first:last],
-                [(b.select, column) for b, column in members],
-                math.prod(weights.shape),
-            )
+            term: Product = placed[0][0].term
+            of_term = block[slice(*rows[term.data_key])]
+            whole = _spread(of_term, [(p.columns, start) for p, start in placed], term.num_columns)
+            result.append((term.weights, term.from_block(whole)))
+        for (weights, sign), placed in biases.items():
+            of_biases = block[slice(*rows[None])]
+            selections = [(b.columns, start) for b, start in placed]
+            whole = _spread(of_biases, selections, math.prod(weights.shape))
             result.append((weights, sign * whole.reshape(weights.shape)))
         return result
+
+    def _columns(self) -> list[tuple[Part, slice]]:
+        """Each part and its columns in the block of weights."""
+        stops = np.cumsum([part.size for part in self.parts])
+        return [(part, slice(stop - part.size, stop)) for part, stop in zip(self.parts, stops)]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _ScalingUse:
+    """w * v, element by element: D is that by the pre-activation times diag(v).
+
+    Attributes:
+      z: the pre-activation.
+      term: the term.
+    """
+
+    z: Variable
+    term: Scaling
+
+    count = 1
+    input_size = 1
+
+    @property
+    def signature(self) -> tuple[Any, ...]:
+        return "scaling", self.term.weights, self.term.select.tobytes()
+
+    @property
+    def output_size(self) -> int:
+        return len(self.term.select)
+
+    def sources(self) -> list[Variable]:
+        return [self.z]
+
+    def weights(self) -> list[Variable]:
+        return [self.term.weights]
+
+    def inputs(self, environment: Environment) -> Array:
+        return jnp.ones((1, 1), self.z.dtype)
+
+    def derivative(self, derivatives: Mapping[Variable, Matrix], environment: Environment) -> Group:
+        vector = self.term.vector(environment[self.term.data])
+        matrix = derivatives[self.z].scale_columns(vector)
+        return dataclasses.replace(matrix, values=matrix.values[None])
+
+    def reached(self, reach: Mapping[Variable, np.ndarray]) -> np.ndarray:
+        return reach[self.z]
+
+    def met(self, environment: Environment) -> Array:
+        vector: Array = self.term.vector(environment[self.term.data])
+        return vector[None]
+
+    def cotangents_of(self, taps: Mapping[Variable, Array]) -> Array:
+        return taps[self.z][:, :, None]
+
+    def gradient(self, met: Array, cotangents: Array) -> Array:
+        return jnp.einsum("kbtg,kbtg->g", met, cotangents)[None]
+
+    def nonzero(self, masks: Mapping[Variable, np.ndarray]) -> np.ndarray | None:
+        if self.term.weights not in masks:
+            return None
+        mask: np.ndarray = self.term.vector(masks[self.term.weights])
+        return None if mask.all() else mask[None]
+
+    def cotangents(self, block: Array) -> list[tuple[Variable, Array]]:
+        weights = self.term.weights
+        whole = _spread(block, [(self.term.select, 0)], math.prod(weights.shape))
+        return [(weights, whole.reshape(weights.shape))]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _OpaqueUse:
+    """A value of no known structure: the whole of it is differentiated.
+
+    Attributes:
+      value: parameter-only.
+    """
+
+    value: Variable
+
+    count = 1
+    input_size = 1
+
+    @property
+    def signature(self) -> tuple[Any, ...]:
+        return "opaque", self.value
+
+    @property
+    def output_size(self) -> int:
+        return math.prod(self.value.shape)
+
+    def sources(self) -> list[Variable]:
+        return [self.value]
+
+    def weights(self) -> list[Variable]:
+        return [self.value]
+
+    def inputs(self, environment: Environment) -> Array:
+        return jnp.ones((1, 1), self.value.dtype)
+
+    def derivative(self, derivatives: Mapping[Variable, Matrix], environment: Environment) -> Group:
+        matrix = derivatives[self.value]
+        return dataclasses.replace(matrix, values=matrix.values[None])
+
+    def reached(self, reach: Mapping[Variable, np.ndarray]) -> np.ndarray:
+        return reach[self.value]
+
+    def met(self, environment: Environment) -> Array:
+        return self.inputs(environment)
+
+    def cotangents_of(self, taps: Mapping[Variable, Array]) -> Array:
+        # Such a value is live: the loss is differentiated by it directly.
+        return jnp.zeros((1, 1, 1, self.output_size), self.value.dtype)
+
+    def gradient(self, met: Array, cotangents: Array) -> Array:
+        return jnp.zeros((1, self.output_size), self.value.dtype)
+
+    def nonzero(self, masks: Mapping[Variable, np.ndarray]) -> np.ndarray | None:
+        return masks[self.value].reshape(1, -1) if self.value in masks else None
+
+    def cotangents(self, block: Array) -> list[tuple[Variable, Array]]:
+        return [(self.value, block.reshape(self.value.shape))]
 
 
 def _spread(block: Any, selections: Sequence[tuple[np.ndarray, int]], size: int) -> Any:
@@ -489,29 +509,108 @@ def _spread(block: Any, selections: Sequence[tuple[np.ndarray, int]], size: int)
     return sum(terms[1:], terms[0])
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class SitePlan:
+    """One site: all uses of the same weights in a step.
+
+    Attributes:
+      uses: at least one, all of one signature.
+      problem: why the weights have no structure, if they have none.
+    """
+
+    uses: tuple[Use, ...]
+    problem: str | None = None
+
+    @property
+    def input_size(self) -> int:
+        """The number m of rows of the block of weights."""
+        return self.uses[0].input_size
+
+    @property
+    def output_size(self) -> int:
+        """The number g of its columns."""
+        return self.uses[0].output_size
+
+    @property
+    def count(self) -> int:
+        """The number T of uses."""
+        return sum(use.count for use in self.uses)
+
+    def weights(self) -> list[Variable]:
+        """The parameter-only values that the block of weights holds, each once."""
+        return self.uses[0].weights()
+
+    def jacobian(
+        self, derivatives: Mapping[Variable, Matrix], environment: Environment
+    ) -> SiteJacobian:
+        """a and D of all uses, of one lane: [T, m], and T matrices n x g.
+
+        Args:
+          derivatives: of the new state by every pre-activation and opaque value.
+          environment: the values of a step.
+        """
+        inputs = _one_after_another([use.inputs(environment) for use in self.uses], axis=0)
+        groups = stacked([use.derivative(derivatives, environment) for use in self.uses])
+        return SiteJacobian(inputs.astype(jax.tree.leaves(groups)[0].dtype), Terms(groups))
+
+    def reached(self, reach: Mapping[Variable, np.ndarray]) -> np.ndarray | None:
+        """Where D can be non-zero, [n, g], in any use; None if nothing is known.
+
+        Args:
+          reach: the same for pre-activations and opaque values, where it is known.
+        """
+        if not all(v in reach for use in self.uses for v in use.sources()):
+            return None
+        return np.any([use.reached(reach) for use in self.uses], axis=0)
+
+    def met(self, environment: Environment) -> Array:
+        """What the weights meet in all uses, see `Use.met`."""
+        return _one_after_another([use.met(environment) for use in self.uses], axis=0)
+
+    def gradient(self, met: Array, taps: Mapping[Variable, Array]) -> Array:
+        """The sum over steps, lanes and uses, [m, g].
+
+        Args:
+          met: of the steps and lanes, [K, B, T, ...].
+          taps: the loss's derivative by every pre-activation, [K, B, its size].
+        """
+        cotangents = _one_after_another([use.cotangents_of(taps) for use in self.uses], axis=2)
+        return self.uses[0].gradient(met, cotangents)
+
+    def nonzero(self, masks: Mapping[Variable, np.ndarray]) -> np.ndarray | None:
+        """Which entries of the block of weights can be non-zero, see `Use.nonzero`."""
+        return self.uses[0].nonzero(masks)
+
+    def cotangents(self, block: Array) -> list[tuple[Variable, Array]]:
+        """The gradient of each of `weights()`, from the gradient of the block, [m, g]."""
+        return self.uses[0].cotangents(block)
+
+
+def _one_after_another(parts: Sequence[Array], axis: int) -> Array:
+    return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=axis)
+
+
 def plan_sites(discovery: Discovery) -> tuple[SitePlan, ...]:
-    """Merges pre-activations with the same inputs, and gives the rest of the parameters a site each."""
-    groups: dict[tuple[Any, ...], list[PreActivation]] = {}
+    """Puts together what has the same inputs, then all uses of the same weights."""
+    root_of = _roots(discovery.prefix)
+    groups: dict[tuple[Any, ...], list[Part]] = {}
     for z in discovery.pre_activations:
-        if z.products or z.biases:
-            groups.setdefault(z.input_key, []).append(z)
-    plans = []
-    for members in groups.values():
-        first = members[0]
-        inputs = [
-            SiteInput(product, product.input_size)
-            for product in {p.data_key: p for p in first.products}.values()
-        ]
-        if first.biases:
-            inputs.append(SiteInput(None, 1))
-        plans.append(SitePlan(tuple(inputs), tuple(members)))
-    plans += [
-        SitePlan((), (z,), scaling=scaling)
+        for part in _parts(z, root_of):
+            groups.setdefault(part.input_key, []).append(part)
+    uses: list[Use] = [_ProductUse(tuple(members)) for members in groups.values()]
+    uses += [
+        _ScalingUse(z.variable, scaling)
         for z in discovery.pre_activations
         for scaling in z.scalings
     ]
-    plans += [
-        SitePlan((), (), opaque=value, problem=problem or None)
-        for value, problem in discovery.opaque.items()
-    ]
-    return tuple(plans)
+    uses += map(_OpaqueUse, discovery.opaque)
+    sites: dict[tuple[Any, ...], list[Use]] = {}
+    for use in uses:
+        sites.setdefault(use.signature, []).append(use)
+    return tuple(
+        SitePlan(tuple(of_site), _problem(of_site[0], discovery)) for of_site in sites.values()
+    )
+
+
+def _problem(use: Use, discovery: Discovery) -> str | None:
+    return (isinstance(use, _OpaqueUse) and discovery.opaque[use.value]) or None

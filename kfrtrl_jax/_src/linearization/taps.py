@@ -19,6 +19,7 @@ import jax.numpy as jnp
 
 from kfrtrl_jax._src.base import Array, SiteGradients
 from kfrtrl_jax._src.linearization.complex_numbers import joined, real_leaves
+from kfrtrl_jax._src.linearization.discovery import Discovery, PreActivation
 from kfrtrl_jax._src.linearization.program import (
     Atom,
     Environment,
@@ -30,7 +31,8 @@ from kfrtrl_jax._src.linearization.program import (
     needed,
     read,
 )
-from kfrtrl_jax._src.linearization.sites import Bias, Discovery, PreActivation, SitePlan
+from kfrtrl_jax._src.linearization.sites import SitePlan
+from kfrtrl_jax._src.linearization.weight_terms import Bias
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,26 +104,14 @@ def make_taps(
                 environment = evaluate([item], environment)
         new = [read(environment, atom) for atom in program.new_carry]
         outputs = [read(environment, atom) for atom in program.output]
-        data = tuple(_data(plan, environment) for plan in plans)
+        data = tuple(plan.met(environment) for plan in plans)
         return joined(new, carry), joined(outputs, output), data
 
     def site_gradients(data: Sequence[Array], cotangents: Sequence[Array]) -> SiteGradients:
         by_variable = {
             v: c.reshape(*c.shape[: c.ndim - len(v.shape)], -1) for v, c in zip(tapped, cotangents)
         }
-        gradients = []
-        for plan, a in zip(plans, data):
-            if plan.opaque is not None:
-                # Such a value is live: the loss is differentiated by it directly.
-                gradients.append(jnp.zeros((plan.input_size, plan.output_size), a.dtype))
-                continue
-            deltas = [by_variable[z.variable] for z in plan.pre_activations]
-            delta = deltas[0] if len(deltas) == 1 else jnp.concatenate(deltas, axis=-1)
-            if plan.scaling is not None:
-                gradients.append(jnp.einsum("kbg,kbg->g", a, delta)[None])
-            else:
-                gradients.append(jnp.einsum("kbm,kbg->mg", a, delta))
-        return tuple(gradients)
+        return tuple(plan.gradient(met, by_variable) for plan, met in zip(plans, data))
 
     zeros = tuple(jnp.zeros(v.shape, v.dtype) for v in tapped)
     return Taps(zeros, live, step, site_gradients)
@@ -146,12 +136,3 @@ def _parameters_behind(
         for i, v in enumerate(program.parameters)
         if v in behind and jnp.issubdtype(v.dtype, jnp.inexact)
     )
-
-
-def _data(plan: SitePlan, environment: Environment) -> Array:
-    """What a site's weights meet: a, [m], or for element-wise weights the vector that they scale."""
-    if plan.scaling is not None:
-        vector: Array = plan.scaling.vector(environment[plan.scaling.data])
-        return vector
-    dtype = plan.sources()[0].dtype
-    return plan.input(environment, dtype)

@@ -169,7 +169,7 @@ class _Inliner:
             rule = custom_rules.by_lane(eqn.primitive, eqn.params)
             return self._call(rule, atoms, dataclasses.replace(context, prepared=True))
         if meets:
-            found = rewrites.simpler(eqn, list(map(_role, atoms)), context.uses)
+            found = rewrites.simpler(eqn, list(map(_role, atoms)))
             if found is not None:
                 return self._call(found, atoms, context)
         return self._append(eqn, atoms, context)

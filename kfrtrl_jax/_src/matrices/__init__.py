@@ -16,7 +16,8 @@ from kfrtrl_jax._src.matrices.operations import (
     through_weights,
     total,
 )
-from kfrtrl_jax._src.matrices.terms import Group, Terms, single
+from kfrtrl_jax._src.matrices.shared import Shared
+from kfrtrl_jax._src.matrices.terms import Group, Terms, single, stacked
 
 __all__ = [
     "Banded",
@@ -27,6 +28,7 @@ __all__ = [
     "Group",
     "Index",
     "Matrix",
+    "Shared",
     "Terms",
     "compose",
     "places_of_bands",
@@ -34,6 +36,7 @@ __all__ = [
     "side_by_side",
     "single",
     "spans",
+    "stacked",
     "take",
     "through_weights",
     "total",

@@ -109,6 +109,14 @@ class Banded:
         values = take(self.values[..., start:stop], bands, axis=-2)
         return Banded(values, Index(columns[bands]), self.num_columns)
 
+    def columns_at(self, places: np.ndarray) -> Banded:
+        """Its columns at static places, 0 for -1; none stands at two."""
+        new = np.full(self.num_columns + 1, -1)
+        new[places[places >= 0]] = np.flatnonzero(places >= 0)
+        columns = new[self.columns.array]
+        values = jnp.where(columns >= 0, self.values, 0)
+        return Banded(values, Index(columns), len(places))
+
     def kept(self, keep: Array) -> Banded:
         """This matrix, and 0 where keep, [...], is 0: even in place of what is not finite."""
         return dataclasses.replace(self, values=chosen(self.values, keep))

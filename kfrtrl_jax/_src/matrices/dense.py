@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kfrtrl_jax._src.matrices.index import chosen
+from kfrtrl_jax._src.matrices.index import chosen, take
 from kfrtrl_jax._src.xla import at_least_float32
 
 Array = jax.Array
@@ -58,6 +58,10 @@ class Dense:
     def rows(self, start: int, stop: int) -> Dense:
         """Some of its rows."""
         return Dense(self.values[..., start:stop, :])
+
+    def columns_at(self, places: np.ndarray) -> Dense:
+        """Its columns at static places, 0 for -1."""
+        return Dense(take(self.values, places, axis=-1))
 
     def kept(self, keep: Array) -> Dense:
         """This matrix, and 0 where keep, [...], is 0: even in place of what is not finite."""

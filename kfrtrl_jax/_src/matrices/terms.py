@@ -15,10 +15,11 @@ from kfrtrl_jax._src.matrices.banded import Banded
 from kfrtrl_jax._src.matrices.composed import Composed
 from kfrtrl_jax._src.matrices.dense import Dense
 from kfrtrl_jax._src.matrices.index import runs, take
+from kfrtrl_jax._src.matrices.shared import Shared
 from kfrtrl_jax._src.xla import sum_of_first
 
 Array = jax.Array
-Group = Dense | Banded | Composed
+Group = Dense | Banded | Composed | Shared
 
 # With more than these the columns are gathered.
 _MAX_STRETCHES = 32
@@ -96,9 +97,9 @@ class Terms:
 
     def add_to_each(self, x: Array, scales: Array) -> Array:
         """X_i + sum_t scale_it D_t for each i, for x: [B, r, n, g] and scales: [B, r, T]."""
-        if self.count == 1 and not isinstance(self.groups[0], Composed):
+        group = self.groups[0]
+        if self.count == 1 and isinstance(group, Dense | Banded):
             # With an axis for r, not under vmap, which would move that of x to the front.
-            group = self.groups[0]
             values = group.values.reshape(group.values.shape[-3:])[:, None]
             return dataclasses.replace(group, values=values).add_to(x, scales[..., 0])
         return x + jnp.einsum("brt,btng->brng", scales, self.dense())
@@ -134,13 +135,32 @@ class Terms:
         return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=1)
 
 
+def stacked(groups: Sequence[Group]) -> tuple[Group, ...]:
+    """The same terms in as few groups: those that follow one another and are alike are one."""
+
+    def kind(group: Group) -> object:
+        if isinstance(group, Banded):
+            return group.columns
+        return Dense if isinstance(group, Dense) else group
+
+    found: list[Group] = []
+    for _, alike in itertools.groupby(groups, kind):
+        first, *others = alike
+        if others:
+            first = jax.tree.map(lambda *x: jnp.concatenate(x), first, *others)
+        found.append(first)
+    return tuple(found)
+
+
 def single(matrix: Dense | Banded) -> Terms:
     """One matrix [B, n, g] as the only term."""
     return Terms((dataclasses.replace(matrix, values=matrix.values[None]),))
 
 
-def _add_to(x: Array, group: Dense | Banded, scales: Array) -> Array:
+def _add_to(x: Array, group: Dense | Banded | Shared, scales: Array) -> Array:
     """X + the sum of a group's terms, for scales [*terms, B]."""
+    if isinstance(group, Shared):
+        return group.add_to(x, scales)
     if math.prod(group.lead[:-1]) == 1:
         one = dataclasses.replace(group, values=group.values.reshape(group.values.shape[-3:]))
         return one.add_to(x, scales.reshape(-1))
