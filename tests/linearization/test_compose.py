@@ -13,6 +13,7 @@ from kfrtrl_jax._src.composition import on_leak
 from kfrtrl_jax._src.matrices import Banded
 from kfrtrl_jax.cells import from_function
 from kfrtrl_jax.linearization import compose, make_linearizer
+from tests.linearization.interpreter import evaluated
 from tests.linearization.test_uses import CELLS as USES
 from tests.trajectories import INPUT_SIZE, SMALL_CELLS, run
 
@@ -34,31 +35,41 @@ def steps_of(name):
     """(structure, single steps); lane 1 starts anew in the middle."""
     path = run(CELLS[name], STEPS)
 
-    @jax.jit
-    def linearize(carry, x, keep):
-        return path.linearizer.linearize(path.params, carry, x, keep)
+    def linearize(carries, inputs, keeps):
+        return jax.vmap(path.linearizer.linearize, (None, 0, 0, 0))(
+            path.params, carries, inputs, keeps
+        )
 
-    one = [
-        linearize(*jax.tree.map(lambda x, t=t: x[t], (path.carries, path.inputs, path.keep)))
-        for t in range(STEPS)
+    steps = evaluated(linearize, path.carries, path.inputs, path.keep)
+    return path.linearizer.structure, [
+        jax.tree.map(lambda x, t=t: x[t], steps) for t in range(STEPS)
     ]
-    return path.linearizer.structure, one
 
 
 @functools.cache
 def dense(name):
     """(J of all steps [B, n, n], Q_t D_t of every site [B, T, n, g]), in numpy."""
     _, steps = steps_of(name)
-    jacobians = [np.asarray(step.jacobian.dense()) for step in steps]
+    jacobians, derivatives = evaluated(
+        lambda steps: (
+            [step.jacobian.dense() for step in steps],
+            [[site.derivatives.dense() for site in step.sites] for step in steps],
+        ),
+        steps,
+    )
     q, found = np.broadcast_to(np.eye(jacobians[0].shape[-1]), jacobians[0].shape), []
-    for step, jacobian in zip(steps[::-1], jacobians[::-1]):
-        of_sites = [np.asarray(site.derivatives.dense()) for site in step.sites]
+    for of_sites, jacobian in zip(derivatives[::-1], jacobians[::-1]):
         found.append([[q @ d for d in np.moveaxis(of_site, 1, 0)] for of_site in of_sites])
         q = q @ jacobian
     return q, [np.stack([*itertools.chain(*of_site[::-1])], axis=1) for of_site in zip(*found)]
 
 
-def pushed(estimator, structure, linearizations):
+def pushed(estimator, structure, steps, grouped=lambda steps: steps):
+    """What an estimator holds after steps, put together as `grouped` says."""
+    return evaluated(lambda steps: _pushed(estimator, structure, grouped(steps)), steps)
+
+
+def _pushed(estimator, structure, linearizations):
     state = estimator.init(structure)
     for i, linearization in enumerate(linearizations):
         state = estimator.push(state, linearization, jax.random.key(i))
@@ -74,12 +85,17 @@ def close(got, want, atol=1e-12):
 @pytest.mark.parametrize("name", ["vanilla", *FEW])
 def test_the_jacobian_and_every_term_are_products_of_the_steps(name):
     _, steps = steps_of(name)
-    whole = jax.jit(compose)(steps)
     jacobian, terms = dense(name)
-    close(whole.jacobian.dense(), jacobian)
-    leaks = [np.asarray(step.leak.dense()) for step in steps]
-    close(whole.leak.dense(), functools.reduce(lambda first, then: then @ first, leaks))
-    close([site.derivatives.dense() for site in whole.sites], terms)
+
+    def composed(steps):
+        whole = compose(steps)
+        found = [site.derivatives.dense() for site in whole.sites]
+        leaks = [step.leak.dense() for step in steps]
+        return whole, whole.jacobian.dense(), found, whole.leak.dense(), leaks
+
+    whole, *found, leak, leaks = evaluated(composed, steps)
+    close(found, [jacobian, terms])
+    close(leak, functools.reduce(lambda first, then: then @ first, leaks))
     # Lane 1 starts anew at step 2: what came before has no part.
     for k, site in enumerate(whole.sites):
         inputs = np.array(jnp.concatenate([s.sites[k].inputs for s in steps], axis=1))
@@ -91,24 +107,30 @@ def test_the_jacobian_and_every_term_are_products_of_the_steps(name):
 @pytest.mark.parametrize("name", FEW)
 def test_vectors_go_step_by_step(name):
     _, steps = steps_of(name)
-    whole = compose(steps)
     jacobian, terms = dense(name)
     rng = np.random.default_rng(0)
     x, v = (rng.normal(size=(2, jacobian.shape[-1], *k)) for k in ((3,), ()))
-    close(whole.times(jnp.asarray(x)), jacobian @ x)
-    close(whole.vector_times(jnp.asarray(v)), [np.einsum("bn,btng->btg", v, d) for d in terms])
     each = [rng.normal(size=(*d.shape[:2], d.shape[-1], 2)) for d in terms]
-    close(whole.times_each([jnp.asarray(e) for e in each]), [d @ e for d, e in zip(terms, each)])
+
+    def products(steps, x, v, each):
+        whole = compose(steps)
+        return whole.times(x), whole.vector_times(v), whole.times_each(each)
+
+    by_vector, of_each = [np.einsum("bn,btng->btg", v, d) for d in terms], zip(terms, each)
+    want = (jacobian @ x, by_vector, [d @ e for d, e in of_each])
+    close(evaluated(products, steps, x, v, each), want)
 
 
 @pytest.mark.parametrize("name", ["deep_recurrent_highway", "lstm"])
 def test_composing_is_associative_and_takes_stacked_steps(name):
     structure, steps = steps_of(name)
     want = pushed(estimators.rtrl(), structure, steps)
-    nested = compose([compose(steps[:2]), steps[2], compose(steps[3:])])
-    stacked = compose(jax.tree.map(lambda *x: jnp.stack(x), *steps))
-    for linearizations in ([nested], [stacked], [compose(steps[:3]), compose(steps[3:])]):
-        close(pushed(estimators.rtrl(), structure, linearizations), want)
+    for grouped in (
+        lambda s: [compose([compose(s[:2]), s[2], compose(s[3:])])],
+        lambda s: [compose(jax.tree.map(lambda *x: jnp.stack(x), *s))],
+        lambda s: [compose(s[:3]), compose(s[3:])],
+    ):
+        close(pushed(estimators.rtrl(), structure, steps, grouped), want)
     assert compose(steps[:1]) is steps[0]
 
 
@@ -141,22 +163,25 @@ REFUSED = {
 def test_a_push_of_several_steps_is_so_many_pushes(name, estimator):
     structure, steps = steps_of(name)
     made = AS_SINGLES[estimator]
-    want = jax.jit(lambda s: pushed(made, structure, s))(steps)
-    got = jax.jit(lambda s: pushed(made, structure, [compose(s[:3]), compose(s[3:])]))(steps)
+    want = pushed(made, structure, steps)
+    got = pushed(made, structure, steps, lambda s: [compose(s[:3]), compose(s[3:])])
     close(got, want, atol=1e-10)
 
 
 def test_banded_jacobians_stay_banded():
     _, steps = steps_of("lru")
-    whole = compose(steps)
+    whole = evaluated(compose, steps)
     assert all(isinstance(block, Banded) for block in whole.jacobian.blocks)
     assert all(isinstance(g, Banded) for site in whole.sites for g in site.derivatives.groups)
 
 
 def test_the_leak_alone():
     structure, steps = steps_of("lstm")
-    want = pushed(estimators.rtrl(), structure, [s._replace(jacobian=s.leak) for s in steps])
-    close(pushed(estimators.rtrl(), structure, [on_leak(compose(steps))]), want)
+    want = pushed(
+        estimators.rtrl(), structure, steps, lambda s: [x._replace(jacobian=x.leak) for x in s]
+    )
+    got = pushed(estimators.rtrl(), structure, steps, lambda s: [on_leak(compose(s))])
+    close(got, want)
 
 
 def test_what_came_before_a_start_is_nothing_even_where_it_is_infinite():
