@@ -201,9 +201,11 @@ UNSUPPORTED = {
         lambda p, k, v, w: own_backward_product(p(k, N, N), v),
     ),
     "logaddexp": ("custom_jvp_call", lambda p, k, v, w: jnp.logaddexp(p(k, N), v)),
-    "convolution": (
+    "grouped_convolution": (
         "conv_general_dilated",
-        lambda p, k, v, w: jnp.convolve(v, p(k, 3), mode="same"),
+        lambda p, k, v, w: jax.lax.conv_general_dilated(
+            v.reshape(1, 2, 2), p(k, 2, 1, 1), (1,), "SAME", feature_group_count=2
+        ).reshape(-1),
     ),
     "gathered": ("gather", lambda p, k, v, w: p(k, N)[jnp.argsort(v)] * w),
     "slice_of_parameters": (

@@ -74,6 +74,17 @@ PRODUCTS = {
     "shared_heads": lambda p, k, v, w: jnp.ravel(
         jnp.einsum("hi,ij->hj", v.reshape(2, 2), p(k, 2, 2))
     ),
+    "convolution": lambda p, k, v, w: jnp.convolve(v, p(k, 3), mode="same") + w @ p(k + "b", N, N),
+    "convolved_image": lambda p, k, v, w: jnp.ravel(
+        jax.lax.conv_general_dilated(
+            jnp.stack([v, w]).reshape(1, 2, 2, 2),
+            p(k, 2, 2, 2, 2),
+            (1, 2),
+            [(1, 0), (0, 0)],
+            dimension_numbers=("NCHW", "HWIO", "NHWC"),
+        )
+        + p(k + "b", 2)
+    ),
     "bilinear": lambda p, k, v, w: jnp.einsum("i,ijk,j->k", v, p(k, N, N, N), w),
     "weighted_weights": lambda p, k, v, w: (p(k, N, N) * w) @ v,
     "outer": lambda p, k, v, w: (p(k, N, N) * jnp.outer(v, w)).sum(0),
