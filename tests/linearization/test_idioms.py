@@ -386,9 +386,14 @@ def test_many_heads_are_one_site():
     assert site.weights_mask.array.sum() == (X + 2) * 140
 
 
-@pytest.mark.parametrize("name", ["long scan", "long loop"])
-def test_uses_past_the_limit_are_not_followed_one_by_one(name):
-    structure = make_linearizer(EXACT[name][0], jnp.zeros(X), 1).structure
+def test_a_long_scan_stays_one():
+    structure = make_linearizer(EXACT["long scan"][0], jnp.zeros(X), 1).structure
+    estimators.kf_rtrl().init(structure)
+    assert sorted(site.uses for site in structure.sites) == [1, 100]
+
+
+def test_operations_past_the_limit_are_not_followed_one_by_one():
+    structure = make_linearizer(EXACT["long loop"][0], jnp.zeros(X), 1).structure
     assert len(structure.sites) <= 3
     with pytest.raises(UnsupportedCellError, match="more than 64 times"):
         estimators.kf_rtrl().init(structure)

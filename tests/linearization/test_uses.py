@@ -122,6 +122,61 @@ def steered(p, h, x):
     return h, h
 
 
+def loop_over_data(p, h, x):
+    """Backward over vectors of data, with a sum of what the iterations give, and weights outside."""
+    around, start = jnp.sin(h @ p["v"]), (h * x) @ p["u"]
+
+    def one(carry, seen):
+        count, y = carry
+        y = jnp.tanh(y @ p["u"] + seen + around * p["scale"]) + 0.01 * count
+        return (count + 1, y), (y * seen)[::-1]
+
+    scanned = jnp.outer(jnp.arange(1.0, 7.0), x)
+    (_, y), stacked = jax.lax.scan(one, (0, start), scanned, reverse=True)
+    h = y + jnp.cos(stacked * jnp.arange(6.0)[:, None]).sum(0)
+    return h, h
+
+
+def loop_in_a_loop(p, h, x):
+    def inner(i, y):
+        return jnp.tanh(y @ p["u"] + i * x @ p["w"])
+
+    def outer(i, y):
+        return 0.5 * jax.lax.fori_loop(0, 5, inner, y) + jnp.sin(y @ p["v"])
+
+    h = jax.lax.fori_loop(0, 6, outer, h)
+    return h, h
+
+
+def convolving_loop(p, h, x):
+    def one(y, _):
+        return jnp.tanh(conv(y, p["kernel"]) + p["bias"]), None
+
+    h = jax.lax.scan(one, h * x[:, None, None], None, length=5)[0]
+    return h, h.reshape(-1)
+
+
+def output_reads_inside(p, h, x):
+    """The output reads a summand inside of the loop, and parameters there."""
+
+    def one(y, _):
+        summand = y @ p["u"]
+        return jnp.tanh(summand + x @ p["w"]), summand * p["scale"]
+
+    h, seen = jax.lax.scan(one, h, None, length=5)
+    return h, h + seen.sum(0)
+
+
+def root_in_a_loop(p, h, x):
+    """Of infinite derivative at the initial state."""
+
+    def one(y, _):
+        return jnp.sqrt(jnp.abs(y)) * p["scale"] + x @ p["w"], None
+
+    h = jax.lax.scan(one, h, None, length=5)[0]
+    return h, h
+
+
 IMAGE = (3, 3, 2)
 KERNEL = {"kernel": (2, 2, 2, 2)}
 CELLS = {
@@ -161,6 +216,11 @@ CELLS = {
     "tied": (cell_of(tied, 3, u=(3, 3), w=(X, 3), bias=(3,)), 2),
     "tied to its transpose": (cell_of(tied_to_its_transpose, 3, u=(3, 4), w=(X, 4)), 1),
     "solver": (cell_of(solver, 3, u=(3, 3), w=(X, 3), bias=(3,), leak=(3,)), 5),
+    "loop over data": (cell_of(loop_over_data, 3, u=(3, 3), v=(3, 3), scale=(3,)), 7),
+    "loop in a loop": (cell_of(loop_in_a_loop, 3, u=(3, 3), w=(X, 3), v=(3, 3)), 30),
+    "convolving loop": (cell_of(convolving_loop, (3, 1, 1), kernel=(2, 1, 1, 1), bias=(1,)), 15),
+    "output reads inside": (cell_of(output_reads_inside, 3, u=(3, 3), w=(X, 3), scale=(3,)), 5),
+    "root in a loop": (cell_of(root_in_a_loop, 3, w=(X, 3), scale=(3,)), 5),
     "steered": (cell_of(steered, 3, u=(3, 3)), 2),
 }
 

@@ -9,14 +9,16 @@ from __future__ import annotations
 import collections
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from kfrtrl_jax._src.linearization.patterns import move
 from kfrtrl_jax._src.linearization.program import (
+    Atom,
     Equation,
+    Loop,
     Program,
     Role,
     Variable,
@@ -73,22 +75,62 @@ class PreActivation:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Discovery:
-    """All places where parameters enter the new carry.
+class InnerLoop:
+    """A loop in which parameters meet data, and where in its body.
 
     Attributes:
-      equations: those that the new carry needs, parameter-only ones apart.
-      prefix: the parameter-only equations (what constants they need is in both).
-      pre_activations: in order of evaluation.
+      loop: the loop.
+      discovery: of its body.
+    """
+
+    loop: Loop
+    discovery: Discovery
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Discovery:
+    """All places where parameters enter the results of equations.
+
+    Attributes:
+      equations: those that the results need, parameter-only ones apart.
+      prefix: the parameter-only equations (what constants they need is in both); none inside a loop.
+      pre_activations: in order of evaluation, but those inside of loops.
       opaque: parameter-only values that meet data in an operation of no known structure, with what the
-        operation is and why it does not fit ("" for one that is itself a new state); the whole value
-        is then its own site.
+        operation is and why it does not fit ("" for one that is itself a result); the whole value is
+        then its own site.
+      loops: in order of evaluation.
     """
 
     equations: tuple[Equation, ...]
     prefix: tuple[Equation, ...]
     pre_activations: tuple[PreActivation, ...]
     opaque: dict[Variable, str]
+    loops: tuple[InnerLoop, ...]
+
+    @property
+    def cuts(self) -> list[PreActivation | InnerLoop]:
+        """Pre-activations and loops, in order of evaluation."""
+        order = {v: i for i, e in enumerate(self.equations) for v in e.outputs}
+
+        def place(cut: PreActivation | InnerLoop) -> int:
+            return order[cut.variable if isinstance(cut, PreActivation) else cut.loop.outputs[0]]
+
+        return sorted((*self.pre_activations, *self.loops), key=place)
+
+    def met(self) -> list[Variable]:
+        """The data that parameters meet, those inside of loops too."""
+        own = [t.data for z in self.pre_activations for t in z.terms if not isinstance(t, Bias)]
+        inside = [v for inner in self.loops for v in inner.discovery.met()]
+        return list(dict.fromkeys([*own, *inside]))
+
+    def tapped(self) -> list[tuple[Variable, tuple[int, ...]]]:
+        """All pre-activations, each with the iterations of the loops around it."""
+        found: list[tuple[Variable, tuple[int, ...]]] = [
+            (z.variable, ()) for z in self.pre_activations
+        ]
+        for inner in self.loops:
+            found += [(v, (inner.loop.length, *n)) for v, n in inner.discovery.tapped()]
+        return found
 
 
 def discover(program: Program) -> Discovery:
@@ -96,27 +138,62 @@ def discover(program: Program) -> Discovery:
     equations = needed(program.equations, program.new_carry)
     prefix = [e for e in equations if all(v.role is not Role.DATA for v in e.outputs)]
     body = [e for e in equations if all(v.role is not Role.PARAMETER for v in e.outputs)]
+
+    def problem(equation: Equation, atom: Variable, why: str) -> str:
+        names = " + ".join(parameter_paths(program, prefix, [atom]))
+        return f"{origin(equation)} takes the parameter {names}: {why}"
+
+    return _discovered(body, program.new_carry, problem, prefix)
+
+
+def follows(loop: Loop) -> bool:
+    """Whether all of a loop's parameters enter its body in known ways."""
+    return not _inside(loop).opaque
+
+
+def _inside(loop: Loop) -> Discovery:
+    results = (*loop.body.new_carried, *loop.body.stacked)
+    return _discovered(needed(loop.body.equations, results), results, lambda *_: "")
+
+
+def _discovered(
+    body: Sequence[Equation],
+    results: Sequence[Atom],
+    problem: Callable[[Equation, Variable, str], str],
+    prefix: Sequence[Equation] = (),
+) -> Discovery:
+    """Where parameters enter.
+
+    Args:
+      body: the equations of data that the results need.
+      results: what is made.
+      problem: (equation, parameter-only value, why it has no structure there) -> a line.
+      prefix: the parameter-only equations.
+    """
     readers: dict[Variable, list[Equation | None]] = collections.defaultdict(list)
     for equation in body:
         for atom in equation.inputs:
             if isinstance(atom, Variable):
                 readers[atom].append(equation)
-    for atom in program.new_carry:
+    for atom in results:
         if isinstance(atom, Variable):
             readers[atom].append(None)
     sums: dict[Variable, tuple[Term, ...]] = {}
     opaque: dict[Variable, str] = {}
+    loops: list[InnerLoop] = []
     overused = _overused(body)
 
     for equation in body:
         output = equation.outputs[0]
-        if equation.is_meeting:
+        if isinstance(equation, Loop):
+            loops.append(InnerLoop(equation, _inside(equation)))
+        elif equation.is_meeting:
             found = TOO_OFTEN if overused & set(equation.inputs) else term_of(equation)
             if isinstance(found, str):
                 for atom in equation.inputs:
                     if has_gradient(atom):
                         assert isinstance(atom, Variable)
-                        opaque.setdefault(atom, _problem(program, prefix, equation, atom, found))
+                        opaque.setdefault(atom, problem(equation, atom, found))
                 continue
             sums[output] = (found,)
             if isinstance(found, Bias):
@@ -148,13 +225,13 @@ def discover(program: Program) -> Discovery:
     whole_ones = [v for v in sums if readers[v] and _only_selected(readers[v])]
     for variable in whole_ones:
         del sums[variable]
-    for atom in program.new_carry:
+    for atom in results:
         if isinstance(atom, Variable) and has_gradient(atom):
             opaque.setdefault(atom, "")
     pre_activations = [PreActivation(variable, terms) for variable, terms in sums.items()]
     order = {v: i for i, e in enumerate(body) for v in e.outputs}
     pre_activations.sort(key=lambda z: order[z.variable])
-    return Discovery(tuple(body), tuple(prefix), tuple(pre_activations), opaque)
+    return Discovery(tuple(body), tuple(prefix), tuple(pre_activations), opaque, tuple(loops))
 
 
 def _overused(body: Sequence[Equation]) -> set[Any]:
@@ -171,13 +248,6 @@ def _overused(body: Sequence[Equation]) -> set[Any]:
 
 def _only_selected(readers: list[Equation | None]) -> bool:
     return all(reader is not None and reader.name in SELECTING for reader in readers)
-
-
-def _problem(
-    program: Program, prefix: list[Equation], equation: Equation, atom: Variable, why: str
-) -> str:
-    names = " + ".join(parameter_paths(program, prefix, [atom]))
-    return f"{origin(equation)} takes the parameter {names}: {why}"
 
 
 def parameter_paths(

@@ -20,10 +20,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from kfrtrl_jax._src.base import Linearization
-from kfrtrl_jax._src.linearization.local_jacobians import LocalJacobians
+from kfrtrl_jax._src.linearization.discovery import InnerLoop, PreActivation
+from kfrtrl_jax._src.linearization.local_jacobians import LocalJacobians, Target, local_of
 from kfrtrl_jax._src.linearization.program import (
     Environment,
     Variable,
+    evaluate,
+    is_inexact,
 )
 from kfrtrl_jax._src.linearization.sites import SitePlan
 from kfrtrl_jax._src.linearization.weight_terms import Product, Scaling
@@ -52,13 +55,13 @@ def eliminate(
     The weights of J's products, which have no lanes, are apart from them.
     """
     jacobians = local.jacobians(environment, keep)
-    rows = [target.rows for target in local.new_states]
+    rows = [target.rows for target in local.results]
     state_size = sum(rows)
 
     def direct(source: Variable) -> Matrix:
         """The new state's local Jacobian, the leaves one below the other."""
         size = math.prod(source.shape)
-        blocks = [jacobians[target].get(source) for target in local.new_states]
+        blocks = [jacobians[target].get(source) for target in local.results]
         starts = np.cumsum([0, *rows])
         return total(
             [_placed(b, start, state_size) for b, start in zip(blocks, starts) if b is not None],
@@ -70,48 +73,178 @@ def eliminate(
     for v in local.states:
         sums[v] = [sums[v][0].kept(keep)]
     leak = BlockColumns(tuple(sums[v][0] for v in local.states))
-    factored: list[_Factored] = []
-    derivatives: dict[Variable, Matrix] = {}
-    for i in reversed(range(len(local.pre_activations))):
-        z = local.pre_activations[i]
-        derivative = total(sums[z.variable], state_size, z.size)
-        derivatives[z.variable] = derivative
-        for j, term in enumerate(z.terms):
-            target = local.reads.get((i, j))
-            if target is None:
-                continue
-            for source, relation in jacobians[target].items():
-                left = derivative
-                if source in local.states:
-                    # Chosen on the factors, so that J itself is written once and nothing done to it.
-                    if isinstance(left, Banded):
-                        left = left.kept(keep)
-                    elif isinstance(relation.values, np.ndarray):
-                        relation = relation.kept(keep)
-                if isinstance(term, Product):
-                    weights = term.matrix(environment[term.weights])
-                    if source in local.states and isinstance(left, Banded) and left.num_bands:
-                        block = local.states.index(source)
-                        factored.append(_Factored(left, term, relation, block))
-                        continue
-                    contribution = through_weights(left, weights, relation)
-                elif isinstance(term, Scaling):
-                    weights = term.vector(environment[term.weights])
-                    contribution = compose(left.scale_columns(weights), relation)
-                else:
-                    contribution = compose(left, relation)
-                sums[source].append(contribution)
-    for v in local.sources:
-        if v not in derivatives:
-            derivatives[v] = total(sums[v], state_size, math.prod(v.shape))
-
-    products = _merged(factored, environment)
+    walk = _Walk(local, jacobians, sums, environment, state_size, keep)
+    derivatives = walk.through_all()
+    products = _merged(walk.factored, environment)
     jacobian = BlockColumns(
         tuple(derivatives[v] for v in local.states),
         tuple(dataclasses.replace(p, weights=None) for p in products),
     )
-    sites = tuple(plan.jacobian(derivatives, environment) for plan in plans)
+    sites = tuple(plan.jacobian(derivatives, walk.environment) for plan in plans)
     return Linearization(jacobian, sites, leak, keep), tuple(p.weights for p in products)
+
+
+class _Walk:
+    """What goes backward through the cuts: the derivatives of the new state by what they make.
+
+    Attributes:
+      environment: the values of a step, later those inside of loops too, one below the other.
+      factored: the terms of J that are not multiplied out.
+    """
+
+    def __init__(
+        self,
+        local: LocalJacobians,
+        jacobians: dict[Target, dict[Variable, Matrix]],
+        sums: dict[Variable, list[Matrix]],
+        environment: Environment,
+        state_size: int,
+        keep: Array | None = None,
+    ) -> None:
+        """At the last cut.
+
+        Args:
+          local: the cuts.
+          jacobians: of what they read.
+          sums: by each source, the terms of the derivative by it that are known.
+          environment: the values of a step.
+          state_size: n.
+          keep: [], 0 for a lane that starts anew; None inside of a loop, where no state is cut off.
+        """
+        self._local, self._jacobians, self._sums = local, jacobians, sums
+        self.environment = environment
+        self._state_size, self._keep = state_size, keep
+        self._derivatives: dict[Variable, Matrix] = {}
+        self.factored: list[_Factored] = []
+
+    def through_all(self) -> dict[Variable, Matrix]:
+        """The derivatives by all sources, and by the pre-activations inside of loops."""
+        for i in reversed(range(len(self._local.cuts))):
+            cut = self._local.cuts[i]
+            if isinstance(cut, InnerLoop):
+                self._through_loop(i, cut)
+            else:
+                self._through_pre_activation(i, cut)
+        for v in self._local.sources:
+            self._by(v)
+        return self._derivatives
+
+    def _by(self, v: Variable) -> Matrix:
+        """The derivative by a source, of which all terms are known."""
+        if v not in self._derivatives:
+            size = math.prod(v.shape)
+            self._derivatives[v] = total(self._sums[v], self._state_size, size)
+        return self._derivatives[v]
+
+    def _through_pre_activation(self, i: int, z: PreActivation) -> None:
+        derivative = self._by(z.variable)
+        for j, term in enumerate(z.terms):
+            target = self._local.reads.get((i, j))
+            for source, relation in self._jacobians[target].items() if target else ():
+                left, keep = derivative, self._keep_of(source)
+                # Chosen on the factors, so that J itself is written once and nothing done to it.
+                if keep is not None and isinstance(left, Banded):
+                    left = left.kept(keep)
+                elif keep is not None and isinstance(relation.values, np.ndarray):
+                    relation = relation.kept(keep)
+                if isinstance(term, Product):
+                    weights = term.matrix(self.environment[term.weights])
+                    if keep is not None and isinstance(left, Banded) and left.num_bands:
+                        block = self._local.states.index(source)
+                        self.factored.append(_Factored(left, term, relation, block))
+                        continue
+                    contribution = through_weights(left, weights, relation)
+                elif isinstance(term, Scaling):
+                    scales = term.vector(self.environment[term.weights])
+                    contribution = compose(left.scale_columns(scales), relation)
+                else:
+                    contribution = compose(left, relation)
+                self._sums[source].append(contribution)
+
+    def _through_loop(self, i: int, inner: InnerLoop) -> None:
+        loop = inner.loop
+        lefts = [self._by(v).dense() for v in loop.outputs if is_inexact(v)]
+        found = _pulled_through(inner, lefts, self.environment)
+        self._derivatives.update((v, Dense(d)) for v, d in found.derivatives.items())
+        self.environment = {**self.environment, **found.values}
+        by_inputs = iter(found.by_inputs)
+        for j, atom in enumerate(loop.data_inputs):
+            if not is_inexact(atom):
+                continue
+            left = Dense(next(by_inputs))
+            for source, relation in self._jacobians[self._local.reads[i, j]].items():
+                keep = self._keep_of(source)
+                kept = left if keep is None else left.kept(keep)
+                self._sums[source].append(compose(kept, relation))
+
+    def _keep_of(self, source: Variable) -> Array | None:
+        """What cuts off the derivative by a source in a lane that starts anew, if anything does."""
+        return self._keep if source in self._local.states else None
+
+
+class _Pulled(NamedTuple):
+    """What goes backward through a loop.
+
+    Attributes:
+      by_inputs: the new state's derivative by each of its inputs that is of floats, [n, size].
+      derivatives: that by the pre-activations inside, [iterations, n, size].
+      values: what the weights' uses inside read, [iterations, ...].
+    """
+
+    by_inputs: list[Array]
+    derivatives: dict[Variable, Array]
+    values: Environment
+
+
+def _pulled_through(inner: InnerLoop, lefts: list[Array], environment: Environment) -> _Pulled:
+    """Backward through the iterations of a loop, from the last to the first.
+
+    Args:
+      inner: the loop.
+      lefts: the new state's derivative by each of its outputs that is of floats, [n, size].
+      environment: the values of a step.
+    """
+    loop, body = inner.loop, inner.loop.body
+    floats = [tuple(filter(is_inexact, vs)) for vs in (body.constants, body.carried, body.scanned)]
+    constants, carried, scanned = floats
+    local = local_of(inner)
+    inside = [v for v, _ in inner.discovery.tapped()]
+    met = inner.discovery.met()
+    size = len(lefts[0])
+
+    def starts(values: Environment, _: Any) -> tuple[Environment, list[Array]]:
+        return evaluate(body.equations, values), [values[v] for v in body.starts]
+
+    _, values = loop.run(environment, environment, starts)
+
+    def one(carry: Any, xs: Any) -> Any:
+        by_carried, by_constants = carry
+        by_stacked, start = xs
+        known = {v: environment[v] for v in body.captured} | dict(zip(body.starts, start))
+        known = evaluate(body.equations, known)
+        jacobians = local.jacobians(known, jnp.ones(()))
+        sums: dict[Variable, list[Matrix]] = {source: [] for source in local.sources}
+        for left, target in zip((*by_carried, *by_stacked), local.results):
+            for source, relation in jacobians[target].items():
+                sums[source].append(compose(Dense(left), relation))
+        walk = _Walk(local, jacobians, sums, known, size)
+        found = {v: matrix.dense() for v, matrix in walk.through_all().items()}
+        new = [found[v] for v in carried], [d + found[v] for d, v in zip(by_constants, constants)]
+        seen = [found[v] for v in scanned], [found[v] for v in inside]
+        return new, (*seen, [walk.environment[v] for v in met])
+
+    by_carried, by_stacked = lefts[: len(carried)], lefts[len(carried) :]
+    apart = [jnp.moveaxis(d.reshape(size, loop.length, -1), 1, 0) for d in by_stacked]
+    nothing = [jnp.zeros((size, math.prod(v.shape)), v.dtype) for v in constants]
+    (by_carried, by_constants), (by_scanned, derivatives, seen) = loop.scan(
+        one, (by_carried, nothing), (apart, values), backward=True
+    )
+    together = [jnp.moveaxis(d, 0, 1).reshape(size, -1) for d in by_scanned]
+    return _Pulled(
+        [*by_constants, *by_carried, *together],
+        dict(zip(inside, derivatives)),
+        dict(zip(met, seen)),
+    )
 
 
 class _Factored(NamedTuple):

@@ -32,7 +32,7 @@ from kfrtrl_jax._src.linearization.complex_numbers import (
     real_leaves,
 )
 from kfrtrl_jax._src.linearization.custom_rules import pullback
-from kfrtrl_jax._src.linearization.discovery import discover, parameter_paths
+from kfrtrl_jax._src.linearization.discovery import discover, follows, parameter_paths
 from kfrtrl_jax._src.linearization.elimination import eliminate
 from kfrtrl_jax._src.linearization.local_jacobians import LocalJacobians
 from kfrtrl_jax._src.linearization.patterns import DenseRelation, normalized
@@ -42,6 +42,7 @@ from kfrtrl_jax._src.linearization.program import (
     Program,
     Variable,
     evaluate,
+    is_inexact,
     needed,
     origin,
     read,
@@ -106,12 +107,13 @@ def make_linearizer(cell: Cell, example_input: Any, batch_size: int) -> Lineariz
     params = jax.eval_shape(cell.init, jax.random.key(0))
     carry = jax.eval_shape(cell.initial_carry)
     _check_carry(carry)
-    program = trace(cell.step, params, carry, example_input)
+    program = trace(cell.step, params, carry, example_input, follows)
     check_raw_keys(program, carry)
     discovery = discover(program)
     plans = plan_sites(discovery)
-    states = [v for v in program.carry if jnp.issubdtype(v.dtype, jnp.inexact)]
-    local = LocalJacobians(program, discovery, states)
+    states = list(filter(is_inexact, program.carry))
+    results = [atom for atom, v in zip(program.new_carry, program.carry) if v in states]
+    local = LocalJacobians(discovery, states, results)
 
     def one_lane(
         params: Any, carry: Any, x: Any, keep: Array
@@ -173,7 +175,7 @@ def make_linearizer(cell: Cell, example_input: Any, batch_size: int) -> Lineariz
         params: Any, site_gradients: SiteGradients, live_gradients: Sequence[Array] = ()
     ) -> Any:
         leaves = real_leaves(params)
-        floats = [i for i, v in enumerate(program.parameters) if _is_inexact(v)]
+        floats = [i for i, v in enumerate(program.parameters) if is_inexact(v)]
         pairs = [
             pair for plan, block in zip(plans, site_gradients) for pair in plan.cotangents(block)
         ]
@@ -227,10 +229,6 @@ def _columns_of(derivatives: Terms) -> Index | None:
     if isinstance(together, DenseRelation):
         return None
     return Index(np.stack(together)) if together else banded[0].columns
-
-
-def _is_inexact(value: Any) -> bool:
-    return bool(jnp.issubdtype(value.dtype, jnp.inexact))
 
 
 def _not_differentiable(equations: Sequence[Equation], error: Exception) -> Exception:

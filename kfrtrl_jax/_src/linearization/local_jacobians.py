@@ -15,14 +15,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kfrtrl_jax._src.linearization.discovery import Discovery
+from kfrtrl_jax._src.linearization.discovery import Discovery, InnerLoop, PreActivation
 from kfrtrl_jax._src.linearization.patterns import DENSE, Pattern, copies, propagate
 from kfrtrl_jax._src.linearization.program import (
+    Atom,
     Environment,
-    Program,
-    Role,
     Variable,
     evaluate,
+    is_inexact,
     needed,
     read,
 )
@@ -67,36 +67,38 @@ class Target:
 class LocalJacobians:
     """The step between its cuts, with the static pattern of its Jacobian."""
 
-    def __init__(self, program: Program, discovery: Discovery, states: Sequence[Variable]):
-        self.pre_activations = discovery.pre_activations
+    def __init__(
+        self, discovery: Discovery, states: Sequence[Variable], results: Sequence[Atom]
+    ) -> None:
+        """The pattern of the equations between the cuts.
+
+        Args:
+          discovery: the cuts: pre-activations and loops.
+          states: what the equations start from, and that there are derivatives by.
+          results: what they make, and that there are derivatives of.
+        """
+        self.cuts = discovery.cuts
         self.states = list(states)
         self.sources: list[Variable] = [
             *states,
             *(z.variable for z in discovery.pre_activations),
             *discovery.opaque,
+            *(v for inner in discovery.loops for v in inner.loop.outputs if is_inexact(v)),
         ]
-        self._given = [*program.inputs, *(v for v in program.carry if v not in self.sources)]
-        read_by_terms = [
-            term.data
-            for z in discovery.pre_activations
-            for term in z.terms
-            if not isinstance(term, Bias)
-        ]
-        self.equations = needed(
-            discovery.equations, [*program.new_carry, *read_by_terms], self.sources
-        )
+        read_by_cuts = [atom for cut in self.cuts for atom, _ in _reads(cut).values()]
+        self.equations = needed(discovery.equations, [*results, *read_by_cuts], self.sources)
+        made = {*self.sources, *(v for e in self.equations for v in e.outputs)}
+        read = {*results, *read_by_cuts, *(a for e in self.equations for a in e.inputs)}
+        self._given = {a for a in read - made if isinstance(a, Variable)}
         patterns = propagate(self.equations, self.sources)
         self._copies = copies(self.equations, self.sources, patterns)
-        self.new_states = [
-            _target(atom, _flat, patterns, self.sources)
-            for atom, v in zip(program.new_carry, program.carry)
-            if v in self.sources
-        ]
-        self.reads: dict[tuple[int, int], Target] = {}
-        for i, z in enumerate(self.pre_activations):
-            for j, term in enumerate(z.terms):
-                if not isinstance(term, Bias):
-                    self.reads[i, j] = _target(term.data, term.vector, patterns, self.sources)
+        self.results = [_target(atom, _flat, patterns, self.sources) for atom in results]
+        # By the number of the cut, and of what it reads.
+        self.reads: dict[tuple[int, int], Target] = {
+            (i, j): _target(atom, arrange, patterns, self.sources)
+            for i, cut in enumerate(self.cuts)
+            for j, (atom, arrange) in _reads(cut).items()
+        }
 
     def jacobians(
         self, environment: Environment, keep: Array
@@ -106,12 +108,8 @@ class LocalJacobians:
         Where keep is 0 those by the old state are 0, however infinite they are: there is no past. What
         is copied unchanged from the old state has its static ones all the same.
         """
-        targets = [*self.new_states, *self.reads.values()]
-        given: Environment = {
-            v: value
-            for v, value in environment.items()
-            if v in self._given or v.role is Role.PARAMETER
-        }
+        targets = [*self.results, *self.reads.values()]
+        given: Environment = {v: environment[v] for v in self._given}
 
         def values_of(sources: list[Array]) -> list[Array]:
             values = evaluate(self.equations, {**given, **dict(zip(self.sources, sources))})
@@ -164,6 +162,21 @@ class LocalJacobians:
         if not isinstance(target.value, Variable):
             return frozenset()
         return self._copies.get(target.value, frozenset())
+
+
+def local_of(inner: InnerLoop) -> LocalJacobians:
+    """One iteration of a loop, between its cuts."""
+    body = inner.loop.body
+    results = [a for a in (*body.new_carried, *body.stacked) if is_inexact(a)]
+    return LocalJacobians(inner.discovery, list(filter(is_inexact, body.starts)), results)
+
+
+def _reads(cut: PreActivation | InnerLoop) -> dict[int, tuple[Atom, Callable[[Any], Any]]]:
+    """What a cut reads, by the number of its term or input, and how that becomes a vector."""
+    if isinstance(cut, InnerLoop):
+        inputs = enumerate(cut.loop.data_inputs)
+        return {j: (atom, _flat) for j, atom in inputs if is_inexact(atom)}
+    return {j: (t.data, t.vector) for j, t in enumerate(cut.terms) if not isinstance(t, Bias)}
 
 
 def _flat(value: Any) -> Any:

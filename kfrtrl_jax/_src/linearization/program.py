@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from kfrtrl_jax._src import jax_internals
@@ -122,8 +123,13 @@ def has_gradient(atom: Atom) -> bool:
         isinstance(atom, Variable)
         and atom.role is Role.PARAMETER
         and not atom.fixed
-        and bool(jnp.issubdtype(atom.dtype, jnp.inexact))
+        and is_inexact(atom)
     )
+
+
+def is_inexact(atom: Atom) -> bool:
+    """Whether a value is of floats."""
+    return bool(jnp.issubdtype(atom.dtype, jnp.inexact))
 
 
 Environment = dict[Variable, Any]
@@ -162,6 +168,101 @@ def needed(
             kept.append(equation)
             live.update(a for a in equation.inputs if isinstance(a, Variable) and a not in cut)
     return kept[::-1]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class LoopBody:
+    """One iteration of a scan.
+
+    Attributes:
+      constants: data that are the same in every iteration.
+      carried: what goes from one iteration to the next.
+      scanned: this iteration's part of what is scanned over.
+      captured: values without data, from outside, that the equations read.
+      equations: those of data; what needs none stands outside.
+      new_carried: the carried values after it.
+      stacked: this iteration's part of the results.
+    """
+
+    constants: tuple[Variable, ...]
+    carried: tuple[Variable, ...]
+    scanned: tuple[Variable, ...]
+    captured: tuple[Variable, ...]
+    equations: tuple[Equation, ...]
+    new_carried: tuple[Atom, ...]
+    stacked: tuple[Atom, ...]
+
+    @property
+    def starts(self) -> tuple[Variable, ...]:
+        """All data that an iteration begins with."""
+        return (*self.constants, *self.carried, *self.scanned)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Loop(Equation):
+    """A scan in which parameters meet data, looked into.
+
+    Its inputs are those of the scan that belong to the body's `starts`, then the `captured` ones.
+    """
+
+    body: LoopBody
+
+    @property
+    def length(self) -> int:
+        """The number of iterations."""
+        return int(self.params["length"])
+
+    @property
+    def data_inputs(self) -> tuple[Atom, ...]:
+        """Those for the body's `starts`."""
+        return self.inputs[: len(self.body.starts)]
+
+    def apply(self, values: Sequence[Any]) -> Sequence[Any]:
+        """The outputs' values."""
+        known = {a: v for a, v in zip(self.inputs, values) if isinstance(a, Variable)}
+
+        def iteration(environment: Environment, _: Any) -> tuple[Environment, None]:
+            return evaluate(self.body.equations, environment), None
+
+        return self.run(known, known, iteration)[0]
+
+    def run(
+        self,
+        environment: Environment,
+        captured: Environment,
+        iteration: Callable[[Environment, Any], tuple[Environment, Any]],
+        scanned: Any = None,
+    ) -> tuple[list[Any], Any]:
+        """All iterations.
+
+        Args:
+          environment: with the data inputs.
+          captured: with the values without data.
+          iteration: (environment of one iteration, its part of `scanned`) -> (environment with what
+            the body's equations make, anything).
+          scanned: more to scan over.
+
+        Returns:
+          The outputs' values, and what the iterations returned, stacked.
+        """
+        body, inputs = self.body, [read(environment, atom) for atom in self.data_inputs]
+        constants, rest = inputs[: len(body.constants)], inputs[len(body.constants) :]
+        known = {v: captured[v] for v in body.captured} | dict(zip(body.constants, constants))
+
+        def one(carry: Any, xs: Any) -> Any:
+            inner = {**known, **dict(zip(body.carried, carry)), **dict(zip(body.scanned, xs[0]))}
+            inner, seen = iteration(inner, xs[1])
+            new, stacked = ([read(inner, a) for a in o] for o in (body.new_carried, body.stacked))
+            return new, (stacked, seen)
+
+        carry, xs = rest[: len(body.carried)], rest[len(body.carried) :]
+        carry, (stacked, seen) = self.scan(one, carry, (xs, scanned))
+        return [*carry, *stacked], seen
+
+    def scan(self, one: Callable[..., Any], carry: Any, xs: Any, backward: bool = False) -> Any:
+        """`jax.lax.scan` over the iterations in their order, or from the last to the first."""
+        reverse = bool(self.params["reverse"]) != backward
+        return jax.lax.scan(one, carry, xs, length=self.length, reverse=reverse)
 
 
 # An operation that is kept whole as a function has this before its place in that function's name.

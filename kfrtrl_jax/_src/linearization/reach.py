@@ -9,15 +9,15 @@ import jax
 import numpy as np
 
 from kfrtrl_jax._src.base import Mask
-from kfrtrl_jax._src.linearization.local_jacobians import LocalJacobians
-from kfrtrl_jax._src.linearization.program import (
-    Variable,
-)
+from kfrtrl_jax._src.linearization.discovery import InnerLoop
+from kfrtrl_jax._src.linearization.local_jacobians import LocalJacobians, Target, local_of
+from kfrtrl_jax._src.linearization.program import Variable, is_inexact
 from kfrtrl_jax._src.linearization.weight_terms import Bias, Product, Rest, Scaling
 from kfrtrl_jax._src.matrices import (
     Banded,
     Matrix,
     places_of_bands,
+    spans,
 )
 
 Array = jax.Array
@@ -37,33 +37,76 @@ def reachable(
       local: the local relations.
       masks: where parameter-only values can be non-zero, for those with known zeros.
     """
-    starts = np.cumsum([0, *(target.rows for target in local.new_states)])
-    reach = {v: np.zeros((starts[-1], math.prod(v.shape)), bool) for v in local.sources}
-    for target, start, stop in zip(local.new_states, starts, starts[1:]):
+    rows = [target.rows for target in local.results]
+    identity = np.eye(sum(rows), dtype=bool)
+    return _reached(local, [identity[:, start:stop] for start, stop in spans(rows)], masks)
+
+
+def _reached(
+    local: LocalJacobians, lefts: Sequence[np.ndarray], masks: dict[Variable, np.ndarray]
+) -> dict[Variable, np.ndarray]:
+    """The same, from where the derivative by each result can be non-zero, [n, size]."""
+    reach = {v: np.zeros((len(lefts[0]), math.prod(v.shape)), bool) for v in local.sources}
+
+    def add(left: np.ndarray, target: Target, through_all: bool = False) -> None:
         for source, columns in target.relations.items():
-            reach[source][start:stop] = _boolean(columns, target.rows, math.prod(source.shape))
-    for i in reversed(range(len(local.pre_activations))):
-        z = local.pre_activations[i]
-        for j, term in enumerate(z.terms):
+            relation = _boolean(columns, target.rows, math.prod(source.shape))
+            if through_all:
+                reach[source] |= np.outer(left.any(axis=1), relation.any(axis=0))
+            else:
+                reach[source] |= _boolean_product(relation.T, left.T).T
+
+    for left, target in zip(lefts, local.results):
+        add(left, target)
+    for i, cut in reversed(list(enumerate(local.cuts))):
+        if isinstance(cut, InnerLoop):
+            by_inputs, inside = _through_loop(cut, reach, masks)
+            reach.update(inside)
+            for left, key in zip(by_inputs, [key for key in local.reads if key[0] == i]):
+                add(left, local.reads[key])
+            continue
+        for j, term in enumerate(cut.terms):
             if isinstance(term, Bias):
                 continue
             target = local.reads[i, j]
             mask = None if isinstance(term, Rest) else masks.get(term.weights)
-            derivative = reach[z.variable]
+            derivative = reach[cut.variable]
             if isinstance(term, Scaling) and mask is not None:
                 derivative = derivative & term.vector(mask)
             # A product of several vectors is one with a matrix that has zeros.
-            full = isinstance(term, Product) and term.uses == 1 and mask is None
+            full = isinstance(term, Product) and mask is None and term.uses == 1
             if isinstance(term, Product) and not full:
                 derivative = _boolean_product(derivative, term.nonzero(mask).T)
-            for source, columns in target.relations.items():
-                relation = _boolean(columns, target.rows, math.prod(source.shape))
-                if full:
-                    reached = np.outer(derivative.any(axis=1), relation.any(axis=0))
-                else:
-                    reached = _boolean_product(relation.T, derivative.T).T
-                reach[source] |= reached
+            add(derivative, target, through_all=full)
     return reach
+
+
+def _through_loop(
+    inner: InnerLoop, reach: dict[Variable, np.ndarray], masks: dict[Variable, np.ndarray]
+) -> tuple[list[np.ndarray], dict[Variable, np.ndarray]]:
+    """Where the derivatives by a loop's inputs and by the pre-activations in it can be non-zero."""
+    loop, body = inner.loop, inner.loop.body
+    local = local_of(inner)
+    constants, carried, scanned = (
+        list(filter(is_inexact, vs)) for vs in (body.constants, body.carried, body.scanned)
+    )
+    lefts = [reach[v] for v in loop.outputs if is_inexact(v)]
+    ends, stacked = lefts[: len(carried)], lefts[len(carried) :]
+    once: list[np.ndarray] = [np.any(s.reshape(len(s), loop.length, -1), axis=1) for s in stacked]
+    for _ in range(loop.length):
+        found = _reached(local, [*ends, *once], masks)
+        more = [end | found[v] for end, v in zip(ends, carried)]
+        if all(map(np.array_equal, more, ends)):
+            break
+        ends = more
+    found = _reached(local, [*ends, *once], masks)
+    by_inputs = [
+        *(found[v] for v in constants),
+        *ends,
+        *(np.tile(found[v], loop.length) for v in scanned),
+    ]
+    own = {v for v, _ in inner.discovery.tapped()}
+    return by_inputs, {v: mask for v, mask in found.items() if v in own}
 
 
 def places(matrix: Matrix) -> np.ndarray:

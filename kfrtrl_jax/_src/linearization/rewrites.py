@@ -58,16 +58,22 @@ def scan_sizes(eqn: Any) -> tuple[int, int, int]:
     return len(eqn.invars) - num_carry - num_xs, num_carry, num_xs
 
 
+def parts(values: Sequence[Any], counts: tuple[int, int, int]) -> tuple[list[Any], ...]:
+    """(constants, carried values, scanned values) of the inputs of a scan."""
+    consts, carry, _ = counts
+    values = list(values)
+    return values[:consts], values[consts : consts + carry], values[consts + carry :]
+
+
 def iterations(eqn: Any) -> Callable[..., Any]:
     """A scan as its iterations one after another."""
     body = jax_internals.as_function(eqn.params["jaxpr"])
     length, reverse = eqn.params["length"], eqn.params["reverse"]
-    num_consts, num_carry, _ = scan_sizes(eqn)
+    counts = scan_sizes(eqn)
+    num_carry = counts[1]
 
     def unrolled(*values: Any) -> Any:
-        consts = values[:num_consts]
-        carry = list(values[num_consts : num_consts + num_carry])
-        xs = values[num_consts + num_carry :]
+        consts, carry, xs = parts(values, counts)
         ys: list[Any] = [None] * length
         for i in reversed(range(length)) if reverse else range(length):
             result = body(*consts, *carry, *(jax.lax.index_in_dim(x, i, 0, False) for x in xs))
@@ -79,10 +85,11 @@ def iterations(eqn: Any) -> Callable[..., Any]:
 
 def scan_of(eqn: Any, body: Callable[..., Sequence[Any]]) -> Callable[..., Any]:
     """A scan with another body: a function of the old one's inputs to its outputs, flat."""
-    num_consts, num_carry, _ = scan_sizes(eqn)
+    counts = scan_sizes(eqn)
+    num_carry = counts[1]
 
     def scan(*values: Any) -> Any:
-        consts = values[:num_consts]
+        consts, start, scanned = parts(values, counts)
 
         def one(carry: Sequence[Any], xs: Sequence[Any]) -> tuple[list[Any], list[Any]]:
             results = list(body(*consts, *carry, *xs))
@@ -90,8 +97,8 @@ def scan_of(eqn: Any, body: Callable[..., Sequence[Any]]) -> Callable[..., Any]:
 
         carry, ys = jax.lax.scan(
             one,
-            list(values[num_consts : num_consts + num_carry]),
-            list(values[num_consts + num_carry :]),
+            start,
+            scanned,
             length=eqn.params["length"],
             reverse=eqn.params["reverse"],
         )

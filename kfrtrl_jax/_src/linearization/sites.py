@@ -23,6 +23,7 @@ from kfrtrl_jax._src.linearization.patterns import move
 from kfrtrl_jax._src.linearization.program import Environment, Equation, Variable, has_gradient
 from kfrtrl_jax._src.linearization.weight_terms import Product, Scaling
 from kfrtrl_jax._src.matrices import (
+    Dense,
     Group,
     Matrix,
     Shared,
@@ -62,6 +63,9 @@ class Use(Protocol):
 
     def weights(self) -> list[Variable]:
         """The parameter-only values that the block of weights holds, each once."""
+
+    def reads(self) -> list[Variable]:
+        """The data that the weights meet."""
 
     def inputs(self, environment: Environment) -> Array:
         """a, [count, m], at the values of a step: the constant 1 for what is no product."""
@@ -269,6 +273,9 @@ class _ProductUse:
             found.update(dict.fromkeys(p.weights for p in (*part.products, *part.biases)))
         return list(found)
 
+    def reads(self) -> list[Variable]:
+        return [product.data for product in self._vectors()]
+
     def _vectors(self) -> list[Product]:
         """For each input a product that reads it."""
         return list({p.term.data_key: p.term for p in self.parts[0].products}.values())
@@ -402,6 +409,9 @@ class _ScalingUse:
     def weights(self) -> list[Variable]:
         return [self.term.weights]
 
+    def reads(self) -> list[Variable]:
+        return [self.term.data]
+
     def inputs(self, environment: Environment) -> Array:
         return jnp.ones((1, 1), self.z.dtype)
 
@@ -462,6 +472,9 @@ class _OpaqueUse:
     def weights(self) -> list[Variable]:
         return [self.value]
 
+    def reads(self) -> list[Variable]:
+        return []
+
     def inputs(self, environment: Environment) -> Array:
         return jnp.ones((1, 1), self.value.dtype)
 
@@ -487,6 +500,92 @@ class _OpaqueUse:
 
     def cotangents(self, block: Array) -> list[tuple[Variable, Array]]:
         return [(self.value, block.reshape(self.value.shape))]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _UseInLoop:
+    """A use in every iteration of a loop.
+
+    Of what an iteration reads and makes, environment, derivatives and taps hold the values of all
+    iterations, one below the other.
+
+    Attributes:
+      use: in one iteration.
+      length: the number of iterations.
+    """
+
+    use: Use
+    length: int
+
+    @property
+    def count(self) -> int:
+        return self.length * self.use.count
+
+    @property
+    def signature(self) -> tuple[Any, ...]:
+        return self.use.signature
+
+    @property
+    def input_size(self) -> int:
+        return self.use.input_size
+
+    @property
+    def output_size(self) -> int:
+        return self.use.output_size
+
+    def sources(self) -> list[Variable]:
+        return self.use.sources()
+
+    def weights(self) -> list[Variable]:
+        return self.use.weights()
+
+    def reads(self) -> list[Variable]:
+        return self.use.reads()
+
+    def inputs(self, environment: Environment) -> Array:
+        return self._of_all(lambda values, _: self.use.inputs(values), environment)
+
+    def derivative(self, derivatives: Mapping[Variable, Matrix], environment: Environment) -> Group:
+        def one(values: Environment, by_sources: list[Array]) -> Array:
+            matrices = dict(zip(self.sources(), map(Dense, by_sources)))
+            return self.use.derivative(matrices, values).dense()
+
+        by_sources = [derivatives[v].values for v in self.sources()]
+        return Dense(self._of_all(one, environment, by_sources))
+
+    def reached(self, reach: Mapping[Variable, np.ndarray]) -> np.ndarray:
+        return self.use.reached(reach)
+
+    def met(self, environment: Environment) -> Array:
+        return self._of_all(lambda values, _: self.use.met(values), environment)
+
+    def cotangents_of(self, taps: Mapping[Variable, Array]) -> Array:
+        def one(*of_sources: Array) -> Array:
+            return self.use.cotangents_of(dict(zip(self.sources(), of_sources)))
+
+        found = jax.vmap(one, in_axes=2, out_axes=2)(*(taps[v] for v in self.sources()))
+        return found.reshape(*found.shape[:2], self.count, -1)
+
+    def gradient(self, met: Array, cotangents: Array) -> Array:
+        return self.use.gradient(met, cotangents)
+
+    def nonzero(self, masks: Mapping[Variable, np.ndarray]) -> np.ndarray | None:
+        return self.use.nonzero(masks)
+
+    def cotangents(self, block: Array) -> list[tuple[Variable, Array]]:
+        return self.use.cotangents(block)
+
+    def _of_all(
+        self, one: Callable[[Environment, Any], Array], environment: Environment, more: Any = ()
+    ) -> Array:
+        """[count, ...] of what one iteration has, [its count, ...], for the values of all of them."""
+
+        def of_iteration(_: Any, values: list[Array], more: Any) -> Array:
+            return one(dict(zip(self.reads(), values)), more)
+
+        values = [environment[v] for v in self.reads()]
+        found: Array = jax.vmap(of_iteration)(jnp.arange(self.length), values, more)
+        return found.reshape(self.count, *found.shape[2:])
 
 
 def _spread(block: Any, selections: Sequence[tuple[np.ndarray, int]], size: int) -> Any:
@@ -592,7 +691,16 @@ def _one_after_another(parts: Sequence[Array], axis: int) -> Array:
 
 def plan_sites(discovery: Discovery) -> tuple[SitePlan, ...]:
     """Puts together what has the same inputs, then all uses of the same weights."""
-    root_of = _roots(discovery.prefix)
+    uses = _uses(discovery, _roots(discovery.prefix))
+    sites: dict[tuple[Any, ...], list[Use]] = {}
+    for use in uses:
+        sites.setdefault(use.signature, []).append(use)
+    return tuple(
+        SitePlan(tuple(of_site), _problem(of_site[0], discovery)) for of_site in sites.values()
+    )
+
+
+def _uses(discovery: Discovery, root_of: Callable[[Variable], Any]) -> list[Use]:
     groups: dict[tuple[Any, ...], list[Part]] = {}
     for z in discovery.pre_activations:
         for part in _parts(z, root_of):
@@ -604,12 +712,10 @@ def plan_sites(discovery: Discovery) -> tuple[SitePlan, ...]:
         for scaling in z.scalings
     ]
     uses += map(_OpaqueUse, discovery.opaque)
-    sites: dict[tuple[Any, ...], list[Use]] = {}
-    for use in uses:
-        sites.setdefault(use.signature, []).append(use)
-    return tuple(
-        SitePlan(tuple(of_site), _problem(of_site[0], discovery)) for of_site in sites.values()
-    )
+    for inner in discovery.loops:
+        inside = _uses(inner.discovery, root_of)
+        uses += [_UseInLoop(use, inner.loop.length) for use in inside]
+    return uses
 
 
 def _problem(use: Use, discovery: Discovery) -> str | None:

@@ -17,9 +17,12 @@ from kfrtrl_jax._src.linearization.program import (
     Atom,
     Constant,
     Equation,
+    Loop,
+    LoopBody,
     Program,
     Role,
     Variable,
+    has_gradient,
     meet,
 )
 
@@ -29,12 +32,28 @@ _SAFE = frozenset(
     reduce_sum reshape rev select_n slice split squeeze stop_gradient sub transpose""".split()
 )
 
+# A scan of no more iterations is read as these, one after another.
+_SHORT = 4
+
 # What the body of a scan is rewritten for.
 _PREPARED = jax_internals.CUSTOM_PULLBACKS | {"cond"}
 
 
-def trace(step: Callable[..., Any], params: Any, carry: Any, x: Any) -> Program:
+def trace(
+    step: Callable[..., Any],
+    params: Any,
+    carry: Any,
+    x: Any,
+    follows: Callable[[Loop], bool] = lambda loop: False,
+) -> Program:
     """Reads the step's jaxpr; params, carry and x may be arrays or `jax.ShapeDtypeStruct`s.
+
+    Args:
+      step: of a cell.
+      params: its parameters.
+      carry: its carry.
+      x: its input.
+      follows: whether a long scan in which parameters meet data may stay one.
 
     Raises:
       UnsupportedCellError: if the step holds a derivative rule that is no linear map.
@@ -44,7 +63,7 @@ def trace(step: Callable[..., Any], params: Any, carry: Any, x: Any) -> Program:
     parameters = _atoms(params, Role.PARAMETER)
     states = _atoms(carry, Role.DATA)
     inputs = _atoms(x, Role.DATA)
-    inliner = _Inliner()
+    inliner = _Inliner(follows)
     results = inliner.jaxpr(closed, [*parameters, *states, *inputs], _Context())
     outputs = [inliner.full(atom) for atom in results]
     paths = [
@@ -108,9 +127,14 @@ class _Context:
 class _Inliner:
     """Collects the equations of jaxprs, wrapped ones looked into."""
 
-    def __init__(self) -> None:
+    def __init__(
+        self, follows: Callable[[Loop], bool] = lambda loop: False, around: _Inliner | None = None
+    ) -> None:
         self.equations: list[Equation] = []
-        self._known: dict[Any, tuple[Variable, ...]] = {}
+        self._follows = follows
+        # What no iteration of a loop changes stands before it.
+        self._of_no_data: list[Equation] = around._of_no_data if around else self.equations
+        self._known: dict[Any, tuple[Variable, ...]] = around._known if around else {}
 
     def jaxpr(self, closed: Any, arguments: Sequence[AnyAtom], context: _Context) -> list[AnyAtom]:
         """Collects a closed jaxpr's equations; returns its outputs."""
@@ -151,6 +175,10 @@ class _Inliner:
         if name == "cond":
             return self._branches(eqn, inputs, context)
         if name == "scan":
+            if meets and eqn.params["length"] > _SHORT:
+                loop = self._loop(eqn, inputs, context)
+                if loop is not None:
+                    return loop.outputs
             uses = context.uses * eqn.params["length"]
             if meets and uses <= rewrites.MAX_USES:
                 unrolled = dataclasses.replace(context, uses=uses)
@@ -191,10 +219,57 @@ class _Inliner:
             known = self._known.setdefault(key, outputs)
             if known is not outputs:
                 return known
-        self.equations.append(
-            Equation(eqn.primitive, eqn.params, tuple(inputs), outputs, eqn.source_info)
-        )
+        equation = Equation(eqn.primitive, eqn.params, tuple(inputs), outputs, eqn.source_info)
+        (self.equations if role is Role.DATA else self._of_no_data).append(equation)
         return outputs
+
+    def _loop(self, eqn: Any, inputs: Sequence[AnyAtom], context: _Context) -> Loop | None:
+        """Collects a scan with its body looked into; None if it is to be read in another way."""
+        counts = rewrites.scan_sizes(eqn)
+        if context.taken is not None or any(isinstance(a, ComplexAtom) for a in inputs):
+            return None
+        constants, carried, scanned = rewrites.parts(flat_atoms(inputs), counts)
+        if any(map(has_gradient, (*carried, *scanned))):
+            return None
+        body = jax_internals.closed(eqn.params["jaxpr"])
+        # Constants without data are read where they stand.
+        start = [
+            outer
+            if i < len(constants) and outer.role is not Role.DATA
+            else Variable(tuple(v.aval.shape), v.aval.dtype, Role.DATA)
+            for i, (outer, v) in enumerate(zip(flat_atoms(inputs), body.jaxpr.invars))
+        ]
+        inner = _Inliner(self._follows, around=self)
+        results = inner.jaxpr(body, start, _Context(prepared=context.prepared))
+        if any(isinstance(r, ComplexAtom) for r in results):
+            return None
+        outer_constants = [a for a in constants if a.role is Role.DATA]
+        fresh_constants, fresh_carried, fresh_scanned = rewrites.parts(start, counts)
+        new_carried, stacked = results[: len(carried)], results[len(carried) :]
+        read = [a for e in inner.equations for a in e.inputs] + flat_atoms(results)
+        captured = dict.fromkeys(
+            a for a in read if isinstance(a, Variable) and a.role is not Role.DATA
+        )
+        loop = Loop(
+            eqn.primitive,
+            eqn.params,
+            (*outer_constants, *carried, *scanned, *captured),
+            tuple(Variable(tuple(v.aval.shape), v.aval.dtype, Role.DATA) for v in eqn.outvars),
+            eqn.source_info,
+            LoopBody(
+                _variables([v for v in fresh_constants if v.role is Role.DATA]),
+                _variables(fresh_carried),
+                _variables(fresh_scanned),
+                tuple(captured),
+                tuple(inner.equations),
+                tuple(flat_atoms(new_carried)),
+                tuple(flat_atoms(stacked)),
+            ),
+        )
+        if not self._follows(loop):
+            return None
+        self.equations.append(loop)
+        return loop
 
     def _call(
         self,
