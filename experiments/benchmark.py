@@ -28,7 +28,7 @@ from rich.table import Table
 from configs import copy
 from kfrtrl_jax.errors import ConfigError
 from kfrtrl_jax.studies.benchmarking import floors, memory, peers, scaling, startup, steps
-from kfrtrl_jax.studies.benchmarking.timing import Row
+from kfrtrl_jax.studies.benchmarking.timing import Measurement
 from kfrtrl_jax.training import command_line
 
 # What can be measured, by suite and name.
@@ -57,11 +57,11 @@ def main() -> int:
     require(suite, chosen)
     console = Console(width=None if sys.stdout.isatty() else 150)
     header = describe()
-    rows: list[Row] = []
-    fits: list[scaling.Fit] = []
+    rows: list[Measurement] = []
+    fits: list[scaling.PowerLaw] = []
     for name, case in chosen.items():
         with console.status(f"measuring {name}"):
-            new, fit = measure(suite, case, rounds)
+            new, fit = measure_case(suite, case, rounds)
         rows += new
         fits += fit
         for row in new:
@@ -122,22 +122,26 @@ def require(suite: str, chosen: dict[str, Any]) -> None:
         peers.require({peer.package for peer in chosen.values()})
 
 
-def measure(suite: str, case: Any, rounds: int | None) -> tuple[list[Row], list[scaling.Fit]]:
-    """The rows of one case."""
+def measure_case(
+    suite: str, case: Any, rounds: int | None
+) -> tuple[list[Measurement], list[scaling.PowerLaw]]:
+    """Measures one case: its rows, and its power laws if it is a series."""
     config = copy.get_config()
     if suite == "scaling":
-        rows, fit = scaling.measure(case, config, suite=suite, rounds=rounds or 5)
+        rows, fit = scaling.measure_scaling(case, config, suite=suite, rounds=rounds or 5)
         return rows, [fit]
     if suite == "memory":
-        return memory.measure(case, config, suite=suite, rounds=rounds or 3), []
+        return memory.measure_memory(case, config, suite=suite, rounds=rounds or 3), []
     if suite == "peers":
-        return [peers.measure(case, suite=suite, rounds=rounds or 9)], []
+        return [peers.measure_peer(case, suite=suite, rounds=rounds or 9)], []
     if suite == "compile":
         sizes = {"n": config.cell.hidden_size, "batch": config.task.batch_size}
         arguments = [f"--config={pathlib.Path(copy.__file__)}"]
-        return [startup.measure(case, arguments, suite=suite, rounds=rounds or 3, **sizes)], []
+        return [
+            startup.measure_startup(case, arguments, suite=suite, rounds=rounds or 3, **sizes)
+        ], []
     config = importlib.import_module(f"configs.{case.config}").get_config()
-    return [steps.measure(case, config, suite=suite, rounds=rounds or 9)], []
+    return [steps.measure_step(case, config, suite=suite, rounds=rounds or 9)], []
 
 
 def describe() -> dict[str, Any]:
@@ -165,15 +169,15 @@ def versions(packages: Iterable[str]) -> dict[str, str]:
     return found
 
 
-def one_line(row: Row) -> str:
+def one_line(row: Measurement) -> str:
     """A row as it is measured."""
-    wanted = "" if row.target is None else f", wanted {row.target:.2f}: {verdict(row)}"
-    return f"{row.name} n{row.n} b{row.batch}: {row.ratio:.2f}{wanted}; floor: {row.floor}"
+    target = "" if row.target is None else f", target {row.target:.2f}: {verdict(row)}"
+    return f"{row.name} n{row.n} b{row.batch}: {row.ratio:.2f}{target}; floor: {row.floor}"
 
 
-def table(rows: Iterable[Row]) -> Table:
+def table(rows: Iterable[Measurement]) -> Table:
     """All rows."""
-    result = Table("name", "n", "batch", "ratio", "min", "max", "wanted", "", "measured", "floor")
+    result = Table("name", "n", "batch", "ratio", "min", "max", "target", "", "measured", "floor")
     for row in rows:
         result.add_row(
             row.name,
@@ -190,7 +194,7 @@ def table(rows: Iterable[Row]) -> Table:
     return result
 
 
-def verdict(row: Row) -> str:
+def verdict(row: Measurement) -> str:
     """Whether the target is reached, if there is one."""
     return "" if row.met is None else "reached" if row.met else "missed"
 

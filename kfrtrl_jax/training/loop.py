@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from kfrtrl_jax._src import xla
 from kfrtrl_jax.training import checkpoints, display, evaluation, metrics, plots, workdir
-from kfrtrl_jax.training.program import ChunkMetrics, Program, RunState, build, check_memory
+from kfrtrl_jax.training.program import ChunkMetrics, Experiment, RunState, build, check_memory
 
 CURVE = "learning_curve.png"
 # These say how far to go and where to stop on the way, not what happens there.
@@ -67,14 +67,14 @@ def train(config: Any, folder: Path) -> dict[str, Any]:
       NonFiniteError: if the loss, the gradient or the state stops being finite.
       Interrupted: if SIGTERM or ctrl-C came; the run is saved.
     """
-    program = build(config)
-    check_memory(program, config)
+    experiment = build(config)
+    check_memory(experiment, config)
     with (
         workdir.hold(folder),
         catch_signals() as signals,
         contextlib.closing(_open_checkpoints(folder, config)) as saved,
     ):
-        return _run(config, folder, program, saved, signals)
+        return _run(config, folder, experiment, saved, signals)
 
 
 @contextlib.contextmanager
@@ -110,18 +110,18 @@ def _open_checkpoints(folder: Path, config: Any) -> checkpoints.Checkpoints:
 def _run(
     config: Any,
     folder: Path,
-    program: Program,
+    experiment: Experiment,
     saved: checkpoints.Checkpoints,
     signals: list[int],
 ) -> dict[str, Any]:
-    like = jax.eval_shape(lambda: program.init(config.seed))
+    like = jax.eval_shape(lambda: experiment.init(config.seed))
     warnings: list[str] = []
     restored = saved.restore(like, warnings.append)
     if restored:
         step, state, progress = restored.step, restored.state, Progress(**restored.info)
     else:
-        step, state, progress = 0, jax.jit(program.init)(config.seed), Progress()
-    evaluate = _evaluator(program)
+        step, state, progress = 0, jax.jit(experiment.init)(config.seed), Progress()
+    evaluate = _evaluator(experiment)
     show = display.make_display(config.num_steps, step)
     with metrics.open_writer(folder, step) as writer, contextlib.closing(show):
         for warning in warnings:
@@ -129,12 +129,12 @@ def _run(
         if restored:
             show.note(f"continuing {folder} at step {step}")
         else:
-            show.note(str(program.check()))
+            show.note(str(experiment.check()))
         if step < config.num_steps:
-            run = _Run(config, folder, program, saved, writer, show, evaluate, signals)
+            run = _Run(config, folder, experiment, saved, writer, show, evaluate, signals)
             state, progress = _advance(run, state, step, progress)
     # A run that had already gone further than it is asked to now stays where it is.
-    return _finish(config, folder, program, state, progress, evaluate)
+    return _finish(config, folder, experiment, state, progress, evaluate)
 
 
 class _Run(NamedTuple):
@@ -142,7 +142,7 @@ class _Run(NamedTuple):
 
     config: Any
     folder: Path
-    program: Program
+    experiment: Experiment
     saved: checkpoints.Checkpoints
     writer: metrics.Writer
     show: display.Display
@@ -157,7 +157,7 @@ def _advance(
     config = run.config
     begun = time.monotonic() - progress.wall_time
     abstract = jax.eval_shape(lambda: state)
-    jitted = xla.jit(run.program.run_chunk, donate_argnums=0)
+    jitted = xla.jit(run.experiment.run_chunk, donate_argnums=0)
     chunk = jitted.lower(abstract).compile()
     lap = time.monotonic()
     pending: tuple[ChunkMetrics, int] | None = None
@@ -187,7 +187,7 @@ def _advance(
                 # The chunk before is looked at while the device is at work on this one.
                 log(fetch(*pending))
             pending = (results, step)
-            evaluating = "valid" in run.program.held_out and due(config.eval_every)
+            evaluating = "valid" in run.experiment.held_out and due(config.eval_every)
             if evaluating or due(config.checkpoint_every):
                 record, pending = fetch(*pending), None
                 if evaluating:
@@ -222,9 +222,9 @@ def _advance(
     return state, progress
 
 
-def _evaluator(program: Program) -> Evaluate:
-    tokens = {name: jnp.asarray(array, jnp.int32) for name, array in program.held_out.items()}
-    losses = jax.jit(program.evaluate)
+def _evaluator(experiment: Experiment) -> Evaluate:
+    tokens = {name: jnp.asarray(array, jnp.int32) for name, array in experiment.held_out.items()}
+    losses = jax.jit(experiment.evaluate)
 
     def evaluate(name: str, parameters: Any) -> float:
         return float(evaluation.mean(losses(parameters, tokens[name]), len(tokens[name])))
@@ -235,7 +235,7 @@ def _evaluator(program: Program) -> Evaluate:
 def _finish(
     config: Any,
     folder: Path,
-    program: Program,
+    experiment: Experiment,
     state: RunState,
     progress: Progress,
     evaluate: Evaluate,
@@ -246,7 +246,7 @@ def _finish(
     best, test_loss = progress.best_loss, None
     if best is not None:
         parameters = checkpoints.load_parameters(folder / "best", parameters)
-        if "test" in program.held_out:
+        if "test" in experiment.held_out:
             test_loss = evaluate("test", parameters)
     records = metrics.read(folder / metrics.METRICS)
     summary = {

@@ -65,7 +65,7 @@ class ChunkMetrics(NamedTuple):
     estimator: dict[str, Array]
 
 
-class Program(NamedTuple):
+class Experiment(NamedTuple):
     """A run as pure functions, none of them jitted yet.
 
     Attributes:
@@ -85,7 +85,7 @@ class Program(NamedTuple):
     check: Callable[[], linearization.Check]
 
 
-def build(config: Any, floats: Mapping[str, Any] | None = None) -> Program:
+def build(config: Any, floats: Mapping[str, Any] | None = None) -> Experiment:
     """Makes the program of a resolved config.
 
     Args:
@@ -199,7 +199,7 @@ def build(config: Any, floats: Mapping[str, Any] | None = None) -> Program:
     def check() -> linearization.Check:
         return linearization.check(cell, token)
 
-    return Program(init, run_chunk, evaluate, learn.linearizer.structure, task.held_out, check)
+    return Experiment(init, run_chunk, evaluate, learn.linearizer.structure, task.held_out, check)
 
 
 def memory_available() -> int:
@@ -208,19 +208,19 @@ def memory_available() -> int:
     return int(stats.get("bytes_limit", 0)) or psutil.virtual_memory().available
 
 
-def memory_needed(program: Program) -> tuple[int, int]:
+def memory_needed(experiment: Experiment) -> tuple[int, int]:
     """Bytes of two copies of a run's state, the old one and the new, and the estimator's share."""
-    state = jax.eval_shape(lambda: jax.tree.map(_without_key, program.init(0)))
+    state = jax.eval_shape(lambda: jax.tree.map(_without_key, experiment.init(0)))
     return 2 * _bytes(state), 2 * _bytes(state.learner.influence)
 
 
-def check_memory(program: Program, config: Any) -> None:
+def check_memory(experiment: Experiment, config: Any) -> None:
     """Refuses a run whose state cannot fit in memory; nothing is compiled or allocated for that.
 
     Raises:
       ConfigError: with what it needs, what there is, and the estimator's share.
     """
-    (needed, share), available = memory_needed(program), memory_available()
+    (needed, share), available = memory_needed(experiment), memory_available()
     if needed > available:
         raise ConfigError(
             f"the run's state needs {_size(needed)} and {_size(available)} are available; estimator "

@@ -21,7 +21,7 @@ from kfrtrl_jax.training import config as configs
 from kfrtrl_jax.training import display, evaluation, metrics, plots, workdir
 from kfrtrl_jax.training.loop import Interrupted, catch_signals
 from kfrtrl_jax.training.program import (
-    Program,
+    Experiment,
     build,
     check_memory,
     memory_available,
@@ -130,9 +130,9 @@ def _groups(trials: Sequence[Any]) -> list[list[int]]:
     groups = []
     for members in alike.values():
         config = trials[members[0]]
-        program = build(config)
-        check_memory(program, config)
-        most = max(1, memory_available() // memory_needed(program)[0])
+        experiment = build(config)
+        check_memory(experiment, config)
+        most = max(1, memory_available() // memory_needed(experiment)[0])
         groups += [members[i : i + most] for i in range(0, len(members), most)]
     return groups
 
@@ -150,12 +150,12 @@ def _run_group(
         if len({f[path] for f in flat}) > 1
     }
 
-    def program(point: Mapping[str, Any]) -> Program:
+    def experiment(point: Mapping[str, Any]) -> Experiment:
         return build(config, point)
 
-    init = jax.jit(jax.vmap(lambda seed, point: program(point).init(seed)))
-    jitted = xla.jit(jax.vmap(lambda s, point: program(point).run_chunk(s)), donate_argnums=0)
-    base = program({})
+    init = jax.jit(jax.vmap(lambda seed, point: experiment(point).init(seed)))
+    jitted = xla.jit(jax.vmap(lambda s, point: experiment(point).run_chunk(s)), donate_argnums=0)
+    base = experiment({})
     evaluate = jax.jit(jax.vmap(base.evaluate, in_axes=(0, None)))
     held_out = base.held_out
     valid = jnp.asarray(held_out["valid"]) if "valid" in held_out else None

@@ -25,16 +25,16 @@ from kfrtrl_jax._src.linearization.program import (
 )
 
 # f(0) = 0, element by element.
-_KEEPS_ZERO = frozenset(
+_ZERO_PRESERVING_UNARY = frozenset(
     """abs asin asinh atan atanh cbrt ceil conj convert_element_type copy copy_p erf erf_inv expm1 floor
     imag log1p name neg real reduce_precision round sign sin sinh sqrt square stop_gradient tan
     tanh""".split()
 )
 # f(0, 0) = 0, element by element.
-_KEEPS_ZEROS = frozenset("add add_any max min sub".split())
+_ZERO_PRESERVING_BINARY = frozenset("add add_any max min sub".split())
 # Sums of products of the inputs' elements, and choices among them: a mask of zeros and ones in the
 # place of every input gives zero exactly where zeros are known.
-_COUNTS = frozenset(
+_ZERO_PRESERVING_LINEAR = frozenset(
     """broadcast_in_dim concatenate cumsum dot_general dynamic_slice dynamic_update_slice expand_dims
     gather pad reduce_sum reshape rev scatter scatter-add slice split squeeze transpose""".split()
 )
@@ -93,11 +93,11 @@ class _Constants:
 def _apply(equation: Equation, mask_of: _MaskOf, constants: _Constants) -> Sequence[_Mask]:
     """The mask of each output."""
     name, inputs = equation.name, equation.inputs
-    if name in _KEEPS_ZERO:
+    if name in _ZERO_PRESERVING_UNARY:
         return [mask_of(inputs[0])]
     if name == "integer_pow":
         return [mask_of(inputs[0]) if equation.params["y"] > 0 else None]
-    if name in _KEEPS_ZEROS:
+    if name in _ZERO_PRESERVING_BINARY:
         return [_union(mask_of, inputs)]
     if name == "mul":
         known = [mask for mask in map(mask_of, inputs) if mask is not None]
@@ -106,8 +106,8 @@ def _apply(equation: Equation, mask_of: _MaskOf, constants: _Constants) -> Seque
         return [mask_of(inputs[0])]
     if name == "select_n":
         return [_chosen(inputs, mask_of, constants)]
-    if name in _COUNTS:
-        return _counted(equation, mask_of, constants)
+    if name in _ZERO_PRESERVING_LINEAR:
+        return _through_linear(equation, mask_of, constants)
     return [None] * len(equation.outputs)
 
 
@@ -130,7 +130,7 @@ def _chosen(inputs: Sequence[Atom], mask_of: _MaskOf, constants: _Constants) -> 
     return np.choose(np.asarray(chosen).astype(int), masks)
 
 
-def _counted(equation: Equation, mask_of: _MaskOf, constants: _Constants) -> Sequence[_Mask]:
+def _through_linear(equation: Equation, mask_of: _MaskOf, constants: _Constants) -> Sequence[_Mask]:
     """Applies the operation to masks in the place of its inputs, indices as they are."""
     masks = [mask_of(atom) if _is_inexact(atom) else None for atom in equation.inputs]
     if all(mask is None for mask in masks):

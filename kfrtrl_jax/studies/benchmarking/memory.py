@@ -16,7 +16,7 @@ import jax
 from kfrtrl_jax._src import xla
 from kfrtrl_jax.studies.benchmarking import steps
 from kfrtrl_jax.studies.benchmarking.steps import Case
-from kfrtrl_jax.studies.benchmarking.timing import Row, median
+from kfrtrl_jax.studies.benchmarking.timing import Measurement, median
 from kfrtrl_jax.training import config as configs
 from kfrtrl_jax.training import program as programs
 
@@ -30,7 +30,7 @@ _STEPS = 20
 _TINY = {"n": 4, "batch": 1}
 
 
-def measure(case: Case, config: Any, *, suite: str, rounds: int = 3) -> list[Row]:
+def measure_memory(case: Case, config: Any, *, suite: str, rounds: int = 3) -> list[Measurement]:
     """Three rows for KF-RTRL: its state, the compiled program's memory, and the process's.
 
     Args:
@@ -58,15 +58,15 @@ def measure(case: Case, config: Any, *, suite: str, rounds: int = 3) -> list[Row
 
 def state_bytes(resolved: Any) -> int:
     """What the estimator keeps for all lanes."""
-    program = programs.build(resolved)
-    return _bytes(jax.eval_shape(lambda: program.init(0).learner.influence))
+    experiment = programs.build(resolved)
+    return _bytes(jax.eval_shape(lambda: experiment.init(0).learner.influence))
 
 
 def compiled_bytes(resolved: Any) -> int:
     """What a chunk needs at its peak, by XLA's own account, with the state it is given and returns."""
-    program = programs.build(resolved)
-    state = jax.eval_shape(lambda: program.init(0))
-    chunk = xla.jit(program.run_chunk, donate_argnums=0)
+    experiment = programs.build(resolved)
+    state = jax.eval_shape(lambda: experiment.init(0))
+    chunk = xla.jit(experiment.run_chunk, donate_argnums=0)
     compiled = chunk.lower(state).compile()
     analysis: Any = compiled.memory_analysis()
     return int(
@@ -105,12 +105,12 @@ def process_growth(config: dict[str, Any]) -> int:
 
 
 def _run_in_process(config: dict[str, Any]) -> int:
-    program = programs.build(configs.resolve(config))
-    abstract = jax.eval_shape(lambda: program.init(0))
-    jitted = xla.jit(program.run_chunk, donate_argnums=0)
+    experiment = programs.build(configs.resolve(config))
+    abstract = jax.eval_shape(lambda: experiment.init(0))
+    jitted = xla.jit(experiment.run_chunk, donate_argnums=0)
     chunk = jitted.lower(abstract).compile()
-    init = jax.jit(program.init).lower(0).compile()
-    before = _forget_peak()
+    init = jax.jit(experiment.init).lower(0).compile()
+    before = _reset_peak_rss()
     state = init(0)
     for _ in range(3):
         state, metrics = chunk(state)
@@ -118,7 +118,7 @@ def _run_in_process(config: dict[str, Any]) -> int:
     return _peak() - before
 
 
-def _forget_peak() -> int:
+def _reset_peak_rss() -> int:
     """Makes the present memory the peak, where the system lets us: compiling takes a lot."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
@@ -146,10 +146,10 @@ def _row(
     words: str,
     target: float,
     samples: list[float] | None = None,
-) -> Row:
+) -> Measurement:
     samples = samples or [measured]
     ratio = measured / floor
-    return Row(
+    return Measurement(
         suite,
         f"{case.name}, {what}",
         case.n,

@@ -24,7 +24,7 @@ from kfrtrl_jax.estimators import ESTIMATORS
 from kfrtrl_jax.learning import Learner, LearnerState, make_learner
 from kfrtrl_jax.readouts import Readout
 from kfrtrl_jax.studies.benchmarking import floors, timing
-from kfrtrl_jax.studies.benchmarking.timing import Floor, Row, Work
+from kfrtrl_jax.studies.benchmarking.timing import Floor, Measurement, Work
 
 INPUTS, RATE = 32, 1e-3
 
@@ -91,7 +91,7 @@ def require(packages: set[str]) -> None:
         )
 
 
-def measure(peer: Peer, *, suite: str, rounds: int = 9, steps: int = 20) -> Row:
+def measure_peer(peer: Peer, *, suite: str, rounds: int = 9, steps: int = 20) -> Measurement:
     """Measures our training steps against another package's.
 
     Raises:

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from kfrtrl_jax.studies.benchmarking import steps
 from kfrtrl_jax.studies.benchmarking.steps import Case
-from kfrtrl_jax.studies.benchmarking.timing import Row
+from kfrtrl_jax.studies.benchmarking.timing import Measurement
 
 
 class Series(NamedTuple):
@@ -32,7 +32,7 @@ class Series(NamedTuple):
     cases: Mapping[int, Case]
 
 
-class Fit(NamedTuple):
+class PowerLaw(NamedTuple):
     """A power law through measured times.
 
     Attributes:
@@ -88,24 +88,24 @@ SCALING_SUITE = (
 )
 
 
-def measure(
+def measure_scaling(
     series: Series, config: Any, *, suite: str, rounds: int = 9, steps_each: int | None = None
-) -> tuple[list[Row], Fit]:
+) -> tuple[list[Measurement], PowerLaw]:
     """Measures every case of a series against its product, and fits the power law."""
     rows = [
-        steps.measure(case, config, suite=suite, rounds=rounds, steps=steps_each)
+        steps.measure_step(case, config, suite=suite, rounds=rounds, steps=steps_each)
         for case in series.cases.values()
     ]
     return rows, fit(series, rows)
 
 
-def fit(series: Series, rows: Sequence[Row]) -> Fit:
+def fit(series: Series, rows: Sequence[Measurement]) -> PowerLaw:
     """The exponents of a series that was measured."""
     sizes = list(series.cases)
     seconds = [row.seconds or math.nan for row in rows]
     floors = [row.floor_seconds or math.nan for row in rows]
     half = len(sizes) // 2
-    return Fit(
+    return PowerLaw(
         series.name,
         series.variable,
         series.predicted,
@@ -132,7 +132,7 @@ def exponent(sizes: Sequence[float], values: Sequence[float]) -> float:
     return covariance / sum((x - x_mean) ** 2 for x in xs)
 
 
-def plot(fits: Sequence[Fit], path: Path) -> None:
+def plot(fits: Sequence[PowerLaw], path: Path) -> None:
     """A panel for each series: step, product, and the theory's line through the last point."""
     figure = Figure(figsize=(3.6 * len(fits), 3.4), layout="constrained")
     for axes, series in zip(figure.subplots(1, len(fits), squeeze=False)[0], fits):

@@ -10,18 +10,18 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from kfrtrl_jax.studies.benchmarking.timing import Row, median
+from kfrtrl_jax.studies.benchmarking.timing import Measurement, median
 from kfrtrl_jax.training.metrics import METRICS
 
 # What is measured and within how many seconds it is wanted.
 COMPILE_SUITE = {"cold cache": 10.0, "warm cache": 5.0, "imports alone": None}
 _ROOT = Path(__file__).parents[3]
-_PATIENCE = 600
+_TIMEOUT_SECONDS = 600
 
 
-def measure(
+def measure_startup(
     what: str, arguments: Sequence[str], *, suite: str, n: int, batch: int, rounds: int = 3
-) -> Row:
+) -> Measurement:
     """Measures one of COMPILE_SUITE. The floor is the wanted time; its ratio is wanted below 1.
 
     Args:
@@ -50,7 +50,7 @@ def measure(
     target = COMPILE_SUITE[what]
     limit = target or median(seconds)
     ratio = median(seconds) / limit
-    return Row(
+    return Measurement(
         suite,
         f"start of training, {what}",
         n,
@@ -81,7 +81,7 @@ def first_chunk_seconds(arguments: Sequence[str], workdir: Path, cache: Path) ->
             command, cwd=_ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=errors
         )
         try:
-            while time.perf_counter() < start + _PATIENCE:
+            while time.perf_counter() < start + _TIMEOUT_SECONDS:
                 metrics = workdir / METRICS
                 if metrics.exists() and b"\n" in metrics.read_bytes():
                     return time.perf_counter() - start

@@ -16,7 +16,7 @@ from kfrtrl_jax.cells import CELLS, on_tokens
 from kfrtrl_jax.linearization import make_linearizer
 from kfrtrl_jax.studies.benchmarking import floors, timing
 from kfrtrl_jax.studies.benchmarking.flax_baseline import flax_training
-from kfrtrl_jax.studies.benchmarking.timing import Floor, Row, Work
+from kfrtrl_jax.studies.benchmarking.timing import Floor, Measurement, Work
 from kfrtrl_jax.training import config as configs
 from kfrtrl_jax.training import program as programs
 
@@ -111,9 +111,9 @@ FLAX_SUITE = (
 )
 
 
-def measure(
+def measure_step(
     case: Case, config: Any, *, suite: str, rounds: int = 9, steps: int | None = None
-) -> Row:
+) -> Measurement:
     """Measures a case against its floor.
 
     Args:
@@ -157,10 +157,10 @@ def resolve(config: Any, case: Case, steps: int) -> Any:
 
 def training(resolved: Any) -> Work:
     """A run that goes on for a chunk each time it is called."""
-    program = programs.build(resolved)
-    return _going_on(
-        xla.jit(program.run_chunk, donate_argnums=0),
-        jax.jit(program.init)(0),
+    experiment = programs.build(resolved)
+    return _resumable(
+        xla.jit(experiment.run_chunk, donate_argnums=0),
+        jax.jit(experiment.init)(0),
         resolved.log_every,
     )
 
@@ -238,18 +238,18 @@ def _floor(case: Case, resolved: Any, config: Any, steps: int) -> Floor:
     return floors.product(b, n, columns, widths, dtype)
 
 
-def _population(program: programs.Program, seeds: int, steps: int) -> Work:
-    states = jax.jit(jax.vmap(program.init))(jnp.arange(seeds))
-    return _going_on(xla.jit(jax.vmap(program.run_chunk), donate_argnums=0), states, steps)
+def _population(experiment: programs.Experiment, seeds: int, steps: int) -> Work:
+    states = jax.jit(jax.vmap(experiment.init))(jnp.arange(seeds))
+    return _resumable(xla.jit(jax.vmap(experiment.run_chunk), donate_argnums=0), states, steps)
 
 
-def _one_after_another(program: programs.Program, seeds: int, steps: int) -> Floor:
-    init, chunk = jax.jit(program.init), xla.jit(program.run_chunk, donate_argnums=0)
-    runs = [_going_on(chunk, init(seed), steps) for seed in range(seeds)]
+def _one_after_another(experiment: programs.Experiment, seeds: int, steps: int) -> Floor:
+    init, chunk = jax.jit(experiment.init), xla.jit(experiment.run_chunk, donate_argnums=0)
+    runs = [_resumable(chunk, init(seed), steps) for seed in range(seeds)]
     return Floor(f"{seeds} runs one after another", Work(lambda: [r.run() for r in runs], steps))
 
 
-def _going_on(chunk: Callable[[Any], tuple[Any, Any]], start: Any, steps: int) -> Work:
+def _resumable(chunk: Callable[[Any], tuple[Any, Any]], start: Any, steps: int) -> Work:
     state = [start]
 
     def run() -> Any:

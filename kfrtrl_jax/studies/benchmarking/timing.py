@@ -43,7 +43,7 @@ class Floor(NamedTuple):
     seconds: float = float("nan")
 
 
-class Row(NamedTuple):
+class Measurement(NamedTuple):
     """One measurement. What a suite does not measure is None.
 
     Attributes:
@@ -114,13 +114,13 @@ def compare(
     rounds: int,
     segment_length: int = 1,
     update_every: int = 1,
-) -> Row:
+) -> Measurement:
     """Times a program against its floor."""
     samples = alternate(work, floor.work, rounds)
     seconds, floor_seconds = (median(column) for column in zip(*samples))
     ratio, low, high = ratios(samples)
     met = None if target is None else ratio <= target
-    return Row(
+    return Measurement(
         suite=suite,
         name=name,
         n=n,

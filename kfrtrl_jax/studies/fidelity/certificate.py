@@ -36,7 +36,7 @@ _CHUNK = 256
 _POINTS = 64
 
 
-class Row(NamedTuple):
+class CertificateRow(NamedTuple):
     """One estimator on one cell.
 
     Attributes:
@@ -111,7 +111,7 @@ class Certificate(NamedTuple):
       refusals: the others.
     """
 
-    rows: list[Row]
+    rows: list[CertificateRow]
     refusals: list[Refusal]
 
 
@@ -227,7 +227,7 @@ def deviations(
     return standardized(np.asarray(projected), np.asarray(jnp.sum(directions * wanted, axis=1)))
 
 
-def violations(certificate: Certificate) -> list[Row]:
+def violations(certificate: Certificate) -> list[CertificateRow]:
     """The rows whose estimator claims to be unbiased and is not."""
     return [row for row in certificate.rows if row.unbiased is False]
 
@@ -268,7 +268,7 @@ def _row(
     race: _Race | None,
     draws: int,
     seed: int,
-) -> Row:
+) -> CertificateRow:
     directions = jax.random.normal(jax.random.key(seed + 2), (8, *exact.influence.shape))
     got = _draw(one.estimator, segment_length, exact, directions, draws, seed + 3)
     wanted = np.asarray(jnp.sum(directions * exact.influence, axis=(1, 2)))
@@ -279,7 +279,7 @@ def _row(
     ratio, seconds = race(one.estimator, segment_length) if race else (None, None)
     structure = exact.trajectory.structure
     state = jax.eval_shape(lambda: one.estimator.init(structure))
-    return Row(
+    return CertificateRow(
         cell=cell,
         estimator=one.name,
         segment_length=segment_length,

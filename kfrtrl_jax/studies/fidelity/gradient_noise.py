@@ -37,7 +37,7 @@ class Noise(NamedTuple):
     standard_error: float
 
 
-def measure(
+def measure_noise(
     cell: Cell,
     estimators: Mapping[str, InfluenceEstimator],
     segment_lengths: Sequence[int],

@@ -14,7 +14,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from kfrtrl_jax.studies.fidelity.certificate import LIMIT, Row
+from kfrtrl_jax.studies.fidelity.certificate import LIMIT, CertificateRow
 from kfrtrl_jax.studies.fidelity.theory import Theory
 from kfrtrl_jax.training.plots import COLOURS, STYLE
 
@@ -22,7 +22,7 @@ _MARKERS = "osD^vP*X"
 _DASHES = ["-", "--", ":", "-."]
 
 
-def plot_certificate(rows: Sequence[Row], folder: Path) -> None:
+def plot_certificate(rows: Sequence[CertificateRow], folder: Path) -> None:
     """Writes bias.png, cosine.png and cost.png."""
     if not rows:
         return
@@ -97,9 +97,9 @@ def plot_theory(theory: Theory, folder: Path) -> None:
 
 
 def _plot_dots(
-    rows: Sequence[Row],
+    rows: Sequence[CertificateRow],
     path: Path,
-    fields: Mapping[str, Callable[[Row], float | None]],
+    fields: Mapping[str, Callable[[CertificateRow], float | None]],
     linear: Iterable[int] = (),
     limit: float | None = None,
 ) -> None:
@@ -129,14 +129,16 @@ def _plot_dots(
     figure.savefig(path)
 
 
-def _claimed_z(row: Row) -> float | None:
+def _claimed_z(row: CertificateRow) -> float | None:
     """Far to the right where the deviation is no number of standard errors."""
     if not row.claims_unbiased:
         return None
     return 2 * LIMIT if row.bias_z is None else min(row.bias_z, 2 * LIMIT)
 
 
-def _verdicts(axes: Axes, rows: Sequence[Row], names: Sequence[str], limit: float) -> None:
+def _verdicts(
+    axes: Axes, rows: Sequence[CertificateRow], names: Sequence[str], limit: float
+) -> None:
     """The limit as a line, and a word beside every estimator."""
     axes.axvline(limit, color=COLOURS[1], lw=1.2)
     axes.set_xlim(-0.3, 2.6 * limit)
@@ -149,7 +151,7 @@ def _verdicts(axes: Axes, rows: Sequence[Row], names: Sequence[str], limit: floa
         axes.text(2.55 * limit, i, word, ha="right", va="center", fontsize=8, color=colour)
 
 
-def _plot_cosines(rows: Sequence[Row], path: Path) -> None:
+def _plot_cosines(rows: Sequence[CertificateRow], path: Path) -> None:
     """A panel for every cell, a curve for every estimator."""
     cells = list(dict.fromkeys(row.cell for row in rows))
     names = list(dict.fromkeys(row.estimator for row in rows))

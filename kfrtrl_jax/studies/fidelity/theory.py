@@ -60,7 +60,7 @@ class Regime(NamedTuple):
     largest_jacobian_norm: float
 
 
-class Fit(NamedTuple):
+class NoiseExponent(NamedTuple):
     """A line through log noise against log n.
 
     Attributes:
@@ -103,7 +103,7 @@ class Theory(NamedTuple):
     cell: str
     widths: list[Width]
     regimes: list[Regime]
-    fits: dict[str, Fit]
+    fits: dict[str, NoiseExponent]
     time_width: int
     times: list[int]
     over_time: dict[str, list[float]]
@@ -193,7 +193,7 @@ def over_time(
         }
         return (truth, states), None
 
-    def measure(carry: Any, xs: tuple[Linearization, Array]) -> tuple[Any, dict[str, Array]]:
+    def measure_noise(carry: Any, xs: tuple[Linearization, Array]) -> tuple[Any, dict[str, Array]]:
         (truth, states), _ = jax.lax.scan(push, carry, xs)
         influence = _flat(truth.influence)[0]
         total = jnp.sum(influence**2)
@@ -216,25 +216,25 @@ def over_time(
         chunks = jax.tree.map(
             lambda x: x.reshape(steps // every, every, *x.shape[1:]), (linearizations, keys)
         )
-        return jax.lax.scan(measure, (exact.init(along.structure), first), chunks)[1]
+        return jax.lax.scan(measure_noise, (exact.init(along.structure), first), chunks)[1]
 
     noise = run(along.linearizations)
     times = [int(t) for t in range(every, steps + 1, every)]
     return times, {name: [float(x) for x in noise[name]] for name in noisy}
 
 
-def fit(rows: Sequence[Width], name: str) -> Fit:
+def fit(rows: Sequence[Width], name: str) -> NoiseExponent:
     """The exponent of n in an estimator's noise, by least squares of the logarithms."""
     points = [row for row in rows if row.estimator == name]
     predicted = PREDICTED.get(name.split("(")[0])
     if any(row.relative_noise <= 0 for row in points):
-        return Fit(None, None, predicted)
+        return NoiseExponent(None, None, predicted)
     x = np.log([row.hidden_size for row in points])
     y = np.log([row.relative_noise for row in points])
     x, y = x - x.mean(), y - y.mean()
     slope = float(x @ y / (x @ x))
     rest = float(np.sum((y - slope * x) ** 2)) / max(len(x) - 2, 1)
-    return Fit(slope, math.sqrt(rest / float(x @ x)), predicted)
+    return NoiseExponent(slope, math.sqrt(rest / float(x @ x)), predicted)
 
 
 def drift(times: Sequence[int], curve: Sequence[float], span: int = 1000) -> Drift:
