@@ -11,7 +11,7 @@ import optax
 
 
 def clip_cell(clip_norm: float) -> optax.GradientTransformation:
-    """Scales the gradient under "cell" down to the norm `clip_norm`, if that is more than 0."""
+    """Scales the gradient under "cell" down to the norm `clip_norm`; 0 turns clipping off."""
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         del params

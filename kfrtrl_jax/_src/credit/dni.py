@@ -14,11 +14,11 @@ _DECAY = 0.99
 
 
 class DniState(NamedTuple):
-    """A model of the credit in training.
+    """The state of a model of the credit.
 
     Attributes:
-      parameters: the model's, "output" [h + 1, n], and "hidden" [n + 1, h] where it has a hidden layer.
-      optimizer_state: optax's.
+      parameters: of the model: "output" [h + 1, n], and "hidden" [n + 1, h] if it has a hidden layer.
+      optimizer_state: the state of the optax optimizer.
       squares: exponential averages over updates of the mean over lanes of |target - prediction|^2,
         |prediction|^2 and |target|^2, [3].
     """
@@ -31,19 +31,19 @@ class DniState(NamedTuple):
 def dni(
     *, hidden_units: int = 0, learning_rate: float = 1e-3, share: float = 1.0
 ) -> CreditEstimator:
-    """A model of the credit, trained by bootstrapping: W^T [s; 1], or with one hidden layer of tanh.
+    """A model of the credit, trained by bootstrapping: W^T [s; 1], or with one hidden tanh layer.
 
-    Its target is the loss of a segment backpropagated to the segment's start together with its own
-    prediction for the end, so that it learns of a loss many segments ahead from one segment after the
-    other. It takes Adam on the squared error. The output layer starts at 0 and learning, therefore, as
-    truncated backpropagation. Biased by what the model cannot express and has not learned yet; it adds
-    no noise of its own. O(n^2) memory altogether, O(n^2) work per lane and segment (n h with a hidden
-    layer). Analyzed by Czarnecki et al. (2017, arXiv:1703.00522), among online algorithms by Marschall
-    et al. (2020, arXiv:1907.02649).
+    Its target at a segment's start is the segment's loss and its own prediction at the segment's end,
+    both backpropagated to the start: knowledge of a loss many segments ahead moves back one segment at
+    a time. It is trained by Adam on the squared error. The output layer starts at 0, so learning starts
+    as truncated backpropagation. It is biased by what the model cannot express or has not yet learned,
+    and adds no noise of its own. O(n^2) memory in total, O(n^2) work per lane and segment (n h with a
+    hidden layer). Analyzed by Czarnecki et al. (2017, arXiv:1703.00522), and among other online
+    algorithms by Marschall et al. (2020, arXiv:1907.02649).
 
     Args:
       hidden_units: h, 0 for the linear model.
-      learning_rate: Adam's.
+      learning_rate: of Adam.
       share: see `CreditEstimator`.
 
     Raises:

@@ -22,7 +22,7 @@ from kfrtrl_jax._src.xla import norm
 
 
 class ForwardGradientState(NamedTuple):
-    """Directions v_1 .. v_k in the space of the weights, and what the state owes to each.
+    """Directions v_1 .. v_k in the space of the weights, and the state's tangents along them.
 
     Attributes:
       tangents: s. = G v, [B, n, k].
@@ -34,16 +34,16 @@ class ForwardGradientState(NamedTuple):
 
 
 def forward_gradient(directions: int = 1) -> InfluenceEstimator:
-    """s. <- J s. + I v, and G~ = s. v^T: the mean over k standard normal v, each lane's own.
+    """s. <- J s. + I v, and G~ = s. v^T: the mean over k standard normal v, drawn for each lane.
 
-    Since s. = G v exactly, E[s. v^T] = G E[v v^T] = G: unbiased, as long as v has not changed since G
-    was last 0; a new v with the old tangent would lose all but the immediate influence. A direction
-    is therefore drawn again where J s. = 0, and only there. With normal v this happens exactly where
-    J G = 0 (but for events of probability 0): at a lane's first step or where it starts anew, not where
-    v decides. Its noise is P + 1 times |G|^2 for P weights, divided by k.
+    Since s. = G v exactly, E[s. v^T] = G E[v v^T] = G: the estimate is unbiased as long as v has not
+    changed since G was last 0. A new v with the old tangent would lose all but the immediate influence.
+    So a direction is drawn again where J s. = 0, and only there. With normal v that is where J G = 0,
+    with probability 1: at a lane's first step and where it starts anew, whatever the value of v. The
+    noise is P + 1 times |G|^2 for P weights, divided by k.
 
     O(k (n + P)) memory and O(k (n^2 + P)) work per lane. On a stream without resets every update would
-    be along the same v: put it inside `reset_every`, at whose resets it draws anew.
+    be along the same v: wrap it in `reset_every`, at whose resets v is drawn again.
 
     Args:
       directions: k.

@@ -21,7 +21,7 @@ from kfrtrl_jax._src.xla import norm
 
 
 class KtpState(NamedTuple):
-    """A sum of r products u_i (x) b_i d_i^T in place of every site's influence matrix.
+    """Every site's influence matrix as a sum of r products u_i (x) b_i d_i^T.
 
     Attributes:
       input_vectors: u, for every site [B, m, r].
@@ -37,18 +37,19 @@ class KtpState(NamedTuple):
 def ktp(rank: int) -> InfluenceEstimator:
     """u_i <- sum_t nu_t a_t, b_i <- sum_t mu_t x_ti, d_i <- sum_t nu_t mu_t y_ti, for random signs.
 
-    The first of the terms, t = 0, is the old one: u_i, J b_i and d_i. Those from 1 to T are of the
-    steps that are pushed at once. sum_i x_ti y_ti^T is D_t at random: each column of D, with a sign,
-    goes to one i, and columns that meet are scaled for the least noise. Where the columns are
-    orthogonal (D diagonal) and their norms sum to the same for every i, the noise of this is s^2 / r -
-    sum of sigma^2, the least there is at rank r unless some columns dwarf the others. The product of
-    three signs, nu, mu and nu mu, is 1 where all belong to the same term and 0 on average elsewhere.
-    The three factors of each product are made equal in norm beforehand.
+    Term t = 0 is the old one: u_i, J b_i and d_i. Terms 1 to T belong to the steps that are pushed at
+    once. sum_i x_ti y_ti^T is a random matrix with mean D_t: each column of D is assigned, with a
+    random sign, to one i, and columns with the same i are scaled for the least noise. If the columns
+    are orthogonal (D diagonal) and their norms have the same sum for every i, the noise of this step is
+    s^2 / r - sum of sigma^2, the least possible at rank r unless some columns dwarf the others. The
+    product of the three signs nu, mu and nu mu is 1 if all belong to the same term, and 0 on average
+    otherwise. The three factors of each product are scaled to equal norms beforehand.
 
-    Unbiased; O(r (m + n + g)) memory and O(r (n^2 + m + g)) work per lane and site. How the old terms
-    and the new are paired is this library's choice, not the paper's.
+    Unbiased; O(r (m + n + g)) memory and O(r (n^2 + m + g)) work per lane and site. The pairing of old
+    and new terms is this library's choice, not the paper's.
 
-    Its init raises UnsupportedCellError for a cell with parameters in no product or sum with data.
+    Its init raises UnsupportedCellError for a cell with a parameter that enters no product or sum with
+    data.
 
     Args:
       rank: r.
@@ -119,7 +120,7 @@ def _push_site(old: Triple, new: Triple, key: Key) -> Triple:
 
 
 def _column_weights(linearization: Linearization) -> list[Array]:
-    """For every site the root of the norm of each column of each D_t, by its own step's state."""
+    """For every site the root of the norm of each column of each D_t, within its own step."""
     of_steps = [
         [site.derivatives.column_squares() ** 0.25 for site in step.sites]
         for step in linearization.singles
@@ -132,7 +133,7 @@ def _split_columns(weights: Array, rank: int, key: Key) -> tuple[Array, Array]:
     """e and y, [B, T, g, r], with E[e y^T] = 1: e_i = eps / w, y_i = w eps, on i's columns.
 
     Args:
-      weights: w, [B, T, g]; both are 0 where it is.
+      weights: w, [B, T, g]; e and y are 0 where w is.
       rank: r.
       key: of the signs eps.
     """
@@ -146,7 +147,7 @@ def _split_columns(weights: Array, rank: int, key: Key) -> tuple[Array, Array]:
 
 
 def _equal_norms(vectors: Triple) -> Triple:
-    """The same products of vectors [B, size, r] with equal norms; all 0 where a product is 0."""
+    """Vectors [B, size, r] with the same products and equal norms; all 0 where a product is 0."""
     norms = [jnp.linalg.norm(v, axis=1, keepdims=True) for v in vectors]
     present = (norms[0] > 0) & (norms[1] > 0) & (norms[2] > 0)
     norms = [jnp.where(present, x, 1) for x in norms]

@@ -35,13 +35,14 @@ class ReverseKfRtrlState(NamedTuple):
 def reverse_kf_rtrl() -> InfluenceEstimator:
     """b <- p_0 b + sum_t p_t nu_t, C <- (J C) / p_0 + sum_t ((D_t nu_t) (x) a_t) / p_t.
 
-    `kf_rtrl` with the roles of W's two sides swapped. The random signs nu_t in {+-1}^g, for every term
-    of every site, are both what splits D_t and the sign between the products: E[nu (D nu)^T] = D^T, the
-    cross terms are odd in nu, and p_t is even in it. p_0 and p_t make the two factors of each product
-    equal in norm.
+    `kf_rtrl` with the roles of W's two sides swapped. The random signs nu_t in {+-1}^g, drawn for every
+    term of every site, split D_t and also serve as the sign between the products: E[nu (D nu)^T] = D^T,
+    the cross terms are odd in nu, and p_t is even in it. p_0 and p_t make the two factors of each
+    product equal in norm.
 
-    Unbiased; O(g + n m) memory and O(n^2 m) work per lane and site. Of a step's own noise, (g - 1)
-    |a|^2 |D|^2, `kf_rtrl` has nothing. It takes any cell: one without a product has m = 1.
+    Unbiased; O(g + n m) memory and O(n^2 m) work per lane and site. A single step already adds noise of
+    (g - 1) |a|^2 |D|^2, which `kf_rtrl` does not have. It takes any cell: a parameter in no product is
+    a site with m = 1.
     """
 
     def init(structure: Structure) -> ReverseKfRtrlState:

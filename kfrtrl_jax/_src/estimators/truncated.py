@@ -1,4 +1,4 @@
-"""No influence at all: what is left is truncated backpropagation through time."""
+"""No influence: the learner then computes truncated backpropagation through time."""
 
 from __future__ import annotations
 

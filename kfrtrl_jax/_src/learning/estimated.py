@@ -1,4 +1,4 @@
-"""The papers' form: the loss at time t meets the estimate G~_t, which already holds the step.
+"""The papers' form: the loss at time t is contracted with the estimate G~_t, which includes step t.
 
 The immediate Jacobian is then part of the noise.
 """
