@@ -211,9 +211,9 @@ def test_the_time_to_the_first_chunk_is_that_of_a_process(monkeypatch, tmp_path)
 
 def test_what_is_chosen_described_and_printed():
     assert list(benchmark.choose("step", "n512")) == ["recurrent_highway kf_rtrl n512 b16"]
-    with pytest.raises(ConfigError, match="found in no row of suite memory"):
+    with pytest.raises(ConfigError, match="matches no row of suite memory"):
         benchmark.choose("memory", "lstm")
-    with pytest.raises(ConfigError, match="no regular expression"):
+    with pytest.raises(ConfigError, match="not a regular expression"):
         benchmark.choose("step", "(")
     assert set(benchmark.versions(["jax", "no-such-package"])) == {"jax"}
     row = row_of(ratio=2.0, target=1.5, met=False)

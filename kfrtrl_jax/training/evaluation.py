@@ -1,4 +1,4 @@
-"""Bits per character on held-out text, the state carried from its first character to its last."""
+"""Bits per character on held-out text, with the state carried from the first character to the last."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ def losses(
 ) -> Array:
     """The losses of all characters but the first, each predicted exactly once.
 
-    The text is cut into contiguous stretches, one for each lane, read in parallel. A lane reads the
-    `warm_up` characters before its stretch without their being counted. One lane is the exact protocol:
-    the whole text in order.
+    The text is cut into contiguous stretches, one per lane, which are read in parallel. A lane first
+    reads the `warm_up` characters before its stretch, whose losses do not count. One lane is the exact
+    protocol: the whole text in order.
 
     Args:
-      cell: reads tokens.
-      readout: gives logits.
+      cell: a cell that reads tokens.
+      readout: from its output to logits.
       parameters: {"cell": ..., "readout": ...}.
       tokens: [N].
       lanes: at most N - 1 are used.
@@ -57,7 +57,7 @@ def losses(
         )
         loss = optax.softmax_cross_entropy_with_integer_labels(logits, tokens[here + 1])
         counted = (time >= 0) & (positions < count)
-        # Before the text begins there is nothing to read: the lane stays as it was.
+        # Before the start of the text there is nothing to read, and the lane keeps its carry.
         begun = positions >= 0
         carry = jax.tree.map(
             lambda a, b: jnp.where(begun.reshape(-1, *[1] * (a.ndim - 1)), a, b), new, carry
@@ -69,5 +69,5 @@ def losses(
 
 
 def mean(losses: Any, num_tokens: int) -> Any:
-    """Bits per character from `losses` [..., T], added in float64."""
+    """Bits per character from `losses` [..., T], summed in float64."""
     return np.sum(np.asarray(losses), axis=-1, dtype=np.float64) / (num_tokens - 1)

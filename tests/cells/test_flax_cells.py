@@ -247,7 +247,7 @@ def test_a_random_stream_without_a_key_is_refused_by_name():
     assert "\n" not in str(error.value)
     with pytest.raises(ValueError, match='stream "noise"'):
         cells.from_flax(module, X, rngs={})
-    with pytest.raises(ValueError, match="no PRNG key"):
+    with pytest.raises(ValueError, match="must be a PRNG key"):
         cells.from_flax(module, X, rngs={"params": 3.0})
 
 
@@ -453,7 +453,7 @@ def test_nnx_cells_whose_call_changes_what_is_not_carried_are_refused():
             self.count = getattr(self, "count", 0) + 1
             return super().__call__(h, x)
 
-    for kind, match in ((ChangesParameters, "changes an nnx.Param"), (Counts, "no array")):
+    for kind, match in ((ChangesParameters, "changes an nnx.Param"), (Counts, "not an array")):
         cell = cells.from_flax(kind)
         params = cell.init(jax.random.key(0))
         before = jax.tree.leaves(params)
@@ -478,7 +478,7 @@ def test_explain_tells_sites_derivatives_and_costs(capsys):
 def test_what_is_no_cell_is_refused():
     with pytest.raises(TypeError, match="takes a Linen module"):
         cells.from_flax(3)
-    with pytest.raises(TypeError, match="no recurrent cell"):
+    with pytest.raises(TypeError, match="not a recurrent cell"):
         cells.from_flax(nn.Dense(4), X)
     with pytest.raises(ValueError, match="example_input"):
         cells.from_flax(nn.LSTMCell(4))

@@ -156,7 +156,7 @@ def test_program_reports_every_file_that_it_could_not_fetch(server, tmp_path):
     lines = result.stderr.splitlines()
     assert [line.startswith("error: ") for line in lines] == [True] * 3
     assert "404" in lines[0]
-    assert "ptb.test.txt is not the file it should be" in lines[2]
+    assert "ptb.test.txt has the wrong content" in lines[2]
     assert os.listdir(tmp_path) == []
 
 

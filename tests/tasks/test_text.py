@@ -178,7 +178,9 @@ def test_text_that_is_missing_empty_or_short_is_refused(tmp_path):
         tasks.text(batch_size=2, data_dir=str(path))
     path.write_text("a" * 100)
     assert tasks.text(batch_size=45, data_dir=str(path)).batch_size == 45
-    with pytest.raises(DataError, match="90 characters are too few for 46 lanes: at least 92"):
+    with pytest.raises(
+        DataError, match="90 characters are too few for 46 lanes, which need at least 92"
+    ):
         tasks.text(batch_size=46, data_dir=str(path))
 
 

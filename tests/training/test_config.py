@@ -57,8 +57,8 @@ MESSAGES = [
     ({"segment_length": 5, "window": 7}, "config.window must be a multiple of segment_length (5), "
      "got 7; nearest: 5 or 10"),
     ({"segment_length": 5, "immediate": "estimated"}, "config.immediate = \"estimated\" pushes the "
-     "influence at every step and keeps none: it needs segment_length = 1 and window = 1"),
-    ({**DNI, "segment_length": 5, "update_every": 1}, "config.credit closes a segment that is one "
+     "influence at every step and keeps no steps: it needs segment_length = 1 and window = 1"),
+    ({**DNI, "segment_length": 5, "update_every": 1}, "config.credit closes a segment with a single "
      "update: it needs update_every and window equal to segment_length (5)"),
     ({"eval_every": 5}, "config.eval_every must be a multiple of log_every (10), got 5; "
      "nearest: 10"),
@@ -92,10 +92,10 @@ MESSAGES = [
     ({"credit.share": 0.5}, "config.credit.share is not a field of credit none; one of name"),
     ({**DNI, "credit.share": 1.5}, "config.credit.share must be in [0, 1], got 1.5"),
     ({**DNI, "credit.hidden_units": -1}, "config.credit.hidden_units must be at least 0, got -1"),
-    (DNI, "config.credit.share = 1 leaves the past-facing estimator no part: use "
+    (DNI, "config.credit.share = 1 leaves no part of the gradient to the influence estimator: use "
      'estimator.name = "truncated" or a share below 1'),
-    ({**DNI, "immediate": "estimated"}, 'config.immediate = "estimated" backpropagates through no '
-     'segment, which a credit needs: use immediate = "exact" or credit.name = "none"'),
+    ({**DNI, "immediate": "estimated"}, 'config.immediate = "estimated" does not backpropagate '
+     'through segments, which a credit needs: use immediate = "exact" or credit.name = "none"'),
     ({"readout": 3}, "config.readout must be a section with fields, got 3"),
     ({"readout.name": "linear"}, "config.readout.name is not a field of config.readout; one of "
      "init_scale"),
@@ -160,8 +160,8 @@ def test_arguments_are_the_factorys_own():
             "config.estimtor.name is not a field of a config; did you mean estimator",
         ),
         ("estimator", "config.estimator is a section; set its fields, as in config.estimator.name"),
-        ("cell.a.b", "config.cell.a.b is not a field of a config; cell has no such depth"),
-        ("seed.a", "config.seed.a is not a field of a config; seed has no such depth"),
+        ("cell.a.b", "config.cell.a.b is not a field of a config; cell has no such subfield"),
+        ("seed.a", "config.seed.a is not a field of a config; seed has no such subfield"),
     ],
 )
 def test_override_paths_are_checked(path, message):

@@ -1,4 +1,4 @@
-"""Credit estimators by the names that configs use."""
+"""Credit estimators by their names in configs."""
 
 from collections.abc import Callable
 

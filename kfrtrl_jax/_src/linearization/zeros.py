@@ -1,7 +1,8 @@
-"""Zeros that no parameter changes: a fixed mask on the weights, and what is made of masked weights.
+"""Zeros whatever the parameters are: fixed masks on weights, and values computed from masked weights.
 
-Only values of parameters and constants are looked at, and of the parameters only where they are, never
-what they are. An operation that no rule here knows makes values that may all be non-zero.
+Only values that depend on parameters and constants alone are considered; the parameters themselves
+count as non-zero everywhere. The outputs of an operation without a rule here may be non-zero
+everywhere.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ _ZERO_PRESERVING_UNARY = frozenset(
 )
 # f(0, 0) = 0, element by element.
 _ZERO_PRESERVING_BINARY = frozenset("add add_any max min sub".split())
-# Sums of products of the inputs' elements, and choices among them: a mask of zeros and ones in the
-# place of every input gives zero exactly where zeros are known.
+# Sums of products of the inputs' elements, and selections of elements: applied to masks of zeros and
+# ones in place of the inputs, they give zero exactly where zeros are known.
 _ZERO_PRESERVING_LINEAR = frozenset(
     """broadcast_in_dim concatenate cumsum dot_general dynamic_slice dynamic_update_slice expand_dims
     gather pad reduce_sum reshape rev scatter scatter-add slice split squeeze transpose""".split()
@@ -48,7 +49,7 @@ def nonzero_masks(prefix: Sequence[Equation]) -> dict[Variable, np.ndarray]:
     """For every parameter-only value with known zeros, a boolean array of where it can be non-zero.
 
     Args:
-      prefix: the parameter-only equations and the constants that they need, in order.
+      prefix: the parameter-only equations and those of the constants that they need, in order.
     """
     masks: dict[Variable, np.ndarray] = {}
     constants = _Constants(prefix)
@@ -70,14 +71,14 @@ def nonzero_masks(prefix: Sequence[Equation]) -> dict[Variable, np.ndarray]:
 
 
 class _Constants:
-    """Values that were known when the step was traced, worked out where they are asked for."""
+    """Values that were known when the step was traced, computed on demand."""
 
     def __init__(self, equations: Sequence[Equation]):
         self._equations = equations
         self._values: dict[Variable, Any] = {}
 
     def value(self, atom: Atom) -> Any | None:
-        """The value; None if it depends on one that is traced from outside."""
+        """The value; None if it depends on a tracer from outside the step."""
         if isinstance(atom, Constant):
             return None if jax_internals.is_traced(atom.value) else atom.value
         if atom not in self._values:
@@ -131,7 +132,7 @@ def _chosen(inputs: Sequence[Atom], mask_of: _MaskOf, constants: _Constants) -> 
 
 
 def _through_linear(equation: Equation, mask_of: _MaskOf, constants: _Constants) -> Sequence[_Mask]:
-    """Applies the operation to masks in the place of its inputs, indices as they are."""
+    """Applies the operation to the masks of its inputs; index inputs keep their values."""
     masks = [mask_of(atom) if _is_inexact(atom) else None for atom in equation.inputs]
     if all(mask is None for mask in masks):
         return [None] * len(equation.outputs)

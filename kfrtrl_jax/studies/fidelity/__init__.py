@@ -1,4 +1,4 @@
-"""How far each estimator is from the exact influence matrix, and what it costs."""
+"""The error of each estimator against the exact influence matrix, and its cost."""
 
 from kfrtrl_jax._src.trajectory import (
     Reference,
