@@ -194,7 +194,7 @@ def table(rows: Iterable[Measurement]) -> Table:
 
 
 def verdict(row: Measurement) -> str:
-    """ "reached" or "missed", or "" without a target."""
+    """Whether the target was "reached" or "missed"; "" without a target."""
     return "" if row.met is None else "reached" if row.met else "missed"
 
 

@@ -174,7 +174,7 @@ def test_program_fetches_the_penn_treebank(server, tmp_path):
     assert result.returncode == 0, result.stderr
     assert result.stdout.splitlines() == [
         "ptb.train.txt: fetched",
-        "ptb.valid.txt: there already",
+        "ptb.valid.txt: already there",
         "ptb.test.txt: fetched",
     ]
     for name in download.PENN_TREEBANK_SHA256:
