@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from kfrtrl_jax._src.base import Array, Key, Params
+from kfrtrl_jax._src.shapes import require_shape
 
 
 class Readout(NamedTuple):
@@ -30,12 +31,16 @@ def linear(*, input_size: int, output_size: int, init_scale: float = 0.01) -> Re
       input_size: n, length of h.
       output_size: the number of logits.
       init_scale: standard deviation of W.
+
+    Its apply raises ValueError for an h of another length.
     """
 
     def init(key: Key) -> dict[str, Array]:
         return {"weights": init_scale * jax.random.normal(key, (input_size + 1, output_size))}
 
     def apply(params: dict[str, Array], h: Array) -> Array:
+        hint = "input_size must be the length of the cell's output"
+        require_shape("the readout's input", h, input_size, hint=hint)
         return jnp.concatenate([h, jnp.ones(1, h.dtype)]) @ params["weights"]
 
     return Readout(init, apply)

@@ -15,6 +15,7 @@ from kfrtrl_jax._src.composition import compose
 from kfrtrl_jax._src.estimators.rtrl import rtrl
 from kfrtrl_jax._src.lanes import initial_lanes, restarted
 from kfrtrl_jax._src.linearization.linearizer import make_linearizer
+from kfrtrl_jax._src.shapes import require_key, require_shape
 
 Options = Mapping[str, Any] | None
 
@@ -101,7 +102,13 @@ def trajectory(
       restart: whether the last lane starts anew in the middle.
       compiler_options: for `jax.jit`; at small sizes an optimizing compilation takes longer than the
         run.
+
+    Raises:
+      ValueError: if input_size, batch_size or steps is less than 1.
     """
+    for name, size in (("input_size", input_size), ("batch_size", batch_size), ("steps", steps)):
+        if size < 1:
+            raise ValueError(f"{name} must be at least 1, got {size}")
     linearizer = make_linearizer(cell, jnp.zeros(input_size), batch_size)
 
     @functools.partial(jax.jit, compiler_options=compiler_options)
@@ -155,7 +162,12 @@ def all_cotangents(structure: Structure) -> Array:
 
 
 def gradients(estimator: InfluenceEstimator, state: Any, cotangents: Array) -> Array:
-    """The gradients that an estimator pulls for cotangents [C, B, n]: [C, P]."""
+    """The gradients that an estimator pulls for cotangents [C, B, n]: [C, P].
+
+    Raises:
+      ValueError: if the cotangents do not have three axes.
+    """
+    require_shape("cotangents", cotangents, "C", "B", "n")
 
     def pull(cotangent: Array) -> Array:
         return jnp.concatenate([g.reshape(-1) for g in estimator.pull(state, cotangent)])
@@ -169,8 +181,9 @@ def push_all(
     """The estimator's state after the whole trajectory, pushed once per `segment_length` steps.
 
     Raises:
-      ValueError: if `segment_length` does not divide the number of steps.
+      ValueError: if `segment_length` does not divide the number of steps, or key is not a PRNG key.
     """
+    require_key("key", key)
 
     def push(state: Any, xs: tuple[Linearization, Array]) -> tuple[Any, None]:
         steps, key = xs

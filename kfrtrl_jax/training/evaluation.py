@@ -11,6 +11,7 @@ import numpy as np
 import optax
 
 from kfrtrl_jax._src.lanes import initial_lanes
+from kfrtrl_jax._src.shapes import require_shape
 from kfrtrl_jax.base import Array, Cell
 from kfrtrl_jax.learning import predict
 from kfrtrl_jax.readouts import Readout
@@ -41,7 +42,11 @@ def losses(
 
     Returns:
       [T], in bits, summed over the lanes that read at the same time; the sum is over N - 1 characters.
+
+    Raises:
+      ValueError: if tokens does not have exactly one axis.
     """
+    require_shape("tokens", tokens, "N")
     count = tokens.shape[0] - 1
     lanes = min(lanes, count)
     stretch = -(-count // lanes)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from kfrtrl_jax._src.base import Array, CreditEstimator, Key, Structure
+from kfrtrl_jax._src.shapes import require_shape
 
 _DECAY = 0.99
 
@@ -62,6 +63,7 @@ def dni(
         return DniState(parameters, optimizer.init(parameters), jnp.zeros(3, dtype))
 
     def model(parameters: dict[str, Array], carry: Array) -> Array:
+        require_shape("carry", carry, "B", parameters["output"].shape[1])
         features = carry.astype(parameters["output"].dtype)
         if hidden_units:
             features = jnp.tanh(_affine(parameters["hidden"], features))
@@ -71,6 +73,8 @@ def dni(
         return model(state.parameters, carry)
 
     def update(state: DniState, carry: Array, target: Array) -> DniState:
+        require_shape("target", target, *carry.shape)
+
         def error(parameters: dict[str, Array]) -> tuple[Array, Array]:
             prediction = model(parameters, carry)
             return _mean_square(target - prediction), prediction

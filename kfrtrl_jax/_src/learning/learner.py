@@ -27,6 +27,7 @@ from kfrtrl_jax._src.learning.types import (
 from kfrtrl_jax._src.linearization import self_check
 from kfrtrl_jax._src.linearization.linearizer import make_linearizer
 from kfrtrl_jax._src.readouts import Readout
+from kfrtrl_jax._src.shapes import require_key, require_leading_axes
 
 
 def predict(
@@ -117,6 +118,7 @@ def make_learner(
     model = Model(cell, linearizer, readout, loss, estimator, forget, batch_size)
 
     def init(key: Key) -> LearnerState:
+        require_key("key", key)
         cell_key, readout_key, key, *rest = jax.random.split(key, 3 if credit is None else 4)
         parameters = {"cell": cell.init(cell_key), "readout": readout.init(readout_key)}
         carry = initial_lanes(cell, batch_size)
@@ -138,6 +140,8 @@ def make_learner(
     def run(state: LearnerState, segment: Any, update: exact.Update) -> Any:
         """(the reports of its updates, [K / U, ...], the state after it, the losses [K, B])."""
         _check_segment(segment, example_input, (lengths.segment, batch_size))
+        hint = "the state must come from the init of this learner"
+        require_leading_axes("state.carry", state.carry, batch_size, hint=hint)
         key, own = jax.random.split(state.key)
         state = state._replace(key=key)
         if immediate == "exact" and credit is None:
@@ -190,21 +194,22 @@ def _shapes_of(example: Any, *lead: int) -> Any:
 
 
 def _check_segment(segment: Any, example_input: Any, lead: tuple[int, int]) -> None:
-    """Refuses a segment that is not [K, B] of what the example is one of."""
+    """Refuses a segment whose inputs are not [K, B] examples, or whose other fields are not [K, B]."""
 
     def shown(x: Any) -> str:
         return f"{jnp.result_type(x)}{list(jnp.shape(x))}"
 
-    def check(name: str, x: Any, wanted: Any) -> None:
-        if shown(x) != shown(wanted):
-            raise ValueError(f"segment.{name} must be {shown(wanted)}, got {shown(x)}")
+    def check(name: str, x: Any, target: Any) -> None:
+        if shown(x) != shown(target):
+            raise ValueError(f"segment.{name} must be {shown(target)}, got {shown(x)}")
 
-    wanted = _shapes_of(example_input, *lead)
-    got, tree = (str(jax.tree.structure(x)) for x in (segment.inputs, wanted))
+    target = _shapes_of(example_input, *lead)
+    got, tree = (str(jax.tree.structure(x)) for x in (segment.inputs, target))
     if got != tree:
         raise ValueError(f"segment.inputs must be like the example input, {tree}, got {got}")
-    jax.tree.map(lambda x, like: check("inputs", x, like), segment.inputs, wanted)
+    jax.tree.map(lambda x, like: check("inputs", x, like), segment.inputs, target)
     check("reset", segment.reset, jax.ShapeDtypeStruct(lead, bool))
+    require_leading_axes("segment.targets", segment.targets, *lead)
 
 
 def _lengths(segment_length: int, update_every: int | None, window: int | None) -> exact.Lengths:

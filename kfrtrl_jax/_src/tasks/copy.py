@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from kfrtrl_jax._src.base import Array, Batch, Key, Task
+from kfrtrl_jax._src.shapes import require_key, require_shape
 
 START, FILLER = 2, 3
 VOCABULARY_SIZE = 4
@@ -67,6 +68,7 @@ def copy(
         raise ValueError(f"shortening must not be negative, got {shortening}")
 
     def init(key: Key) -> CopyState:
+        require_key("key", key)
         return CopyState(
             # Past the end of a sequence of length 1: every lane starts one at the first step.
             position=jnp.full(batch_size, 3, jnp.int32),
@@ -78,6 +80,7 @@ def copy(
         )
 
     def sample(state: CopyState, key: Key, loss: Array) -> tuple[CopyState, Batch]:
+        require_shape("loss", loss, hint="pass the mean over lanes, in bits")
         # One split in place of several draws, each of which costs as much as a small product on a CPU:
         # a new key is itself random bits.
         fresh = jax.random.split(key, 2 * batch_size)
