@@ -11,7 +11,7 @@ import pytest
 
 from kfrtrl_jax import estimators
 from kfrtrl_jax.base import Batch
-from tests.learning.test_learner import learner_of, segments
+from tests.helpers.learners import learner_of, segments
 from tests.trajectories import BATCH_SIZE, READOUT, SMALL_CELLS, flat, sequence
 
 STEPS = 12

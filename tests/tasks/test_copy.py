@@ -1,6 +1,7 @@
 import functools
 import itertools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -167,7 +168,7 @@ def test_seeds_and_float_arguments_may_be_mapped():
     for i in range(3):
         one_of = jax.tree.map(lambda x, i=i: x[i], mapped)
         single = stream(*(a[i] for a in arguments))
-        jax.tree.map(np.testing.assert_array_equal, single, one_of)
+        chex.assert_trees_all_equal(single, one_of)
     assert (mapped[1].inputs[0] != mapped[1].inputs[1]).any()
     assert mapped[0][0] > 1
     assert mapped[0][2] == 1

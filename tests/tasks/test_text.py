@@ -1,6 +1,7 @@
 import os
 from pydoc_data.topics import topics
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -237,7 +238,7 @@ def test_penn_treebank_lanes_are_those_of_the_papers():
     corpus = tasks.read_penn_treebank()
     task = tasks.penn_treebank(batch_size=32)
     batch = run(task, 250)
-    jax.tree.map(np.testing.assert_array_equal, batch, expected(corpus.train, 32, 100, 250))
+    chex.assert_trees_all_equal(batch, expected(corpus.train, 32, 100, 250))
     # Beyond its first step every lane starts anew where its position in the text is a multiple of 100.
     np.testing.assert_array_equal(np.flatnonzero(batch.reset[:, 0]), [0, 100, 200])
     start = 5_101_618 // 32
