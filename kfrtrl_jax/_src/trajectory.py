@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Bool, Float
 
 from kfrtrl_jax._src.base import Array, Cell, InfluenceEstimator, Key, Linearization, Structure
 from kfrtrl_jax._src.composition import compose
@@ -53,9 +54,9 @@ class Reference(NamedTuple):
     """
 
     trajectory: Trajectory
-    probes: Array
-    gradients: Array
-    influence: Array
+    probes: Float[Array, "C B n"]
+    gradients: Float[Array, "T C P"]
+    influence: Float[Array, "B*n P"]
 
 
 def drawn(
@@ -66,7 +67,7 @@ def drawn(
     steps: int,
     seed: int,
     restart: bool = True,
-) -> tuple[Any, Array, np.ndarray]:
+) -> tuple[Any, Float[Array, "T B input_size"], Bool[np.ndarray, "T B"]]:
     """The random quantities of a trajectory; the arguments are those of `trajectory`.
 
     Returns:
@@ -155,13 +156,15 @@ def reference(
     return Reference(along, cotangents, *run(along.linearizations))
 
 
-def all_cotangents(structure: Structure) -> Array:
+def all_cotangents(structure: Structure) -> Float[Array, "B*n B n"]:
     """One unit cotangent per state variable and lane, [B n, B, n]: together they pull all of G."""
     b, n = structure.batch_size, structure.state_size
     return jnp.eye(b * n, dtype=structure.dtype).reshape(-1, b, n)
 
 
-def gradients(estimator: InfluenceEstimator, state: Any, cotangents: Array) -> Array:
+def gradients(
+    estimator: InfluenceEstimator, state: Any, cotangents: Float[Array, "C B n"]
+) -> Float[Array, "C P"]:
     """The gradients that an estimator pulls for cotangents [C, B, n]: [C, P].
 
     Raises:
@@ -169,7 +172,7 @@ def gradients(estimator: InfluenceEstimator, state: Any, cotangents: Array) -> A
     """
     require_shape("cotangents", cotangents, "C", "B", "n")
 
-    def pull(cotangent: Array) -> Array:
+    def pull(cotangent: Float[Array, "B n"]) -> Float[Array, " P"]:
         return jnp.concatenate([g.reshape(-1) for g in estimator.pull(state, cotangent)])
 
     return jax.vmap(pull)(cotangents)

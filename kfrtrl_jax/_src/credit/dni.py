@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Float
 
 from kfrtrl_jax._src.base import Array, CreditEstimator, Key, Structure
 from kfrtrl_jax._src.shapes import require_shape
@@ -24,9 +25,9 @@ class DniState(NamedTuple):
         |prediction|^2 and |target|^2, [3].
     """
 
-    parameters: dict[str, Array]
+    parameters: dict[str, Float[Array, "inputs+1 outputs"]]
     optimizer_state: Any
-    squares: Array
+    squares: Float[Array, " 3"]
 
 
 def dni(
@@ -62,17 +63,21 @@ def dni(
             parameters["hidden"] = hidden / (n + 1) ** 0.5
         return DniState(parameters, optimizer.init(parameters), jnp.zeros(3, dtype))
 
-    def model(parameters: dict[str, Array], carry: Array) -> Array:
+    def model(
+        parameters: dict[str, Float[Array, "inputs+1 outputs"]], carry: Float[Array, "B n"]
+    ) -> Float[Array, "B n"]:
         require_shape("carry", carry, "B", parameters["output"].shape[1])
         features = carry.astype(parameters["output"].dtype)
         if hidden_units:
             features = jnp.tanh(_affine(parameters["hidden"], features))
         return _affine(parameters["output"], features)
 
-    def predict(state: DniState, carry: Array) -> Array:
+    def predict(state: DniState, carry: Float[Array, "B n"]) -> Float[Array, "B n"]:
         return model(state.parameters, carry)
 
-    def update(state: DniState, carry: Array, target: Array) -> DniState:
+    def update(
+        state: DniState, carry: Float[Array, "B n"], target: Float[Array, "B n"]
+    ) -> DniState:
         require_shape("target", target, *carry.shape)
 
         def error(parameters: dict[str, Array]) -> tuple[Array, Array]:
@@ -86,7 +91,7 @@ def dni(
         squares = _DECAY * state.squares + (1 - _DECAY) * now.astype(state.squares.dtype)
         return DniState(parameters, optimizer_state, squares)
 
-    def diagnostics(state: DniState) -> dict[str, Array]:
+    def diagnostics(state: DniState) -> dict[str, Float[Array, ""]]:
         error, prediction, target = state.squares
         # 2 p . t = |p|^2 + |t|^2 - |t - p|^2
         product, norms = (prediction + target - error) / 2, jnp.sqrt(prediction * target)
@@ -99,10 +104,12 @@ def dni(
     return CreditEstimator(init, predict, update, share, diagnostics)
 
 
-def _affine(weights: Array, x: Array) -> Array:
+def _affine(
+    weights: Float[Array, "inputs+1 outputs"], x: Float[Array, "B inputs"]
+) -> Float[Array, "B outputs"]:
     return x @ weights[:-1] + weights[-1]
 
 
-def _mean_square(x: Array) -> Array:
+def _mean_square(x: Float[Array, "B n"]) -> Float[Array, ""]:
     """The mean over lanes of |x|^2, x: [B, n]."""
     return jnp.mean(jnp.sum(x * x, axis=1))

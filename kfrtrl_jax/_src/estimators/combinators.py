@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, Int
 
 from kfrtrl_jax._src.base import (
     Array,
@@ -46,7 +47,7 @@ def average(estimator: InfluenceEstimator, copies: int) -> InfluenceEstimator:
             state, linearization, jax.random.split(key, copies)
         )
 
-    def pull(state: Any, cotangent: Array) -> SiteGradients:
+    def pull(state: Any, cotangent: Float[Array, "B n"]) -> SiteGradients:
         gradients = jax.vmap(estimator.pull, in_axes=(0, None))(state, cotangent)
         return jax.tree.map(lambda g: jnp.mean(g, axis=0), gradients)
 
@@ -65,7 +66,7 @@ class ResetEveryState(NamedTuple):
     """
 
     inner: Any
-    age: Array
+    age: Int[Array, ""]
 
 
 def reset_every(period: int, estimator: InfluenceEstimator) -> InfluenceEstimator:
@@ -87,7 +88,7 @@ def reset_every(period: int, estimator: InfluenceEstimator) -> InfluenceEstimato
         cut_off = linearization.scaled((state.age != 0).astype(jnp.float32))
         return ResetEveryState(estimator.push(state.inner, cut_off, key), (state.age + 1) % period)
 
-    def pull(state: ResetEveryState, cotangent: Array) -> SiteGradients:
+    def pull(state: ResetEveryState, cotangent: Float[Array, "B n"]) -> SiteGradients:
         return estimator.pull(state.inner, cotangent)
 
     def diagnostics(state: ResetEveryState) -> dict[str, Array]:
@@ -154,7 +155,7 @@ def mixture(
             for estimator, one, k in zip(estimators, state, keys)
         )
 
-    def pull(state: tuple[Any, ...], cotangent: Array) -> SiteGradients:
+    def pull(state: tuple[Any, ...], cotangent: Float[Array, "B n"]) -> SiteGradients:
         gradients = [estimator.pull(one, cotangent) for estimator, one in zip(estimators, state)]
         return jax.tree.map(lambda *g: sum(w * x for w, x in zip(weights, g)), *gradients)
 
@@ -222,7 +223,7 @@ def control_variate(estimator: InfluenceEstimator, coefficient: float = 1.0) -> 
             trace.push(state.exact, linearization, key),
         )
 
-    def pull(state: ControlVariateState, cotangent: Array) -> SiteGradients:
+    def pull(state: ControlVariateState, cotangent: Float[Array, "B n"]) -> SiteGradients:
         return jax.tree.map(
             lambda g, noisy, exact: g - coefficient * (noisy - exact),
             estimator.pull(state.inner, cotangent),
@@ -266,7 +267,7 @@ class AntitheticState(NamedTuple):
     """
 
     copies: Any
-    age: Array
+    age: Int[Array, ""]
 
 
 def antithetic(estimator: InfluenceEstimator, copies: int = 2) -> InfluenceEstimator:
@@ -306,14 +307,14 @@ def antithetic(estimator: InfluenceEstimator, copies: int = 2) -> InfluenceEstim
         return AntitheticState(mean.init(structure), jnp.zeros((), jnp.int32))
 
     def push(state: AntitheticState, linearization: Linearization, key: Key) -> AntitheticState:
-        def push_one(one: Any, of_copy: Array) -> Any:
+        def push_one(one: Any, of_copy: Float[Array, " copies"]) -> Any:
             of_steps = of_copy[np.arange(len(linearization.singles)) % copies]
             return estimator.push(one, linearization.with_signs(of_steps), key)
 
         pushed = jax.vmap(push_one)(state.copies, jnp.roll(jnp.asarray(signs), -state.age, axis=1))
         return AntitheticState(pushed, (state.age + len(linearization.singles)) % copies)
 
-    def pull(state: AntitheticState, cotangent: Array) -> SiteGradients:
+    def pull(state: AntitheticState, cotangent: Float[Array, "B n"]) -> SiteGradients:
         return mean.pull(state.copies, cotangent)
 
     def diagnostics(state: AntitheticState) -> dict[str, Array]:

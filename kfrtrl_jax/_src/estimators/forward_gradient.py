@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from kfrtrl_jax._src.base import (
     Array,
@@ -29,8 +30,8 @@ class ForwardGradientState(NamedTuple):
       directions: v, for every site [B, k, m, g].
     """
 
-    tangents: Array
-    directions: tuple[Array, ...]
+    tangents: Float[Array, "B n k"]
+    directions: tuple[Float[Array, "B k m g"], ...]
 
 
 def forward_gradient(directions: int = 1) -> InfluenceEstimator:
@@ -70,7 +71,9 @@ def forward_gradient(directions: int = 1) -> InfluenceEstimator:
         carried = linearization.times(state.tangents)
         anew = jnp.all(carried == 0, axis=1)  # [B, k]
 
-        def draw(old: tuple[Array, ...]) -> tuple[Array, ...]:
+        def draw(
+            old: tuple[Float[Array, "B k m g"], ...],
+        ) -> tuple[Float[Array, "B k m g"], ...]:
             keys = jax.random.split(key, len(old))
             return tuple(
                 jnp.where(anew[:, :, None, None], jax.random.normal(k, v.shape, v.dtype), v)
@@ -84,7 +87,7 @@ def forward_gradient(directions: int = 1) -> InfluenceEstimator:
         immediate = [jnp.sum(x, axis=1) for x in linearization.times_each(along)]
         return ForwardGradientState(sum(immediate, carried), v)
 
-    def pull(state: ForwardGradientState, cotangent: Array) -> SiteGradients:
+    def pull(state: ForwardGradientState, cotangent: Float[Array, "B n"]) -> SiteGradients:
         weight = jnp.einsum("bn,bnk->bk", cotangent, state.tangents) / directions
         return tuple(jnp.einsum("bk,bkmg->mg", weight, v) for v in state.directions)
 

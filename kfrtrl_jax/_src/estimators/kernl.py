@@ -7,6 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
 from kfrtrl_jax._src.base import (
     Array,
@@ -38,12 +39,12 @@ class KernlState(NamedTuple):
       sensitivity: d omega / d decay, [B, n].
     """
 
-    kernel: Array
-    decay: Array
+    kernel: Float[Array, "n n"]
+    decay: Float[Array, " n"]
     trace: SnapState
-    perturbation: Array
-    filtered_noise: Array
-    sensitivity: Array
+    perturbation: Float[Array, "B n"]
+    filtered_noise: Float[Array, "B n"]
+    sensitivity: Float[Array, "B n"]
 
 
 def kernl(
@@ -129,8 +130,13 @@ def kernl(
         new = KernlState(kernel, decays, state.trace, delta, omega, gamma)
         return new, BlockColumns((own,))
 
-    def _learn(state: KernlState, delta: Array, omega: Array, gamma: Array) -> tuple[Array, Array]:
-        """beta and the decays after a step on |delta - beta omega|^2; all [B, n]."""
+    def _learn(
+        state: KernlState,
+        delta: Float[Array, "B n"],
+        omega: Float[Array, "B n"],
+        gamma: Float[Array, "B n"],
+    ) -> tuple[Float[Array, "n n"], Float[Array, " n"]]:
+        """beta and the decays after a step on |delta - beta omega|^2."""
         error = delta - omega @ state.kernel.T
         energy = _squares(delta)
         kernel_step = jnp.einsum("bi,bu->iu", error / (energy + _squares(omega)), omega)
@@ -143,7 +149,7 @@ def kernl(
             jnp.clip(state.decay + decay_learning_rate / lanes * decay_step, 0, _SLOWEST_DECAY),
         )
 
-    def pull(state: KernlState, cotangent: Array) -> SiteGradients:
+    def pull(state: KernlState, cotangent: Float[Array, "B n"]) -> SiteGradients:
         return local.pull(state.trace, cotangent @ state.kernel)
 
     def diagnostics(state: KernlState) -> dict[str, Array]:
@@ -157,6 +163,6 @@ def kernl(
     return InfluenceEstimator(init, push, pull, diagnostics)
 
 
-def _squares(x: Array) -> Array:
-    """|x|^2 of every lane, [B, 1]."""
+def _squares(x: Float[Array, "B n"]) -> Float[Array, "B 1"]:
+    """|x|^2 of every lane."""
     return jnp.sum(x * x, axis=1, keepdims=True)

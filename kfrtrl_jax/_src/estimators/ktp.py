@@ -7,6 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
 from kfrtrl_jax._src.base import (
     Array,
@@ -29,9 +30,9 @@ class KtpState(NamedTuple):
       output_vectors: d, for every site [B, g, r].
     """
 
-    input_vectors: tuple[Array, ...]
-    state_vectors: tuple[Array, ...]
-    output_vectors: tuple[Array, ...]
+    input_vectors: tuple[Float[Array, "B m r"], ...]
+    state_vectors: tuple[Float[Array, "B n r"], ...]
+    output_vectors: tuple[Float[Array, "B g r"], ...]
 
 
 def ktp(rank: int) -> InfluenceEstimator:
@@ -83,7 +84,7 @@ def ktp(rank: int) -> InfluenceEstimator:
         ]
         return KtpState(*zip(*new))
 
-    def pull(state: KtpState, cotangent: Array) -> SiteGradients:
+    def pull(state: KtpState, cotangent: Float[Array, "B n"]) -> SiteGradients:
         return tuple(
             jnp.einsum("bmr,bgr->mg", u * jnp.einsum("bn,bnr->br", cotangent, b)[:, None], d)
             for u, b, d in zip(*state)
@@ -95,15 +96,16 @@ def ktp(rank: int) -> InfluenceEstimator:
     return InfluenceEstimator(init, push, pull, diagnostics)
 
 
-Triple = tuple[Array, Array, Array]
+Triple = tuple[Float[Array, "B m r"], Float[Array, "B n r"], Float[Array, "B g r"]]
+NewTerms = tuple[Float[Array, "B T m"], Float[Array, "B T n r"], Float[Array, "B T g r"]]
 
 
-def _push_site(old: Triple, new: Triple, key: Key) -> Triple:
+def _push_site(old: Triple, new: NewTerms, key: Key) -> Triple:
     """The new vectors of one site.
 
     Args:
-      old: u, J b and d, each [B, size, r].
-      new: a_t, [B, T, m], x_t and y_t, [B, T, size, r].
+      old: u, J b and d.
+      new: a_t, x_t and y_t.
       key: of the signs.
     """
     inputs, x, y = new
@@ -119,7 +121,7 @@ def _push_site(old: Triple, new: Triple, key: Key) -> Triple:
     return u, b, d
 
 
-def _column_weights(linearization: Linearization) -> list[Array]:
+def _column_weights(linearization: Linearization) -> list[Float[Array, "B T g"]]:
     """For every site the root of the norm of each column of each D_t, within its own step."""
     of_steps = [
         [site.derivatives.column_squares() ** 0.25 for site in step.sites]
@@ -129,11 +131,13 @@ def _column_weights(linearization: Linearization) -> list[Array]:
     return [jnp.concatenate(parts, axis=1).astype(dtype) for parts in zip(*of_steps)]
 
 
-def _split_columns(weights: Array, rank: int, key: Key) -> tuple[Array, Array]:
-    """e and y, [B, T, g, r], with E[e y^T] = 1: e_i = eps / w, y_i = w eps, on i's columns.
+def _split_columns(
+    weights: Float[Array, "B T g"], rank: int, key: Key
+) -> tuple[Float[Array, "B T g r"], Float[Array, "B T g r"]]:
+    """e and y with E[e y^T] = 1: e_i = eps / w, y_i = w eps, on i's columns.
 
     Args:
-      weights: w, [B, T, g]; e and y are 0 where w is.
+      weights: w; e and y are 0 where w is.
       rank: r.
       key: of the signs eps.
     """

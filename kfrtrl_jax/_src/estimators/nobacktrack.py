@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from kfrtrl_jax._src.base import Array, InfluenceEstimator, Key, Linearization, SiteJacobian
 from kfrtrl_jax._src.estimators.common import balance, exact_einsum, random_signs, term_norms
@@ -31,8 +32,8 @@ def nobacktrack() -> InfluenceEstimator:
     return rank_one(push)
 
 
-def _row_squares(site: SiteJacobian) -> Array:
-    """The squared norm of every row of sum_t a_t (x) D_t, [B, n]; 0 only if all terms are 0."""
+def _row_squares(site: SiteJacobian) -> Float[Array, "B n"]:
+    """The squared norm of every row of sum_t a_t (x) D_t; 0 only if all terms are 0."""
     sizes = jnp.einsum("bt,btn->bn", term_norms(site.inputs) ** 2, site.derivatives.row_squares())
     if site.derivatives.count == 1:
         return sizes

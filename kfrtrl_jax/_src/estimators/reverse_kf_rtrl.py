@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from kfrtrl_jax._src.base import (
     Array,
@@ -28,8 +29,8 @@ class ReverseKfRtrlState(NamedTuple):
       state_factor: C, for every site [B, n, m].
     """
 
-    output_factor: tuple[Array, ...]
-    state_factor: tuple[Array, ...]
+    output_factor: tuple[Float[Array, "B g"], ...]
+    state_factor: tuple[Float[Array, "B n m"], ...]
 
 
 def reverse_kf_rtrl() -> InfluenceEstimator:
@@ -63,7 +64,7 @@ def reverse_kf_rtrl() -> InfluenceEstimator:
         ]
         return ReverseKfRtrlState(tuple(b for b, _ in pairs), tuple(c for _, c in pairs))
 
-    def pull(state: ReverseKfRtrlState, cotangent: Array) -> SiteGradients:
+    def pull(state: ReverseKfRtrlState, cotangent: Float[Array, "B n"]) -> SiteGradients:
         return tuple(
             jnp.einsum("bm,bg->mg", jnp.einsum("bn,bnm->bm", cotangent, c), b)
             for b, c in zip(state.output_factor, state.state_factor)
@@ -76,16 +77,20 @@ def reverse_kf_rtrl() -> InfluenceEstimator:
 
 
 def _push_site(
-    b: Array, carried: Array, site: SiteJacobian, nu: Array, mixed: Array
-) -> tuple[Array, Array]:
+    b: Float[Array, "B g"],
+    carried: Float[Array, "B n m"],
+    site: SiteJacobian,
+    nu: Float[Array, "B T g"],
+    mixed: Float[Array, "B T n"],
+) -> tuple[Float[Array, "B g"], Float[Array, "B n m"]]:
     """The new pair of one site.
 
     Args:
-      b: [B, g].
-      carried: J C, [B, n, m].
+      b: the old output factor.
+      carried: J C.
       site: a_t and D_t.
-      nu: [B, T, g].
-      mixed: D_t nu_t, [B, T, n].
+      nu: the signs.
+      mixed: D_t nu_t.
     """
     up0, down0 = balance(norm(b), norm(carried))
     up, down = balance(term_norms(nu), term_norms(mixed) * term_norms(site.inputs))

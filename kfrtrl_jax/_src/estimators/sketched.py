@@ -16,6 +16,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Bool, Float, Int
 
 from kfrtrl_jax._src.base import (
     Array,
@@ -49,10 +50,10 @@ class SketchedState:
     """
 
     sparse: tuple[Matrix, ...]
-    state_factor: Array
-    parameter_factors: tuple[Array, ...]
-    rank_in_use: Array
-    error_bound: Array
+    state_factor: Float[Array, "B n r"]
+    parameter_factors: tuple[Float[Array, "B r m g"], ...]
+    rank_in_use: Int[Array, " B"]
+    error_bound: Float[Array, " B"]
     weights: tuple[Mask | None, ...] = dataclasses.field(metadata={"static": True})
 
 
@@ -146,7 +147,7 @@ def sketched(rank: int, tolerance: float = 0.0, squarings: int = 0) -> Influence
             weights=state.weights,
         )
 
-    def pull(state: SketchedState, cotangent: Array) -> SiteGradients:
+    def pull(state: SketchedState, cotangent: Float[Array, "B n"]) -> SiteGradients:
         weights = jnp.einsum("bn,bnr->br", cotangent, state.state_factor)
         factors = iter(state.parameter_factors)
         return tuple(
@@ -216,8 +217,8 @@ class _Band(NamedTuple):
       places: the k of the S_k that each entry belongs to, [g], static; -1 for none.
     """
 
-    values: Array
-    places: np.ndarray
+    values: Float[Array, "B m g"]
+    places: Int[np.ndarray, " g"]
 
 
 class _New(NamedTuple):
@@ -229,25 +230,25 @@ class _New(NamedTuple):
       weights: the weights that exist, [m, g].
     """
 
-    inputs: Array
-    derivatives: Array
-    weights: np.ndarray
+    inputs: Float[Array, "B T m"]
+    derivatives: Float[Array, "B T n g"]
+    weights: Bool[np.ndarray, "m g"]
 
-    def square(self) -> Array:
-        """Its product with its own transpose, [B, n, n]."""
+    def square(self) -> Float[Array, "B n n"]:
+        """Its product with its own transpose."""
         between = jnp.einsum(
             "btm,bsm,mg->btsg", self.inputs, self.inputs, self.weights.astype(self.inputs.dtype)
         )
         mixed = exact_einsum("btsg,bsng->btng", between, self.derivatives)
         return exact_einsum("btng,btkg->bnk", mixed, self.derivatives)
 
-    def times_transposed(self, x: Array) -> Array:
-        """X sum_t (a_t (x) O_t)^T by columns of the weights, for x: [B, c, m, g]: [B, c, g, n]."""
+    def times_transposed(self, x: Float[Array, "B c m g"]) -> Float[Array, "B c g n"]:
+        """X sum_t (a_t (x) O_t)^T by columns of the weights."""
         read = exact_einsum("bcmg,btm->bctg", x, self.inputs)
         return exact_einsum("bctg,btng->bcgn", read, self.derivatives)
 
-    def transpose_times(self, x: Array) -> Array:
-        """sum_t (a_t (x) O_t)^T x, [B, c, m, g], for x: [B, n, c]."""
+    def transpose_times(self, x: Float[Array, "B n c"]) -> Float[Array, "B c m g"]:
+        """sum_t (a_t (x) O_t)^T x."""
         read = exact_einsum("btng,bnc->btcg", self.derivatives, x)
         return exact_einsum("btm,btcg->bcmg", self.inputs, read) * self.weights
 
@@ -268,13 +269,13 @@ class _Rest(NamedTuple):
       new: the a_t and O_t of every banded site; empty for a single step.
     """
 
-    left: Array
-    factors: tuple[Array, ...]
+    left: Float[Array, "B n r+K"]
+    factors: tuple[Float[Array, "B r m g"], ...]
     bands: tuple[tuple[_Band, ...], ...]
     new: tuple[_New, ...]
 
-    def square(self) -> Array:
-        """E E^T, [B, n, n], from inner products of the columns of R and the S_k."""
+    def square(self) -> Float[Array, "B n n"]:
+        """E E^T, from inner products of the columns of R and the S_k."""
         r = self.factors[0].shape[1]
         carried, beyond = (jnp.swapaxes(x, 1, 2) for x in (self.left[..., :r], self.left[..., r:]))
         low_rank, mixed, own = self._products(beyond.shape[1])
@@ -295,8 +296,8 @@ class _Rest(NamedTuple):
             square += mixed + jnp.swapaxes(mixed, 1, 2) + new.square()
         return square
 
-    def _products(self, count: int) -> tuple[Array, Array, Matrix]:
-        """R^T R, [B, r, r], R^T S_k^T, [B, r, K], and S_k S_l^T, K x K, for K = count."""
+    def _products(self, count: int) -> tuple[Float[Array, "B r r"], Float[Array, "B r K"], Matrix]:
+        """R^T R, R^T S_k^T, and S_k S_l^T, K x K, for K = count."""
         low_rank, mixed, own = [], [], []
         for factor, bands in zip(self.factors, self.bands):
             flat = jax.lax.collapse(factor, 2)
@@ -312,8 +313,8 @@ class _Rest(NamedTuple):
                         own.append(Banded(values, Index(partner[None]), count))
         return _sum(low_rank), _sum(mixed), total(own, count, count)
 
-    def transpose_times(self, x: Array) -> tuple[Array, ...]:
-        """E^T x for every banded site, [B, c, m, g], for x: [B, n, c]."""
+    def transpose_times(self, x: Float[Array, "B n c"]) -> tuple[Float[Array, "B c m g"], ...]:
+        """E^T x for every banded site."""
         r = self.factors[0].shape[1]
         weights = exact_einsum("bnk,bnc->bck", self.left, x)
         result = []
@@ -328,7 +329,7 @@ class _Rest(NamedTuple):
         return tuple(result)
 
 
-def _columns(band: _Band, count: int) -> np.ndarray:
+def _columns(band: _Band, count: int) -> Int[np.ndarray, " K"]:
     """The column of D with the band's entry of each of S_1 .. S_K, K = count; -1 for none."""
     column = np.full(count, -1)
     column[band.places[band.places >= 0]] = np.flatnonzero(band.places >= 0)
@@ -336,9 +337,12 @@ def _columns(band: _Band, count: int) -> np.ndarray:
 
 
 def _rest(
-    state: SketchedState, jacobian: Array, carried: Array, immediate: Sequence[SiteJacobian]
+    state: SketchedState,
+    jacobian: Float[Array, "B n n"],
+    carried: Float[Array, "B n r"],
+    immediate: Sequence[SiteJacobian],
 ) -> _Rest:
-    """For J: [B, n, n], J L: [B, n, r], and the sites' a_t and D_t."""
+    """The remainder E of a push, from J, J L and the sites' a_t and D_t."""
     found: dict[tuple[int, bytes], int] = {}
     on_pattern: list[np.ndarray] = []
     sites = []
@@ -398,8 +402,10 @@ def _masked(influence: Matrix, weights: Mask | None) -> Matrix:
     return dataclasses.replace(influence, values=jnp.where(present, influence.values, 0))
 
 
-def _least_rank(bounds: Array, squared_sizes: Array, tolerance: float) -> Array:
-    """The least k with bound_k <= tolerance |G~_k|, both [B, r + 1], or r if there is none: [B]."""
+def _least_rank(
+    bounds: Float[Array, "B r+1"], squared_sizes: Float[Array, "B r+1"], tolerance: float
+) -> Int[Array, " B"]:
+    """The least k with bound_k <= tolerance |G~_k|, or r if there is none."""
     within = bounds <= tolerance * jnp.sqrt(jnp.maximum(squared_sizes, 0))
     within &= tolerance > 0
     last = bounds.shape[-1] - 1
@@ -407,8 +413,12 @@ def _least_rank(bounds: Array, squared_sizes: Array, tolerance: float) -> Array:
     return least.astype(jnp.int32)
 
 
-def _squared_sums(sparse: Sequence[Matrix], left: Array, right: tuple[Array, ...]) -> Array:
-    """|S + the first k components of L R^T|_F^2 for k = 0 .. r, [B, r + 1]; L is orthonormal."""
+def _squared_sums(
+    sparse: Sequence[Matrix],
+    left: Float[Array, "B n r"],
+    right: tuple[Float[Array, "B r m g"], ...],
+) -> Float[Array, "B r+1"]:
+    """|S + the first k components of L R^T|_F^2 for k = 0 .. r; L is orthonormal."""
     added = _squared_norms(left, right)
     for s, factor in zip(_with_rest(sparse), right):
         for_components = dataclasses.replace(s, values=s.values[:, None])
@@ -418,14 +428,16 @@ def _squared_sums(sparse: Sequence[Matrix], left: Array, right: tuple[Array, ...
     return own[:, None] + jnp.pad(jnp.cumsum(added, axis=-1), ((0, 0), (1, 0)))
 
 
-def _squared_norms(left: Array, right: tuple[Array, ...]) -> Array:
-    """The squared norms of the components of L R^T, [B, r]; L is orthonormal."""
+def _squared_norms(
+    left: Float[Array, "B n r"], right: tuple[Float[Array, "B r m g"], ...]
+) -> Float[Array, "B r"]:
+    """The squared norms of the components of L R^T; L is orthonormal."""
     none = jnp.zeros(left.shape[::2], jnp.promote_types(left.dtype, jnp.float32))
     return _sum([none, *(exact_einsum("bxmg,bxmg->bx", x, x) for x in right)])
 
 
-def _gain(jacobian: Array, squarings: int) -> Array:
-    """rho of `sketched`: at least the largest singular value of each lane's J, [B]."""
+def _gain(jacobian: Float[Array, "B n n"], squarings: int) -> Float[Array, " B"]:
+    """rho of `sketched`: at least the largest singular value of each lane's J."""
     size = jnp.abs(jacobian).astype(jnp.promote_types(jacobian.dtype, jnp.float32))
     columns, rows = (jnp.max(jnp.sum(size, axis=axis), axis=-1) for axis in (-2, -1))
     schatten = norm(jacobian)
@@ -439,8 +451,8 @@ def _gain(jacobian: Array, squarings: int) -> Array:
     return jnp.minimum(schatten, jnp.sqrt(columns * rows))
 
 
-def _normalized(x: Array, size: Array) -> Array:
-    """x / size for x: [B, n, n], 0 where size is 0."""
+def _normalized(x: Float[Array, "B n n"], size: Float[Array, " B"]) -> Float[Array, "B n n"]:
+    """x / size, 0 where size is 0."""
     return x / jnp.where(size > 0, size, 1)[:, None, None]
 
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from kfrtrl_jax._src.base import (
     Array,
@@ -30,12 +31,12 @@ class TrackedState(NamedTuple):
     Attributes:
       inner: the estimator's state.
       reference: the state of the reference.
-      probes: fixed cotangents on which the two are compared, [probes, B, n].
+      probes: fixed cotangents on which the two are compared, [C, B, n].
     """
 
     inner: Any
     reference: Any
-    probes: Array
+    probes: Float[Array, "C B n"]
 
 
 def tracked(estimator: InfluenceEstimator, reference: InfluenceEstimator) -> InfluenceEstimator:
@@ -65,7 +66,7 @@ def tracked(estimator: InfluenceEstimator, reference: InfluenceEstimator) -> Inf
             ),
         )
 
-    def pull(state: TrackedState, cotangent: Array) -> SiteGradients:
+    def pull(state: TrackedState, cotangent: Float[Array, "B n"]) -> SiteGradients:
         return estimator.pull(state.inner, cotangent)
 
     def diagnostics(state: TrackedState) -> dict[str, Array]:
@@ -82,11 +83,11 @@ def tracked(estimator: InfluenceEstimator, reference: InfluenceEstimator) -> Inf
     return InfluenceEstimator(init, push, pull, diagnostics)
 
 
-def _flat(gradients: SiteGradients) -> Array:
+def _flat(gradients: SiteGradients) -> Float[Array, " P"]:
     return jnp.concatenate([g.reshape(-1) for g in gradients])
 
 
-def _ratio(numerator: Array, denominator: Array) -> Array:
+def _ratio(numerator: Float[Array, " *C"], denominator: Float[Array, " *C"]) -> Float[Array, " *C"]:
     present = denominator > 0
     return jnp.where(present, numerator / jnp.where(present, denominator, 1), 0)
 
@@ -146,7 +147,7 @@ def partition(
             state.choice,
         )
 
-    def pull(state: PartitionState, cotangent: Array) -> SiteGradients:
+    def pull(state: PartitionState, cotangent: Float[Array, "B n"]) -> SiteGradients:
         gradients = {
             True: iter(chosen.pull(state.chosen, cotangent)),
             False: iter(other.pull(state.other, cotangent)),

@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from kfrtrl_jax._src.base import Array, Batch, CreditEstimator, Key
 from kfrtrl_jax._src.composition import compose
@@ -29,7 +30,7 @@ def run_segment(
     state: LearnerState,
     segment: Batch,
     key: Key,
-) -> tuple[Any, LearnerState, Array]:
+) -> tuple[Any, LearnerState, Float[Array, "K B"]]:
     """(the gradient, the state after the segment, its losses [K, B]).
 
     Args:
@@ -70,7 +71,9 @@ def _with_credit(
     unrolled = Unrolled(model, state.parameters, state.carry, segment)
     flatten = model.linearizer.flatten
 
-    def ends(variables: Any, floats: Any) -> tuple[tuple[Array, Array], Any]:
+    def ends(
+        variables: Any, floats: Any
+    ) -> tuple[tuple[Float[Array, "K B"], Float[Array, "B n"]], Any]:
         losses, seen = unrolled.losses(variables, floats)
         return (losses, flatten(seen.carry)), seen
 

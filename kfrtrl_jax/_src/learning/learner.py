@@ -9,6 +9,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Float
 
 from kfrtrl_jax._src import jax_internals
 from kfrtrl_jax._src.base import Array, Cell, CreditEstimator, InfluenceEstimator, Key
@@ -155,7 +156,7 @@ def make_learner(
         state, report = update(state, gradient)
         return jax.tree.map(lambda x: x[None], report), state, losses
 
-    def updated(state: LearnerState, gradient: Any) -> tuple[LearnerState, Array]:
+    def updated(state: LearnerState, gradient: Any) -> tuple[LearnerState, Float[Array, ""]]:
         """The state after an update, and the gradient's norm."""
         floats, constants = trees.partition(state.parameters)
         # JAX's gradient by a complex number points the wrong way along its imaginary part.
@@ -170,13 +171,13 @@ def make_learner(
         in_bits = jnp.mean(losses, axis=1) / math.log(2)
         return state, StepMetrics(in_bits, jnp.mean(norms))
 
-    def gradient(state: LearnerState, segment: Any) -> tuple[Any, LearnerState, Array]:
+    def gradient(state: LearnerState, segment: Any) -> tuple[Any, LearnerState, Float[Array, " K"]]:
         gradients, state, losses = run(state, segment, lambda state, gradient: (state, gradient))
         if lengths.updates == 1:
             gradients = jax.tree.map(lambda g: g[0], gradients)
         return gradients, state, jnp.mean(losses, axis=1)
 
-    def diagnostics(state: LearnerState) -> dict[str, Array]:
+    def diagnostics(state: LearnerState) -> dict[str, Float[Array, ""]]:
         named = {} if credit is None else credit.diagnostics(state.credit)
         return {
             **estimator.diagnostics(state.influence),

@@ -11,10 +11,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Bool
 
 from kfrtrl_jax._src.base import Array, InfluenceEstimator, SiteGradients, Structure
 
-Forget = Callable[[Any, Array], Any]
+Forget = Callable[[Any, Bool[Array, " B"]], Any]
 
 
 def make_forget(estimator: InfluenceEstimator, structure: Structure) -> Forget | None:
@@ -32,7 +33,7 @@ def make_forget(estimator: InfluenceEstimator, structure: Structure) -> Forget |
     if all(axis < 0 for axis in jax.tree.leaves(axes)):
         return None
 
-    def forget(state: Any, lanes: Array) -> Any:
+    def forget(state: Any, lanes: Bool[Array, " B"]) -> Any:
         def leaf(axis: int, new: Array, old: Array) -> Array:
             if axis < 0:
                 return old
@@ -47,7 +48,7 @@ def make_forget(estimator: InfluenceEstimator, structure: Structure) -> Forget |
 
 def recovered(
     found: tuple[Any, SiteGradients], again: Callable[[], Any]
-) -> tuple[tuple[Any, SiteGradients], Array]:
+) -> tuple[tuple[Any, SiteGradients], Bool[Array, ""]]:
     """((influence, gradient), as found or as `again` computes it; whether `again` was needed).
 
     `again` is called if the gradient is not finite, for all lanes and all vmapped runs at once.
@@ -56,7 +57,7 @@ def recovered(
     return jax.lax.cond(anywhere(lost), again, lambda: found), lost
 
 
-def all_finite(gradients: SiteGradients) -> Array:
+def all_finite(gradients: SiteGradients) -> Bool[Array, ""]:
     """Whether all entries are finite."""
     if not gradients:
         return jnp.ones((), bool)
@@ -64,7 +65,7 @@ def all_finite(gradients: SiteGradients) -> Array:
 
 
 @jax.custom_batching.custom_vmap
-def anywhere(x: Array) -> Array:
+def anywhere(x: Bool[Array, ""]) -> Bool[Array, ""]:
     """Whether x is true in any vmapped run, so that a conditional on it stays a conditional."""
     return jnp.any(x)
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from jaxtyping import Bool, Float
+
 from kfrtrl_jax._src.base import Array, Cell, InfluenceEstimator, Key
 from kfrtrl_jax._src.learning.recovery import Forget
 from kfrtrl_jax._src.linearization.linearizer import Linearizer
 from kfrtrl_jax._src.readouts import Readout
 
-Loss = Callable[[Array, Any], Array]
+Loss = Callable[[Array, Any], Float[Array, ""]]
 Parameters = dict[str, Any]
 
 
@@ -33,7 +35,7 @@ class LearnerState(NamedTuple):
     carry: Any
     influence: Any
     key: Key
-    fresh: Array
+    fresh: Bool[Array, " B"]
     kept: Any = ()
     credit: Any = ()
 
@@ -47,8 +49,8 @@ class StepMetrics(NamedTuple):
         updates.
     """
 
-    loss: Array
-    gradient_norm: Array
+    loss: Float[Array, " K"]
+    gradient_norm: Float[Array, ""]
 
 
 class Learner(NamedTuple):
@@ -67,8 +69,8 @@ class Learner(NamedTuple):
 
     init: Callable[[Key], LearnerState]
     step: Callable[[LearnerState, Any], tuple[LearnerState, StepMetrics]]
-    gradient: Callable[[LearnerState, Any], tuple[Any, LearnerState, Array]]
-    diagnostics: Callable[[LearnerState], dict[str, Array]]
+    gradient: Callable[[LearnerState, Any], tuple[Any, LearnerState, Float[Array, " K"]]]
+    diagnostics: Callable[[LearnerState], dict[str, Float[Array, ""]]]
     linearizer: Linearizer
 
 

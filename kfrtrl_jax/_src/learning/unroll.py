@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from kfrtrl_jax._src.base import Array, Batch
 from kfrtrl_jax._src.lanes import restarted
@@ -43,8 +44,8 @@ class SegmentGradient(NamedTuple):
     """
 
     gradient: Parameters
-    cotangent: Array
-    losses: Array
+    cotangent: Float[Array, "B n"]
+    losses: Float[Array, "U B"]
     seen: Seen
 
 
@@ -85,7 +86,7 @@ class Unrolled:
         """The leaves of the carry that have derivatives."""
         return trees.partition(self.carry)[0]
 
-    def losses(self, variables: Any, floats: Any) -> tuple[Array, Seen]:
+    def losses(self, variables: Any, floats: Any) -> tuple[Float[Array, "U B"], Seen]:
         """The losses, [U, B], for variables and for the floats of the carry before the segment."""
         model, taps = self.model, self.model.linearizer.taps
         readout = trees.combine(
@@ -101,7 +102,7 @@ class Unrolled:
             new, output, data = jax.vmap(advance)(start, batch.inputs, step_taps)
             return new, (start, output, data)
 
-        def loss_of(output: Any, target: Any) -> Array:
+        def loss_of(output: Any, target: Any) -> Float[Array, ""]:
             return model.loss(model.readout.apply(readout, output), target)
 
         carry = trees.combine(floats, trees.partition(self.carry)[1])
@@ -119,7 +120,7 @@ class Unrolled:
         cell = linearizer.gradient(self.parameters["cell"], sites, gradient["live"])
         return {"cell": cell, "readout": gradient["readout"]}
 
-    def by_state(self, floats: Any) -> Array:
+    def by_state(self, floats: Any) -> Float[Array, "B n"]:
         """The derivatives by the state, [B, n], from those by the floats of the carry."""
         rest = trees.partition(self.carry)[1]
         return self.model.linearizer.flatten_cotangent(trees.combine(floats, rest))
@@ -128,7 +129,9 @@ class Unrolled:
 def backpropagate(unrolled: Unrolled) -> SegmentGradient:
     """The gradient inside a segment, and the cotangent at its start that continues into the past."""
 
-    def mean(variables: Any, floats: Any) -> tuple[Array, tuple[Array, Seen]]:
+    def mean(
+        variables: Any, floats: Any
+    ) -> tuple[Float[Array, ""], tuple[Float[Array, "U B"], Seen]]:
         losses, seen = unrolled.losses(variables, floats)
         return jnp.sum(losses) / losses.size, (losses, seen)
 
