@@ -36,11 +36,11 @@ def linear(*, input_size: int, output_size: int, init_scale: float = 0.01) -> Re
     Its apply raises ValueError for an h of another length.
     """
 
-    def init(key: Key) -> dict[str, Float[Array, "n+1 outputs"]]:
+    def init(key: Key) -> dict[str, Float[Array, "rows outputs"]]:
         return {"weights": init_scale * jax.random.normal(key, (input_size + 1, output_size))}
 
     def apply(
-        params: dict[str, Float[Array, "n+1 outputs"]], h: Float[Array, " n"]
+        params: dict[str, Float[Array, "rows outputs"]], h: Float[Array, " n"]
     ) -> Float[Array, " outputs"]:
         hint = "input_size must be the length of the cell's output"
         require_shape("the readout's input", h, input_size, hint=hint)

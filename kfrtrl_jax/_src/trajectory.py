@@ -56,7 +56,7 @@ class Reference(NamedTuple):
     trajectory: Trajectory
     probes: Float[Array, "C B n"]
     gradients: Float[Array, "T C P"]
-    influence: Float[Array, "B*n P"]
+    influence: Float[Array, "Bn P"]
 
 
 def drawn(
@@ -156,7 +156,7 @@ def reference(
     return Reference(along, cotangents, *run(along.linearizations))
 
 
-def all_cotangents(structure: Structure) -> Float[Array, "B*n B n"]:
+def all_cotangents(structure: Structure) -> Float[Array, "Bn B n"]:
     """One unit cotangent per state variable and lane, [B n, B, n]: together they pull all of G."""
     b, n = structure.batch_size, structure.state_size
     return jnp.eye(b * n, dtype=structure.dtype).reshape(-1, b, n)

@@ -25,7 +25,7 @@ class DniState(NamedTuple):
         |prediction|^2 and |target|^2, [3].
     """
 
-    parameters: dict[str, Float[Array, "inputs+1 outputs"]]
+    parameters: dict[str, Float[Array, "rows outputs"]]
     optimizer_state: Any
     squares: Float[Array, " 3"]
 
@@ -64,7 +64,7 @@ def dni(
         return DniState(parameters, optimizer.init(parameters), jnp.zeros(3, dtype))
 
     def model(
-        parameters: dict[str, Float[Array, "inputs+1 outputs"]], carry: Float[Array, "B n"]
+        parameters: dict[str, Float[Array, "rows outputs"]], carry: Float[Array, "B n"]
     ) -> Float[Array, "B n"]:
         require_shape("carry", carry, "B", parameters["output"].shape[1])
         features = carry.astype(parameters["output"].dtype)
@@ -105,7 +105,7 @@ def dni(
 
 
 def _affine(
-    weights: Float[Array, "inputs+1 outputs"], x: Float[Array, "B inputs"]
+    weights: Float[Array, "rows outputs"], x: Float[Array, "B inputs"]
 ) -> Float[Array, "B outputs"]:
     return x @ weights[:-1] + weights[-1]
 

@@ -31,7 +31,7 @@ class ForwardGradientState(NamedTuple):
     """
 
     tangents: Float[Array, "B n k"]
-    directions: tuple[Float[Array, "B k m g"], ...]
+    directions: tuple[Float[Array, "B k _m _g"], ...]
 
 
 def forward_gradient(directions: int = 1) -> InfluenceEstimator:
@@ -72,8 +72,8 @@ def forward_gradient(directions: int = 1) -> InfluenceEstimator:
         anew = jnp.all(carried == 0, axis=1)  # [B, k]
 
         def draw(
-            old: tuple[Float[Array, "B k m g"], ...],
-        ) -> tuple[Float[Array, "B k m g"], ...]:
+            old: tuple[Float[Array, "B k _m _g"], ...],
+        ) -> tuple[Float[Array, "B k _m _g"], ...]:
             keys = jax.random.split(key, len(old))
             return tuple(
                 jnp.where(anew[:, :, None, None], jax.random.normal(k, v.shape, v.dtype), v)

@@ -30,9 +30,9 @@ class KtpState(NamedTuple):
       output_vectors: d, for every site [B, g, r].
     """
 
-    input_vectors: tuple[Float[Array, "B m r"], ...]
+    input_vectors: tuple[Float[Array, "B _m r"], ...]
     state_vectors: tuple[Float[Array, "B n r"], ...]
-    output_vectors: tuple[Float[Array, "B g r"], ...]
+    output_vectors: tuple[Float[Array, "B _g r"], ...]
 
 
 def ktp(rank: int) -> InfluenceEstimator:
@@ -121,7 +121,7 @@ def _push_site(old: Triple, new: NewTerms, key: Key) -> Triple:
     return u, b, d
 
 
-def _column_weights(linearization: Linearization) -> list[Float[Array, "B T g"]]:
+def _column_weights(linearization: Linearization) -> list[Float[Array, "B T _g"]]:
     """For every site the root of the norm of each column of each D_t, within its own step."""
     of_steps = [
         [site.derivatives.column_squares() ** 0.25 for site in step.sites]

@@ -29,8 +29,8 @@ class ReverseKfRtrlState(NamedTuple):
       state_factor: C, for every site [B, n, m].
     """
 
-    output_factor: tuple[Float[Array, "B g"], ...]
-    state_factor: tuple[Float[Array, "B n m"], ...]
+    output_factor: tuple[Float[Array, "B _g"], ...]
+    state_factor: tuple[Float[Array, "B n _m"], ...]
 
 
 def reverse_kf_rtrl() -> InfluenceEstimator:

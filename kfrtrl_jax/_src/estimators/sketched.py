@@ -51,7 +51,7 @@ class SketchedState:
 
     sparse: tuple[Matrix, ...]
     state_factor: Float[Array, "B n r"]
-    parameter_factors: tuple[Float[Array, "B r m g"], ...]
+    parameter_factors: tuple[Float[Array, "B r _m _g"], ...]
     rank_in_use: Int[Array, " B"]
     error_bound: Float[Array, " B"]
     weights: tuple[Mask | None, ...] = dataclasses.field(metadata={"static": True})
@@ -269,8 +269,8 @@ class _Rest(NamedTuple):
       new: the a_t and O_t of every banded site; empty for a single step.
     """
 
-    left: Float[Array, "B n r+K"]
-    factors: tuple[Float[Array, "B r m g"], ...]
+    left: Float[Array, "B n columns"]
+    factors: tuple[Float[Array, "B r _m _g"], ...]
     bands: tuple[tuple[_Band, ...], ...]
     new: tuple[_New, ...]
 
@@ -313,7 +313,7 @@ class _Rest(NamedTuple):
                         own.append(Banded(values, Index(partner[None]), count))
         return _sum(low_rank), _sum(mixed), total(own, count, count)
 
-    def transpose_times(self, x: Float[Array, "B n c"]) -> tuple[Float[Array, "B c m g"], ...]:
+    def transpose_times(self, x: Float[Array, "B n c"]) -> tuple[Float[Array, "B c _m _g"], ...]:
         """E^T x for every banded site."""
         r = self.factors[0].shape[1]
         weights = exact_einsum("bnk,bnc->bck", self.left, x)
@@ -403,7 +403,7 @@ def _masked(influence: Matrix, weights: Mask | None) -> Matrix:
 
 
 def _least_rank(
-    bounds: Float[Array, "B r+1"], squared_sizes: Float[Array, "B r+1"], tolerance: float
+    bounds: Float[Array, "B ranks"], squared_sizes: Float[Array, "B ranks"], tolerance: float
 ) -> Int[Array, " B"]:
     """The least k with bound_k <= tolerance |G~_k|, or r if there is none."""
     within = bounds <= tolerance * jnp.sqrt(jnp.maximum(squared_sizes, 0))
@@ -416,8 +416,8 @@ def _least_rank(
 def _squared_sums(
     sparse: Sequence[Matrix],
     left: Float[Array, "B n r"],
-    right: tuple[Float[Array, "B r m g"], ...],
-) -> Float[Array, "B r+1"]:
+    right: tuple[Float[Array, "B r _m _g"], ...],
+) -> Float[Array, "B ranks"]:
     """|S + the first k components of L R^T|_F^2 for k = 0 .. r; L is orthonormal."""
     added = _squared_norms(left, right)
     for s, factor in zip(_with_rest(sparse), right):
@@ -429,7 +429,7 @@ def _squared_sums(
 
 
 def _squared_norms(
-    left: Float[Array, "B n r"], right: tuple[Float[Array, "B r m g"], ...]
+    left: Float[Array, "B n r"], right: tuple[Float[Array, "B r _m _g"], ...]
 ) -> Float[Array, "B r"]:
     """The squared norms of the components of L R^T; L is orthonormal."""
     none = jnp.zeros(left.shape[::2], jnp.promote_types(left.dtype, jnp.float32))
