@@ -1,4 +1,4 @@
-"""The benchmark program at sizes of no interest: that it measures what it says, never how fast."""
+"""The benchmark program at tiny sizes: tests of what it measures, not of how fast that is."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from kfrtrl_jax.studies.benchmarking.timing import Floor, Measurement, Work
 
 @pytest.fixture(autouse=True)
 def short_runs(monkeypatch):
-    """One call a run, in the precision of the users."""
+    """One call per run, in float32 as for users."""
     monkeypatch.setattr(timing, "_LEAST_SECONDS", 0.0)
     with jax.enable_x64(False):
         yield
@@ -71,7 +71,7 @@ def test_ratios_are_of_medians_and_either_goes_first_in_turn():
 
 @pytest.fixture
 def first_is_fastest(monkeypatch):
-    """The search for the fastest program compiles many; here the first will do."""
+    """Takes the first program in place of the fastest, whose search compiles many."""
     monkeypatch.setattr(
         timing, "fastest", lambda candidates: Floor(candidates[0][0], candidates[0][1]())
     )
@@ -272,7 +272,7 @@ def test_pytorch_makes_the_same_steps_of_the_same_signs(name):
                 theirs, *(c[t] for c in tensors), torch.tensor(signs[-1]), 1e-3
             )
             errors.append(np.abs(influence(name, *map(np.asarray, new[2:])) - ours).max((1, 2, 3)))
-        # Lane by lane one choice fits (for UORO its negative too), and no other but where G was 0.
+        # In each lane exactly one choice fits (for UORO also its negative), except where G was 0.
         best = np.argmin(errors, axis=0)
         fits = np.sort(errors, axis=0)
         assert (fits[0] < 1e-4).all()

@@ -29,7 +29,7 @@ def test_diagonal_recurrences_are_exact_and_cost_no_matrix():
         influence_rows(e, trajectory, push_all(e, trajectory, jax.random.key(2)), cotangents)
         for e in (estimators.kf_rtrl(), estimators.rtrl())
     )
-    # Leaves in order: imaginary, nu, real, theta; the recurrence's own are kept without noise.
+    # Leaves in order: imaginary, nu, real, theta; those of the recurrence have no noise.
     ends = np.cumsum([INPUT_SIZE * N, N, INPUT_SIZE * N, N])
     theta = slice(ends[2], ends[3])
     np.testing.assert_allclose(kf[:, theta], exact[:, theta], atol=1e-12)

@@ -41,7 +41,7 @@ def run_at_length(length, steps, **kwargs):
 
 
 def sequences(batch, lane):
-    """The whole sequences of a lane: their first step and the bits."""
+    """The complete sequences of a lane: their first steps and their bits."""
     starts = np.flatnonzero(batch.reset[:, lane])
     assert starts[0] == 0
     for start, end in itertools.pairwise(starts):

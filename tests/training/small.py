@@ -1,4 +1,4 @@
-"""Configs that compile and run in a moment."""
+"""Configs that compile and run quickly, and the records of their runs."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def nested(changes: dict[str, Any]) -> dict[str, Any]:
 
 
 def small(changes: dict[str, Any] | None = None) -> Any:
-    """The same, resolved."""
+    """COPY with changes, resolved."""
     return resolve(nested(changes or {}))
 
 
@@ -48,7 +48,7 @@ def text(folder: Any) -> dict[str, Any]:
 
 
 def records(folder):
-    """The lines of metrics.jsonl without what a clock says."""
+    """The lines of metrics.jsonl without their times."""
     return [
         {name: value for name, value in record.items() if name not in TIMES}
         for record in metrics.read(folder / "metrics.jsonl")

@@ -138,8 +138,8 @@ def test_float_fields_are_those_that_the_factories_call_float():
 
 def test_a_credit_shares_the_gradient_with_an_estimator():
     config = small({**DNI, "credit.share": 0.5})
-    wanted = {"name": "dni", "hidden_units": 0, "learning_rate": 1e-3, "share": 0.5}
-    assert config.credit.to_dict() == wanted
+    expected = {"name": "dni", "hidden_units": 0, "learning_rate": 1e-3, "share": 0.5}
+    assert config.credit.to_dict() == expected
     assert {"credit.share", "credit.learning_rate"} <= float_fields(config)
     assert small({**DNI, "estimator.name": "truncated"}).credit.share == 1.0
     assert resolve(config.to_dict()) == config
@@ -190,8 +190,8 @@ def test_a_missing_config_file_gets_the_nearest_names(tmp_path):
     (tmp_path / "copy.py").write_text("")
     with pytest.raises(ConfigError) as raised:
         call(str(tmp_path / "copi.py"), "get_config")
-    wanted = f"there is no config file '{tmp_path}/copi.py'; did you mean {tmp_path}/copy.py?"
-    assert str(raised.value) == wanted
+    expected = f"there is no config file '{tmp_path}/copi.py'; did you mean {tmp_path}/copy.py?"
+    assert str(raised.value) == expected
 
 
 @pytest.mark.parametrize("module", [copy, ptb, text, sweep_copy])

@@ -21,7 +21,7 @@ def parameters(folder, config):
     return checkpoints.load_parameters(folder, like)
 
 
-# An update at every step, the influence pushed once in two, and two steps more are kept.
+# An update at every step, the influence pushed once per two steps, and two more steps kept.
 LENGTHS = {"segment_length": 2, "update_every": 1, "window": 4}
 
 
