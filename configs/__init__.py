@@ -1,1 +1,1 @@
-"""Experiments as plain Python: get_config() each, get_sweep() in some."""
+"""Experiment configs in plain Python: each defines get_config(), and some get_sweep()."""

@@ -1,4 +1,4 @@
-"""Which estimators are compared with exact RTRL, on which cells.
+"""The estimators to compare with exact RTRL, and the cells.
 
 python -m experiments.fidelity --config=configs/fidelity.py --workdir=runs/fidelity
 """
@@ -9,19 +9,19 @@ from ml_collections import ConfigDict
 def get_config() -> ConfigDict:
     config = ConfigDict()
     config.seed = 0
-    # Bias, noise, cosine, memory and operations: at a small size, in double precision.
+    # Bias, noise, cosine, memory and operations are measured at a small size, in double precision.
     config.input_size = 4
     config.hidden_size = 8
     config.batch_size = 2
     config.num_steps = 24
-    # How many steps are pushed at once, each a divisor of num_steps.
+    # Numbers of steps pushed at once, each a divisor of num_steps.
     config.segment_lengths = (1, 3, 8)
     config.draws = 4096
-    # Times: at a larger one, in single precision; no rounds for none.
+    # Times are measured at a larger size, in single precision; 0 rounds for no timing.
     config.timing_hidden_size = 64
     config.timing_batch_size = 4
     config.timing_rounds = 5
-    # Those after "lru" are of kinds on which a linearization is easily wrong: fidelity/cells.py.
+    # Those after "lru" are difficult to linearize, see fidelity/cells.py.
     config.cells = (
         "vanilla",
         "recurrent_highway",

@@ -1,4 +1,4 @@
-"""How noisy the gradient of an update is, by how many steps are pushed at once.
+"""The noise of an update's gradient against the number of steps pushed at once.
 
 python -m experiments.noise --config=configs/noise.py --workdir=runs/noise
 """

@@ -1,4 +1,4 @@
-"""Characters of a corpus that every Python carries, with 8-OK: nothing to download.
+"""Characters of a corpus that comes with every Python, with 8-OK: nothing to download.
 
 Any text file or folder: --config.task.data_dir=PATH. TBPTT with an update at every step:
 --config.estimator.name=truncated; KF-RTRL: --config.estimator.name=kf_rtrl.

@@ -1,4 +1,4 @@
-"""How noise grows with width and over time, in the regime of the theory.
+"""The growth of noise with width and over time, in the regime of the theory.
 
 python -m experiments.theory --config=configs/theory.py --workdir=runs/theory
 """
@@ -9,8 +9,8 @@ from ml_collections import ConfigDict
 def get_config() -> ConfigDict:
     config = ConfigDict()
     config.seed = 0
-    # Inputs as long as the state and weights of deviation (2 n + 1)^-1/2 (init_scale 0): |a| and |D|
-    # are of the order of n^1/2 and |J| stays below 1.
+    # Inputs are as long as the state, and weights have deviation (2 n + 1)^-1/2 (init_scale 0), so that
+    # |a| and |D| are of the order of n^1/2 and |J| stays below 1.
     config.cell = "recurrent_highway"
     config.init_scale = 0.0
     config.estimators = ("uoro", "kf_rtrl", "average(kf_rtrl, copies=8)", "ok(rank=8)")

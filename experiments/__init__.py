@@ -1,1 +1,1 @@
-"""Programs: each parses flags and calls the package."""
+"""Programs that parse flags and call the package."""

@@ -1,10 +1,9 @@
 """Measures speeds and memory: `python -m experiments.benchmark --suite=step --out=FILE.json`.
 
-Suites: step (a training step against its floor), gpu (what is asked of an accelerator alone, with the
-time of a million steps of the Penn Treebank, which KFRTRL_DATA_DIR is the folder of), flax (an
-unmodified Flax cell against ours), scaling (time against width, lanes and rank; with a picture beside
-FILE.json), peers (other packages; needs the extra "peers"), memory, and compile (from the start to the
-first finished chunk).
+Suites: step (a training step against its floor), gpu (rows for accelerators only, with the time of a
+million steps on the Penn Treebank in the folder KFRTRL_DATA_DIR), flax (an unmodified Flax cell against
+ours), scaling (time against width, lanes and rank; with a picture beside FILE.json), peers (other
+packages; needs the extra "peers"), memory, and compile (from the start to the first finished chunk).
 """
 
 from __future__ import annotations
@@ -28,10 +27,10 @@ from rich.table import Table
 from configs import copy
 from kfrtrl_jax.errors import ConfigError
 from kfrtrl_jax.studies.benchmarking import floors, memory, peers, scaling, startup, steps
-from kfrtrl_jax.studies.benchmarking.timing import Row
+from kfrtrl_jax.studies.benchmarking.timing import Measurement
 from kfrtrl_jax.training import command_line
 
-# What can be measured, by suite and name.
+# All measurements, by suite and name.
 SUITES: dict[str, dict[str, Any]] = {
     "step": {f"{c.name} n{c.n} b{c.batch}": c for c in steps.STEP_SUITE},
     "gpu": {f"{c.name} n{c.n} b{c.batch}": c for c in steps.GPU_SUITE},
@@ -44,7 +43,7 @@ SUITES: dict[str, dict[str, Any]] = {
 
 _SUITE = flags.DEFINE_enum("suite", "step", list(SUITES), "What to measure.")
 _OUT = flags.DEFINE_string("out", None, "The JSON file to write.")
-_ROWS = flags.DEFINE_string("rows", "", "Only what this regular expression is found in.")
+_ROWS = flags.DEFINE_string("rows", "", "Measure only rows that match this regular expression.")
 _ROUNDS = flags.DEFINE_integer(
     "rounds", None, "Runs of each row and of its floor; 9, or 3 processes.", lower_bound=1
 )
@@ -57,11 +56,11 @@ def main() -> int:
     require(suite, chosen)
     console = Console(width=None if sys.stdout.isatty() else 150)
     header = describe()
-    rows: list[Row] = []
-    fits: list[scaling.Fit] = []
+    rows: list[Measurement] = []
+    fits: list[scaling.PowerLaw] = []
     for name, case in chosen.items():
         with console.status(f"measuring {name}"):
-            new, fit = measure(suite, case, rounds)
+            new, fit = measure_case(suite, case, rounds)
         rows += new
         fits += fit
         for row in new:
@@ -92,27 +91,27 @@ def main() -> int:
 
 
 def choose(suite: str, pattern: str) -> dict[str, Any]:
-    """What of a suite is to be measured.
+    """The rows of a suite whose name matches the pattern.
 
     Raises:
-      ConfigError: if the pattern is no regular expression, or is found nowhere.
+      ConfigError: if the pattern is not a regular expression, or matches no row.
     """
     try:
         found = {name: case for name, case in SUITES[suite].items() if re.search(pattern, name)}
     except re.error as error:
-        raise ConfigError(f"--rows={pattern} is no regular expression: {error}") from None
+        raise ConfigError(f"--rows={pattern} is not a regular expression: {error}") from None
     if not found:
         raise ConfigError(
-            f"--rows={pattern} is found in no row of suite {suite}: {', '.join(SUITES[suite])}"
+            f"--rows={pattern} matches no row of suite {suite}: {', '.join(SUITES[suite])}"
         )
     return found
 
 
 def require(suite: str, chosen: dict[str, Any]) -> None:
-    """Refuses what cannot be measured here.
+    """Refuses a suite that cannot be measured here.
 
     Raises:
-      ConfigError: if the machine or the environment lacks what the suite needs.
+      ConfigError: if the machine or the environment lacks something that the suite needs.
     """
     if suite == "gpu" and jax.default_backend() == "cpu":
         raise ConfigError(
@@ -122,26 +121,30 @@ def require(suite: str, chosen: dict[str, Any]) -> None:
         peers.require({peer.package for peer in chosen.values()})
 
 
-def measure(suite: str, case: Any, rounds: int | None) -> tuple[list[Row], list[scaling.Fit]]:
-    """The rows of one case."""
+def measure_case(
+    suite: str, case: Any, rounds: int | None
+) -> tuple[list[Measurement], list[scaling.PowerLaw]]:
+    """Measures one case: its rows, and its power laws if it is a series."""
     config = copy.get_config()
     if suite == "scaling":
-        rows, fit = scaling.measure(case, config, suite=suite, rounds=rounds or 5)
+        rows, fit = scaling.measure_scaling(case, config, suite=suite, rounds=rounds or 5)
         return rows, [fit]
     if suite == "memory":
-        return memory.measure(case, config, suite=suite, rounds=rounds or 3), []
+        return memory.measure_memory(case, config, suite=suite, rounds=rounds or 3), []
     if suite == "peers":
-        return [peers.measure(case, suite=suite, rounds=rounds or 9)], []
+        return [peers.measure_peer(case, suite=suite, rounds=rounds or 9)], []
     if suite == "compile":
         sizes = {"n": config.cell.hidden_size, "batch": config.task.batch_size}
         arguments = [f"--config={pathlib.Path(copy.__file__)}"]
-        return [startup.measure(case, arguments, suite=suite, rounds=rounds or 3, **sizes)], []
+        return [
+            startup.measure_startup(case, arguments, suite=suite, rounds=rounds or 3, **sizes)
+        ], []
     config = importlib.import_module(f"configs.{case.config}").get_config()
-    return [steps.measure(case, config, suite=suite, rounds=rounds or 9)], []
+    return [steps.measure_step(case, config, suite=suite, rounds=rounds or 9)], []
 
 
 def describe() -> dict[str, Any]:
-    """The machine, the versions, and how busy it was before anything was measured."""
+    """The machine, its load before the measurements, and the versions of packages."""
     load = [round(value, 2) for value in os.getloadavg()] if hasattr(os, "getloadavg") else None
     return {
         "device": str(jax.devices()[0].device_kind),
@@ -155,7 +158,7 @@ def describe() -> dict[str, Any]:
 
 
 def versions(packages: Iterable[str]) -> dict[str, str]:
-    """Of those that are installed."""
+    """The versions of those packages that are installed."""
     found = {}
     for package in packages:
         try:
@@ -165,15 +168,15 @@ def versions(packages: Iterable[str]) -> dict[str, str]:
     return found
 
 
-def one_line(row: Row) -> str:
-    """A row as it is measured."""
-    wanted = "" if row.target is None else f", wanted {row.target:.2f}: {verdict(row)}"
-    return f"{row.name} n{row.n} b{row.batch}: {row.ratio:.2f}{wanted}; floor: {row.floor}"
+def one_line(row: Measurement) -> str:
+    """A measurement as a line of text."""
+    target = "" if row.target is None else f", target {row.target:.2f}: {verdict(row)}"
+    return f"{row.name} n{row.n} b{row.batch}: {row.ratio:.2f}{target}; floor: {row.floor}"
 
 
-def table(rows: Iterable[Row]) -> Table:
-    """All rows."""
-    result = Table("name", "n", "batch", "ratio", "min", "max", "wanted", "", "measured", "floor")
+def table(rows: Iterable[Measurement]) -> Table:
+    """All measurements as a table."""
+    result = Table("name", "n", "batch", "ratio", "min", "max", "target", "", "measured", "floor")
     for row in rows:
         result.add_row(
             row.name,
@@ -190,8 +193,8 @@ def table(rows: Iterable[Row]) -> Table:
     return result
 
 
-def verdict(row: Row) -> str:
-    """Whether the target is reached, if there is one."""
+def verdict(row: Measurement) -> str:
+    """Whether the target was "reached" or "missed"; "" without a target."""
     return "" if row.met is None else "reached" if row.met else "missed"
 
 

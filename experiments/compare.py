@@ -1,4 +1,4 @@
-"""Puts runs side by side: python -m experiments.compare --runs=NAME=WORKDIR,... --out=PREFIX.
+"""Compares runs: python -m experiments.compare --runs=NAME=WORKDIR,... --out=PREFIX.
 
 Writes PREFIX.png, PREFIX.csv (run, step and the fields) and PREFIX.json (configs and summaries).
 """
@@ -16,7 +16,7 @@ from kfrtrl_jax.training import command_line, metrics, plots, workdir
 _RUNS = flags.DEFINE_list("runs", [], "NAME=WORKDIR pairs of `experiments.train`.")
 _OUT = flags.DEFINE_string("out", "comparison", "Prefix of the files to write.")
 _FIELDS = flags.DEFINE_list(
-    "fields", ["running_loss"], "Fields of metrics.jsonl, a panel each, such as sequence_length."
+    "fields", ["running_loss"], "Fields of metrics.jsonl, one panel each, such as sequence_length."
 )
 _TITLE = flags.DEFINE_string("title", "", "Above the picture.")
 

@@ -12,18 +12,18 @@ from kfrtrl_jax.training import command_line
 
 _OUT = flags.DEFINE_string("out", None, "Folder for the three files.")
 _URL = flags.DEFINE_string("url", download.PENN_TREEBANK_URL, "Where they are fetched from.")
-_FORCE = flags.DEFINE_bool("force", False, "Replace files that are there with other content.")
+_FORCE = flags.DEFINE_bool("force", False, "Replace existing files that have other content.")
 
 
 def main() -> int:
-    """Fetches what is missing; 2 if any of the files could not be had."""
+    """Fetches the missing files; returns 2 if any of them could not be fetched."""
     if not _OUT.value:
         raise ConfigError("give the folder by --out=DIR")
     code = 0
     for name in download.PENN_TREEBANK_SHA256:
         try:
             new = download.fetch(_OUT.value, name, url=_URL.value, force=_FORCE.value)
-            print(f"{name}: {'fetched' if new else 'there already'}")
+            print(f"{name}: {'fetched' if new else 'already there'}")
         except DataError as error:
             print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
             code = 2

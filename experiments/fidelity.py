@@ -34,7 +34,7 @@ def run(invocation: command_line.Invocation) -> None:
         given["timing_batch_size"],
         math.lcm(*given["segment_lengths"]),
     )
-    # A verdict on bias needs sums that are more exact than the errors it looks for.
+    # A verdict on bias needs sums more accurate than the errors it is to detect.
     jax.config.update("jax_enable_x64", True)
     folder = invocation.workdir
     with workdir.hold(folder):
@@ -59,7 +59,7 @@ def run(invocation: command_line.Invocation) -> None:
             f"{row.estimator} on {row.cell}, K = {row.segment_length}" for row in wrong
         )
         raise SystemExit(
-            f"error: more than {fidelity.LIMIT:g} standard errors from the exact influence though "
+            f"error: more than {fidelity.LIMIT:g} standard errors from the exact influence although "
             f"claimed unbiased: {names}"
         )
 

@@ -20,7 +20,7 @@ def run(invocation: command_line.Invocation) -> None:
     folder = invocation.workdir
     with workdir.hold(folder):
         workdir.claim(folder, given)
-        rows = gradient_noise.measure(
+        rows = gradient_noise.measure_noise(
             cell,
             {text: named(text).estimator for text in given["estimators"]},
             given["segment_lengths"],

@@ -8,7 +8,7 @@ from kfrtrl_jax.training import command_line, config, loop
 
 
 def train(invocation: command_line.Invocation) -> dict[str, Any]:
-    """Runs the experiment, or goes on with it where it was left."""
+    """Runs the experiment, or continues it from its last checkpoint."""
     resolved = config.resolve(invocation.config, invocation.overridden)
     return loop.train(resolved, invocation.workdir)
 

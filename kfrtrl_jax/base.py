@@ -1,4 +1,4 @@
-"""The types that everything else is made of."""
+"""The types that the whole library shares."""
 
 from kfrtrl_jax._src.base import (
     Array,

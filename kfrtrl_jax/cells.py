@@ -1,4 +1,4 @@
-"""Recurrent cells as plain functions of one lane; none of them knows of derivatives."""
+"""Recurrent cells as plain functions of one lane, without any derivatives written by hand."""
 
 from kfrtrl_jax._src.cells.flax_cells import from_flax
 from kfrtrl_jax._src.cells.function import from_function

@@ -1,4 +1,4 @@
-"""Estimates of what a state does to the losses that are yet to come, a file each."""
+"""Credit estimators: estimates of how a state affects future losses."""
 
 from kfrtrl_jax._src.credit.dni import dni
 from kfrtrl_jax._src.credit.registry import CREDIT, none

@@ -1,4 +1,4 @@
-"""What the library raises."""
+"""The exceptions that the library raises."""
 
 from kfrtrl_jax._src.errors import ConfigError, DataError, UnsupportedCellError, WorkdirError
 

@@ -1,4 +1,4 @@
-"""Approximations of the influence matrix, a file each, and what combines them."""
+"""Estimators of the influence matrix, and combinators of them."""
 
 from kfrtrl_jax._src.estimators.combinators import (
     antithetic,

@@ -1,4 +1,4 @@
-"""A cell, a readout, a loss, an estimator and an optimizer, put together into `init` and `step`."""
+"""Learners: a cell, a readout, a loss, an estimator and an optimizer, as `init` and `step`."""
 
 from kfrtrl_jax._src.learning.learner import make_learner, predict
 from kfrtrl_jax._src.learning.types import Learner, LearnerState, StepMetrics

@@ -1,4 +1,4 @@
-"""From any cell's step to J and its Kronecker sites, found by reading the step's jaxpr."""
+"""Linearization: J and the Kronecker sites of any cell's step, found by reading its jaxpr."""
 
 from kfrtrl_jax._src.composition import compose
 from kfrtrl_jax._src.errors import UnsupportedCellError

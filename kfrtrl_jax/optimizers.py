@@ -1,4 +1,4 @@
-"""Optimizers by the names that configs use."""
+"""Optimizers, and their names in configs."""
 
 from kfrtrl_jax._src.optimizers import OPTIMIZERS, adam, clip_cell, rmsprop, sgd
 

@@ -1,4 +1,4 @@
-"""From a cell's output to predictions."""
+"""Readouts: from a cell's output to predictions."""
 
 from kfrtrl_jax._src.readouts import Readout, linear
 

@@ -1,4 +1,4 @@
-"""Sources of sequences, made on the device inside the scan."""
+"""Tasks: streams of sequences, generated on the device inside the scan."""
 
 from kfrtrl_jax._src.base import Batch, Task
 from kfrtrl_jax._src.tasks import download

@@ -1,4 +1,4 @@
-"""A cell along random inputs, linearized once, and what exact RTRL says of it."""
+"""Cells linearized along random inputs, and exact RTRL along these trajectories."""
 
 from kfrtrl_jax._src.trajectory import (
     Reference,

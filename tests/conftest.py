@@ -1,4 +1,4 @@
-"""Everything is tested in float64 against exact gradients; each test may turn it off again."""
+"""Tests run in float64, to compare with exact gradients; a test may turn it off."""
 
 import jax
 import pytest
@@ -7,7 +7,7 @@ from kfrtrl_jax import linearization
 from kfrtrl_jax._src.linearization import self_check
 
 jax.config.update("jax_enable_x64", True)
-# Most of the time goes into compiling, and what is compiled runs but once.
+# Most of the time is spent compiling programs that run only once.
 jax.config.update("jax_disable_most_optimizations", True)
 
 
@@ -19,7 +19,7 @@ def pytest_configure(config):
 
 @pytest.fixture(autouse=True)
 def _no_self_check(request, monkeypatch):
-    """Tests compare with exact gradients themselves: the check of every cell is for those marked."""
+    """Skips the self-check of cells, as tests compare with exact gradients, except in marked tests."""
     if "self_check" not in request.keywords:
         nothing = linearization.Check("float64", 0.0, {}, 0.0, 0.0, 0, 0.0)
         monkeypatch.setattr(self_check, "check", lambda *_, **__: nothing)

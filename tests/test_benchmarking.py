@@ -1,4 +1,4 @@
-"""The benchmark program at sizes of no interest: that it measures what it says, never how fast."""
+"""The benchmark program at tiny sizes: tests of what it measures, not of how fast that is."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from experiments import benchmark
 from kfrtrl_jax.errors import ConfigError
 from kfrtrl_jax.studies.benchmarking import floors, memory, peers, scaling, startup, steps, timing
 from kfrtrl_jax.studies.benchmarking.steps import Case
-from kfrtrl_jax.studies.benchmarking.timing import Floor, Row, Work
+from kfrtrl_jax.studies.benchmarking.timing import Floor, Measurement, Work
 
 
 @pytest.fixture(autouse=True)
 def short_runs(monkeypatch):
-    """One call a run, in the precision of the users."""
+    """One call per run, in float32 as for users."""
     monkeypatch.setattr(timing, "_LEAST_SECONDS", 0.0)
     with jax.enable_x64(False):
         yield
 
 
 def row_of(suite="step", **changes):
-    values = {name: 0.0 for name in Row._fields}
+    values = {name: 0.0 for name in Measurement._fields}
     values |= {
         "suite": suite,
         "name": "x",
@@ -38,7 +38,7 @@ def row_of(suite="step", **changes):
         "n": 4,
         "batch": 2,
     }
-    return Row(**(values | changes))
+    return Measurement(**(values | changes))
 
 
 def test_ratios_are_of_medians_and_either_goes_first_in_turn():
@@ -71,7 +71,7 @@ def test_ratios_are_of_medians_and_either_goes_first_in_turn():
 
 @pytest.fixture
 def first_is_fastest(monkeypatch):
-    """The search for the fastest program compiles many; here the first will do."""
+    """Takes the first program in place of the fastest, whose search compiles many."""
     monkeypatch.setattr(
         timing, "fastest", lambda candidates: Floor(candidates[0][0], candidates[0][1]())
     )
@@ -143,7 +143,7 @@ def test_floors_have_the_shapes_that_the_estimator_needs(first_is_fastest):
 
 def test_a_row_against_flax_holds_what_others_read(first_is_fastest):
     case = Case("vanilla", "truncated", 4, 2, "flax", 1e9, segment_length=2)
-    row = steps.measure(case, copy.get_config(), suite="step", rounds=2, steps=3)
+    row = steps.measure_step(case, copy.get_config(), suite="step", rounds=2, steps=3)
     assert row.name == "vanilla truncated K=2"
     assert "linen.RNN" in row.floor
     assert row.met is True
@@ -154,7 +154,7 @@ def test_a_row_against_flax_holds_what_others_read(first_is_fastest):
 
 
 def test_a_population_is_the_same_runs_as_one_program():
-    program = steps.programs.Program(
+    experiment = steps.programs.Experiment(
         init=lambda seed: jnp.float32(seed),
         run_chunk=lambda state: (2 * state, state),
         evaluate=lambda *_: None,
@@ -162,8 +162,8 @@ def test_a_population_is_the_same_runs_as_one_program():
         held_out={},
         check=lambda: None,
     )
-    together = steps._population(program, 3, 5)
-    alone = steps._one_after_another(program, 3, 5)
+    together = steps._population(experiment, 3, 5)
+    alone = steps._one_after_another(experiment, 3, 5)
     assert alone.words == "3 runs one after another"
     assert together.steps == alone.work.steps == 5
     for _ in range(2):
@@ -211,13 +211,13 @@ def test_the_time_to_the_first_chunk_is_that_of_a_process(monkeypatch, tmp_path)
 
 def test_what_is_chosen_described_and_printed():
     assert list(benchmark.choose("step", "n512")) == ["recurrent_highway kf_rtrl n512 b16"]
-    with pytest.raises(ConfigError, match="found in no row of suite memory"):
+    with pytest.raises(ConfigError, match="matches no row of suite memory"):
         benchmark.choose("memory", "lstm")
-    with pytest.raises(ConfigError, match="no regular expression"):
+    with pytest.raises(ConfigError, match="not a regular expression"):
         benchmark.choose("step", "(")
     assert set(benchmark.versions(["jax", "no-such-package"])) == {"jax"}
     row = row_of(ratio=2.0, target=1.5, met=False)
-    assert "2.00, wanted 1.50: missed; floor: y" in benchmark.one_line(row)
+    assert "2.00, target 1.50: missed; floor: y" in benchmark.one_line(row)
     assert benchmark.verdict(row._replace(met=True)) == "reached"
     assert benchmark.verdict(row._replace(target=None, met=None)) == ""
 
@@ -235,7 +235,7 @@ def test_the_penn_treebank_is_measured_with_its_own_config(first_is_fastest):
         pytest.skip("KFRTRL_DATA_DIR names no folder with the Penn Treebank")
     (case,) = (case for case in steps.GPU_SUITE if case.config == "ptb")
     small = case._replace(n=8, batch=2, steps=20)
-    (row,), _ = benchmark.measure("gpu", small, rounds=1)
+    (row,), _ = benchmark.measure_case("gpu", small, rounds=1)
     assert row.name == "recurrent_highway kf_rtrl ptb"
     assert row.seconds > 0
 
@@ -272,7 +272,7 @@ def test_pytorch_makes_the_same_steps_of_the_same_signs(name):
                 theirs, *(c[t] for c in tensors), torch.tensor(signs[-1]), 1e-3
             )
             errors.append(np.abs(influence(name, *map(np.asarray, new[2:])) - ours).max((1, 2, 3)))
-        # Lane by lane one choice fits (for UORO its negative too), and no other but where G was 0.
+        # In each lane exactly one choice fits (for UORO also its negative), except where G was 0.
         best = np.argmin(errors, axis=0)
         fits = np.sort(errors, axis=0)
         assert (fits[0] < 1e-4).all()

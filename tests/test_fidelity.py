@@ -25,7 +25,7 @@ from kfrtrl_jax.studies.fidelity.cells import output_skip
 from kfrtrl_jax.tasks import Batch
 from kfrtrl_jax.training.command_line import Invocation
 
-# The cells of the certificate alone, at a small size; the parameters that only their outputs read.
+# The cells that only the certificate has, at a small size, and their parameters that only outputs read.
 ODD_CELLS = {
     name: make(input_size=2, hidden_size=3)
     for name, make in fidelity.CERTIFIED_CELLS.items()
@@ -46,12 +46,12 @@ def without_signs(monkeypatch):
 
 
 def in_parts(tree):
-    """The leaves, a complex one as its real and its imaginary part."""
+    """The leaves, with complex ones as their real and imaginary parts."""
     return jax.tree.map(lambda z: (z.real, z.imag) if jnp.iscomplexobj(z) else (z,), tree)
 
 
 def whole(parts, like):
-    """The inverse, for a tree like another one."""
+    """The inverse of `in_parts`, for a tree like `like`."""
     return jax.tree.map(
         lambda z, p: jax.lax.complex(*p) if jnp.iscomplexobj(z) else p[0], like, parts
     )
@@ -74,7 +74,7 @@ def unrolled(cell, params, inputs, reset):
 def test_exact_rtrl_is_the_jacobian_of_the_unrolled_state(name):
     cell = ODD_CELLS[name]
     params, inputs, reset = fidelity.drawn(cell, **RUN)
-    wanted = jax.jit(
+    expected = jax.jit(
         jax.jacobian(lambda parts: unrolled(cell, whole(parts, params), inputs, reset)[0])
     )(in_parts(params))
 
@@ -92,7 +92,7 @@ def test_exact_rtrl_is_the_jacobian_of_the_unrolled_state(name):
     # JAX's gradient by x + iy is (that by x) - i (that by y).
     got = in_parts(jax.tree.map(jnp.conj, by_parameters(exact.influence)))
     for leaf in params:
-        for part, other in zip(got[leaf], wanted[leaf], strict=True):
+        for part, other in zip(got[leaf], expected[leaf], strict=True):
             np.testing.assert_allclose(part, other, rtol=1e-9, atol=1e-12, err_msg=leaf)
             assert np.any(other != 0) == (leaf not in OUTPUT_ONLY.get(name, ()))
 
@@ -124,7 +124,7 @@ def test_gradients_through_the_outputs_are_those_of_the_unrolled_loss(cell):
         losses = jax.vmap(jax.vmap(lambda y, target: loss(apply(y), target)))(outputs, targets)
         return jnp.mean(losses)
 
-    wanted = jax.jit(jax.grad(mean_loss))(params)
+    expected = jax.jit(jax.grad(mean_loss))(params)
 
     def step(state, part):
         gradient, state, _ = learner.gradient(state, part)
@@ -136,8 +136,8 @@ def test_gradients_through_the_outputs_are_those_of_the_unrolled_loss(cell):
     got = jax.jit(lambda state: jax.lax.scan(step, state, segments)[1])(state)
     for leaf in params:
         mean = jnp.mean(got[leaf], axis=0)
-        np.testing.assert_allclose(mean, wanted[leaf], rtol=1e-9, atol=1e-12, err_msg=leaf)
-        assert np.any(wanted[leaf] != 0)
+        np.testing.assert_allclose(mean, expected[leaf], rtol=1e-9, atol=1e-12, err_msg=leaf)
+        assert np.any(expected[leaf] != 0)
 
 
 @pytest.mark.parametrize(("input_size", "hidden_size"), [(4, 8), (64, 64)])

@@ -8,7 +8,7 @@ import pytest
 import kfrtrl_jax
 
 PACKAGE = Path(kfrtrl_jax.__file__).parent
-# What each part of the package must not import.
+# The modules that each part of the package must not import.
 FORBIDDEN = {
     "": {"kfrtrl_jax.studies"},
     "_src": {"kfrtrl_jax.studies", "kfrtrl_jax.training"},

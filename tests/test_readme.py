@@ -1,4 +1,4 @@
-"""The examples of README.md run as they are printed."""
+"""The examples of README.md run as printed."""
 
 import pathlib
 import re

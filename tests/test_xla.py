@@ -1,4 +1,4 @@
-"""What is done for the compiler's sake changes no result."""
+"""Workarounds for the compiler change no result."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Cells at small size on random sequences, and what backpropagation through time says of them."""
+"""Small cells on random sequences, linearized along them."""
 
 from __future__ import annotations
 

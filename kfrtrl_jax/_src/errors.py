@@ -1,4 +1,4 @@
-"""What a user can do wrong; each message is one line: what was given and what would be right."""
+"""Errors that a user can cause. Each message is one line: what was given and what would be right."""
 
 
 class ConfigError(ValueError):

@@ -1,6 +1,6 @@
-"""What the library uses of JAX beyond its documented functions: jaxprs, their equations, tracers.
+"""All uses of JAX beyond its documented functions: jaxprs, their equations, tracers.
 
-Where a release of JAX changes one of these, this is the only module to change.
+If a release of JAX changes one of these, this is the only module to adapt.
 """
 
 from __future__ import annotations
@@ -14,24 +14,24 @@ from jax.interpreters import partial_eval
 
 Literal = core.Literal
 
-# Primitives that only wrap a jaxpr: it can be read in their place.
+# Primitives that only wrap a jaxpr and can be replaced by it.
 TRANSPARENT = frozenset("jit pjit closed_call core_call remat checkpoint remat2".split())
 
-# Primitives that carry a derivative rule of their author's beside the forward jaxpr.
+# Primitives with a custom derivative rule beside the forward jaxpr.
 CUSTOM_PULLBACKS = frozenset("custom_vjp_call custom_vjp_call_jaxpr".split())
 CUSTOM_RULES = CUSTOM_PULLBACKS | {"custom_jvp_call"}
 
-# Primitives that take raw bits (uint32) for a PRNG key.
+# Primitives that read raw bits (uint32) as a PRNG key.
 READS_RAW_KEYS = frozenset("random_wrap threefry2x32".split())
 
 
 def closed(jaxpr: Any) -> Any:
-    """A closed jaxpr, of one that may be open."""
+    """The closed form of a jaxpr that may be open."""
     return jaxpr if hasattr(jaxpr, "consts") else core.ClosedJaxpr(jaxpr, ())
 
 
 def as_function(jaxpr: Any) -> Callable[..., Any]:
-    """A closed jaxpr as a function of its inputs, flat."""
+    """A jaxpr as a function of its flat inputs."""
     return core.jaxpr_as_fun(closed(jaxpr))
 
 
@@ -47,7 +47,7 @@ def bind(primitive: Any, params: dict[str, Any], values: Sequence[Any]) -> Seque
 
 
 def inner_jaxprs(params: dict[str, Any]) -> Iterator[Any]:
-    """The open jaxprs among an equation's parameters: bodies, branches, what is wrapped."""
+    """The open jaxprs among an equation's parameters: loop bodies, branches, wrapped functions."""
     for value in params.values():
         for item in value if isinstance(value, (tuple, list)) else (value,):
             if hasattr(item, "jaxpr") and hasattr(item, "consts"):
@@ -57,7 +57,7 @@ def inner_jaxprs(params: dict[str, Any]) -> Iterator[Any]:
 
 
 def without_unused(jaxpr: Any) -> Any:
-    """An open jaxpr without what no output depends on, in its loops and branches too."""
+    """An open jaxpr without dead code, also inside its loops and branches."""
     return partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))[0]
 
 
@@ -70,17 +70,17 @@ def all_equations(jaxpr: Any) -> Iterator[Any]:
 
 
 def is_traced(value: Any) -> bool:
-    """Whether a value is known only as a tracer, inside of a function that JAX is tracing."""
+    """Whether a value is a tracer, inside a function that JAX is tracing."""
     return isinstance(value, jax.core.Tracer)
 
 
 def is_tracing() -> bool:
-    """Whether JAX is tracing, for `jax.jit` say, where this is called."""
+    """Whether the caller is being traced by JAX, for example inside `jax.jit`."""
     return is_traced(jax.numpy.zeros(()))
 
 
 def origin(primitive: Any, source: Any) -> str:
-    """What an equation is and where in the user's code it comes from, "max at file.py:12".
+    """The name of an equation and its place in the user's code, "max at file.py:12".
 
     Args:
       primitive: the equation's.

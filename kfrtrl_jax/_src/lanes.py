@@ -1,4 +1,4 @@
-"""Lanes: the independent sequences that a batch is made of, their first carry and their restarts."""
+"""Lanes, the independent sequences of a batch: their initial carry and their restarts."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ def is_key(leaf: Any) -> bool:
 
 
 def is_raw_key(leaf: Any) -> bool:
-    """Whether an array has the form of raw PRNG keys, of `jax.random.PRNGKey`: uint32[..., 2]."""
+    """Whether an array has the form of raw PRNG keys (`jax.random.PRNGKey`), uint32[..., 2]."""
     form = jax.eval_shape(lambda: jax.random.key_data(jax.random.key(0)))
     return bool(leaf.dtype == form.dtype and jnp.shape(leaf)[-1:] == form.shape)
 
 
 def initial_lanes(cell: Cell, batch_size: int) -> Any:
-    """The carry of B lanes before their first step; PRNG keys, typed or raw, differ by lane."""
+    """The carry of B lanes before their first step; each lane has its own PRNG keys, typed or raw."""
 
     def folded(keys: Array) -> Array:
         fold = jnp.vectorize(jax.random.fold_in, signature="(),()->()")
@@ -40,9 +40,9 @@ def initial_lanes(cell: Cell, batch_size: int) -> Any:
 
 
 def restarted(cell: Cell, carry: Any, reset: Array) -> Any:
-    """The carry [B, ...] with the lanes of reset [B] at the start of a sequence; PRNG keys go on.
+    """The carry [B, ...] with the lanes in reset [B] set to the start of a sequence.
 
-    Nothing that a sequence starts from has a gradient, nor a past.
+    PRNG keys are not reset. The initial carry has no gradient and no past.
     """
     fresh = cell.initial_carry() if cell.restart is None else jax.vmap(cell.restart)(carry)
     lanes = jax.tree.leaves(carry)[0].shape[0]

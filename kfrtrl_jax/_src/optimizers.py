@@ -11,10 +11,18 @@ import optax
 
 
 def clip_cell(clip_norm: float) -> optax.GradientTransformation:
-    """Scales the gradient under "cell" down to the norm `clip_norm`, if that is more than 0."""
+    """Scales the gradient under "cell" down to the norm `clip_norm`; 0 turns clipping off.
+
+    Its update raises ValueError for gradients that are not a dict with "cell".
+    """
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         del params
+        if not (isinstance(updates, dict) and "cell" in updates):
+            raise ValueError(
+                f'clip_cell needs gradients {{"cell": ..., "readout": ...}}, as a learner gives, got '
+                f"{jax.tree.structure(updates)}"
+            )
         norm = optax.tree.norm(updates["cell"])
         limit = jnp.asarray(clip_norm)
         factor = jnp.where((limit > 0) & (norm > limit), limit / norm, 1.0)

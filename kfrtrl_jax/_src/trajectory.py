@@ -1,4 +1,4 @@
-"""A cell along random inputs, linearized once, and what exact RTRL says of it."""
+"""Cells linearized along random inputs, and exact RTRL along these trajectories."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Bool, Float
 
 from kfrtrl_jax._src.base import Array, Cell, InfluenceEstimator, Key, Linearization, Structure
 from kfrtrl_jax._src.composition import compose
 from kfrtrl_jax._src.estimators.rtrl import rtrl
 from kfrtrl_jax._src.lanes import initial_lanes, restarted
 from kfrtrl_jax._src.linearization.linearizer import make_linearizer
+from kfrtrl_jax._src.shapes import require_key, require_shape
 
 Options = Mapping[str, Any] | None
 
@@ -23,7 +25,7 @@ class Trajectory(NamedTuple):
     """T linearized steps of a cell.
 
     Attributes:
-      structure: the cell's.
+      structure: of the cell.
       linearizations: stacked, [T, B, ...].
     """
 
@@ -36,7 +38,7 @@ class Trajectory(NamedTuple):
         return len(jax.tree.leaves(self.linearizations)[0])
 
     def astype(self, dtype: Any) -> Trajectory:
-        """The same in another precision."""
+        """The same trajectory in another precision."""
         cast = jax.tree.map(lambda x: x.astype(dtype), self.linearizations)
         return Trajectory(self.structure._replace(dtype=jnp.dtype(dtype)), cast)
 
@@ -47,14 +49,14 @@ class Reference(NamedTuple):
     Attributes:
       trajectory: T steps.
       probes: fixed random cotangents, [C, B, n].
-      gradients: those of the probes after every step, [T, C, P].
-      influence: G after the last step, one lane's block after the other's, [B n, P].
+      gradients: c^T G of every probe c after every step, [T, C, P].
+      influence: G after the last step, the blocks of all lanes below each other, [B n, P].
     """
 
     trajectory: Trajectory
-    probes: Array
-    gradients: Array
-    influence: Array
+    probes: Float[Array, "C B n"]
+    gradients: Float[Array, "T C P"]
+    influence: Float[Array, "Bn P"]
 
 
 def drawn(
@@ -65,12 +67,12 @@ def drawn(
     steps: int,
     seed: int,
     restart: bool = True,
-) -> tuple[Any, Array, np.ndarray]:
-    """What a trajectory runs on; the arguments are those of `trajectory`.
+) -> tuple[Any, Float[Array, "T B input_size"], Bool[np.ndarray, "T B"]]:
+    """The random quantities of a trajectory; the arguments are those of `trajectory`.
 
     Returns:
-      The cell's first parameters, its inputs [T, B, input_size], and which lanes start anew before
-      which step, [T, B].
+      The cell's initial parameters, its inputs [T, B, input_size], and the lanes that start anew before
+      each step, [T, B].
     """
     params_key, input_key = jax.random.split(jax.random.key(seed))
     reset = np.zeros((steps, batch_size), bool)
@@ -90,17 +92,24 @@ def trajectory(
     restart: bool = True,
     compiler_options: Options = None,
 ) -> Trajectory:
-    """Runs a cell with its own first parameters on standard normal inputs.
+    """Runs a cell with its own initial parameters on standard normal inputs.
 
     Args:
-      cell: reading vectors of `input_size`.
+      cell: a cell that reads vectors of length `input_size`.
       input_size: length of the inputs.
       batch_size: B.
       steps: T.
       seed: of parameters and inputs.
       restart: whether the last lane starts anew in the middle.
-      compiler_options: of `jax.jit`; at small sizes compiling well takes longer than the run.
+      compiler_options: for `jax.jit`; at small sizes an optimizing compilation takes longer than the
+        run.
+
+    Raises:
+      ValueError: if input_size, batch_size or steps is less than 1.
     """
+    for name, size in (("input_size", input_size), ("batch_size", batch_size), ("steps", steps)):
+        if size < 1:
+            raise ValueError(f"{name} must be at least 1, got {size}")
     linearizer = make_linearizer(cell, jnp.zeros(input_size), batch_size)
 
     @functools.partial(jax.jit, compiler_options=compiler_options)
@@ -130,7 +139,7 @@ def trajectory(
 def reference(
     along: Trajectory, *, probes: int = 8, seed: int = 0, compiler_options: Options = None
 ) -> Reference:
-    """Runs exact RTRL along a trajectory, with a number of probes."""
+    """Runs exact RTRL along a trajectory, and pulls `probes` random cotangents after every step."""
     exact = rtrl()
     size = (along.structure.batch_size, along.structure.state_size)
     cotangents = jax.random.normal(jax.random.key(seed), (probes, *size), along.structure.dtype)
@@ -147,16 +156,23 @@ def reference(
     return Reference(along, cotangents, *run(along.linearizations))
 
 
-def all_cotangents(structure: Structure) -> Array:
-    """One for each unit of each lane, [B n, B, n]: they pull all of G."""
+def all_cotangents(structure: Structure) -> Float[Array, "Bn B n"]:
+    """One unit cotangent per state variable and lane, [B n, B, n]: together they pull all of G."""
     b, n = structure.batch_size, structure.state_size
     return jnp.eye(b * n, dtype=structure.dtype).reshape(-1, b, n)
 
 
-def gradients(estimator: InfluenceEstimator, state: Any, cotangents: Array) -> Array:
-    """What the estimator pulls for cotangents [C, B, n]: [C, P]."""
+def gradients(
+    estimator: InfluenceEstimator, state: Any, cotangents: Float[Array, "C B n"]
+) -> Float[Array, "C P"]:
+    """The gradients that an estimator pulls for cotangents [C, B, n]: [C, P].
 
-    def pull(cotangent: Array) -> Array:
+    Raises:
+      ValueError: if the cotangents do not have three axes.
+    """
+    require_shape("cotangents", cotangents, "C", "B", "n")
+
+    def pull(cotangent: Float[Array, "B n"]) -> Float[Array, " P"]:
         return jnp.concatenate([g.reshape(-1) for g in estimator.pull(state, cotangent)])
 
     return jax.vmap(pull)(cotangents)
@@ -165,11 +181,12 @@ def gradients(estimator: InfluenceEstimator, state: Any, cotangents: Array) -> A
 def push_all(
     estimator: InfluenceEstimator, along: Trajectory, key: Key, segment_length: int = 1
 ) -> Any:
-    """The estimator's state after the whole trajectory, pushed once in every `segment_length` steps.
+    """The estimator's state after the whole trajectory, pushed once per `segment_length` steps.
 
     Raises:
-      ValueError: if that does not divide the number of steps.
+      ValueError: if `segment_length` does not divide the number of steps, or key is not a PRNG key.
     """
+    require_key("key", key)
 
     def push(state: Any, xs: tuple[Linearization, Array]) -> tuple[Any, None]:
         steps, key = xs
@@ -181,10 +198,10 @@ def push_all(
 
 
 def in_segments(along: Trajectory, segment_length: int) -> Linearization:
-    """The linearizations with an axis of segments before that of their steps.
+    """The linearizations with an axis of segments before the axis of steps.
 
     Raises:
-      ValueError: if the length does not divide the number of steps.
+      ValueError: if `segment_length` does not divide the number of steps.
     """
     if along.steps % segment_length:
         raise ValueError(f"{along.steps} steps are not a multiple of {segment_length}")

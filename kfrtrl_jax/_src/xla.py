@@ -1,4 +1,4 @@
-"""What is done for the compiler's sake, each trick with its reason; none of it changes a result."""
+"""Workarounds for the XLA compiler, each with its reason; none of them changes a result."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _ROWS_AT_A_TIME = 8
 
 
 def materialized(x: Array) -> Array:
-    """`x`, which XLA writes to memory before anything reads it.
+    """`x`, written to memory by XLA before anything reads it.
 
-    On CPUs XLA fuses what is cheap to compute into loops that read it many times over, and drops
-    optimization barriers before it does; a division counts as dear. The divisor is 1 (NaN where x is),
-    which XLA cannot know.
+    On CPUs XLA fuses cheap computations into loops that repeat them for every read, and drops
+    optimization barriers before it does so. It considers a division expensive. The divisor is 1 (NaN
+    where x is), which XLA cannot know.
     """
     return x / jnp.where(x == x, 1, x)
 
@@ -32,17 +32,17 @@ def materialized(x: Array) -> Array:
 def norm(x: Array) -> Array:
     """The norm of each lane of x: [B, ...], accumulated in at least float32."""
     x = at_least_float32(x)
-    # Rows first, in a sum of their own: XLA makes one sum of two, and on CPUs that of a whole lane runs
+    # Rows first, in a separate sum: XLA would merge the two, and on CPUs the sum over a whole lane runs
     # on one thread.
     rows = materialized(jnp.sum(x * x, axis=-1))
     return jnp.sqrt(jnp.sum(rows, axis=tuple(range(1, rows.ndim))))
 
 
 def sum_of_rows(x: Array) -> Array:
-    """The sum of the rows of each matrix, [..., rows, columns], that a fused loop computes.
+    """The sum of the rows of each matrix, [..., rows, columns], if a fused loop computes the matrices.
 
-    On CPUs XLA's sum of anything but one array or its squares is a loop over single numbers. Several
-    rows at a time are added up by a loop over vectors, which leaves a smaller array to be summed.
+    On CPUs XLA sums anything but a single array or its squares in a scalar loop. A vectorized loop that
+    adds several rows at a time leaves a smaller array to be summed.
     """
     rows = x.shape[-2]
     if rows % _ROWS_AT_A_TIME:
@@ -52,21 +52,21 @@ def sum_of_rows(x: Array) -> Array:
 
 
 def at_least_float32(x: Array) -> Array:
-    """`x` in its own precision or in single precision, whichever is more: for sums of many terms."""
+    """`x` in its own precision or in float32, whichever is higher: for sums of many terms."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def sum_of_first(x: Array) -> Array:
-    """The sum over the first axis, in one pass: XLA's own on CPUs takes several times as long."""
+    """The sum over the first axis, in one pass; XLA's own sum takes several times as long on CPUs."""
     if len(x) > _FEW_TERMS:
         return jnp.sum(x, axis=0)
     return sum(x[1:], x[0])
 
 
 def in_place_if(condition: Array, change: Callable[[Any], Any], x: Any) -> Any:
-    """change(x) where a condition holds, else x.
+    """change(x) if the condition holds, else x.
 
-    A conditional would copy x where it does not; a loop of no rounds leaves it where it is.
+    A conditional would copy x even if the condition does not hold; a loop without iterations does not.
     """
     return jax.lax.while_loop(
         lambda state: state[0],
@@ -78,28 +78,28 @@ def in_place_if(condition: Array, change: Callable[[Any], Any], x: Any) -> Any:
 def outer_sum(left: Array, right: Array) -> Array:
     """sum_t left_t right_t^T for [B, T, m] and [B, T, g]: [B, m, g].
 
-    Of one term it is no product for a library of products, which would take several times as long.
+    For a single term this avoids the matrix product library, which would take several times as long.
     """
     if left.shape[1] == 1:
         return left[:, 0, :, None] * right[:, 0, None, :]
     return jnp.einsum("btm,btg->bmg", left, right)
 
 
-# Or every step of a scan copies the influence: otherwise XLA cannot tell that all its readers are done.
+# Otherwise XLA:CPU copies the influence at every step of a scan, as if it still had other readers.
 _IN_PLACE = {"xla_cpu_copy_insertion_use_region_analysis": True}
-# YNNPACK is the faster one for reductions and single products. Of a batch of products of some hundred
-# rows it makes use of one thread, where Eigen makes use of all.
+# YNNPACK is faster for reductions and single products. For a batch of products of some hundred rows it
+# uses one thread, where Eigen uses all.
 _BATCHES_IN_EIGEN = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"}
 
 
 def jit(function: Callable[..., Any], *, donate_argnums: int | Sequence[int] = ()) -> FastestJit:
-    """`jax.jit` under the compiler options that are fastest for what the function mostly computes.
+    """`jax.jit` with the compiler options that are fastest for most of the function's work.
 
-    They change no result beyond rounding. On other backends than the CPU there are none.
+    They change results by rounding errors alone. Backends other than the CPU have no such options.
 
     Args:
-      function: any function of pytrees of arrays. What its first arguments tell decides for all.
-      donate_argnums: as of `jax.jit`.
+      function: any function of pytrees of arrays. Its first call decides the options for all calls.
+      donate_argnums: as for `jax.jit`.
     """
     return FastestJit(function, donate_argnums)
 
@@ -117,13 +117,13 @@ class FastestJit:
         return self._choose(args)(*args)
 
     def lower(self, *args: Any) -> Any:
-        """As that of `jax.jit`: for arrays, or for their shapes alone."""
+        """Like `lower` of a `jax.jit`: takes arrays, or their shapes alone."""
         return self._choose(args).lower(*args)
 
     def _choose(self, args: Sequence[Any]) -> Any:
         if self._jitted is None:
             jitted = functools.partial(jax.jit, self._function, donate_argnums=self._donate_argnums)
-            # JAX keeps the trace: the function is traced but once.
+            # JAX caches the trace: the function is traced only once.
             traced = jitted().trace(*args).jaxpr.jaxpr
             batched, single = products(jax_internals.without_unused(traced))
             options = option_sets()["in Eigen" if batched > single else "in YNNPACK"]
@@ -133,9 +133,9 @@ class FastestJit:
 
 @functools.cache
 def option_sets() -> dict[str, dict[str, Any]]:
-    """Compiler options, by where they have products made; empty on other backends than the CPU.
+    """Compiler options by the library that computes products; empty on backends other than the CPU.
 
-    Of XLA's own options, which come and go between its versions, those that this one knows.
+    XLA's options come and go between versions: only those known to this version are included.
     """
     return {
         "in YNNPACK": known(_IN_PLACE),
@@ -144,7 +144,7 @@ def option_sets() -> dict[str, dict[str, Any]]:
 
 
 def products(jaxpr: Any) -> tuple[int, int]:
-    """Multiplications in batches of products of two matrices, and in all other products."""
+    """(multiplications in batches of matrix-matrix products, multiplications in all other products)."""
     counts = [0, 0]
     for equation in jaxpr.eqns:
         if equation.primitive.name == "dot_general":
@@ -163,7 +163,7 @@ def products(jaxpr: Any) -> tuple[int, int]:
 
 
 def known(options: dict[str, Any]) -> dict[str, Any]:
-    """Those of some compiler options of the CPU that this version of XLA has; none elsewhere."""
+    """The given CPU compiler options that this version of XLA has; empty on other backends."""
     if jax.default_backend() != "cpu":
         return {}
     return {name: value for name, value in options.items() if _is_known(name, value)}

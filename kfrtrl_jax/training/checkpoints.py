@@ -1,7 +1,7 @@
-"""Whole run states on disk, written atomically by Orbax.
+"""Complete run states on disk, written atomically by Orbax.
 
-A checkpoint is a flat dict of arrays named by their place in the state, with a digest of all bytes:
-what is restored is bit for bit what was saved, or is refused.
+A checkpoint is a flat dict of arrays named by their path in the state, with a digest of all bytes. A
+restored state is bit for bit the saved one; otherwise the checkpoint is refused.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from kfrtrl_jax._src.lanes import is_key
 from kfrtrl_jax.errors import WorkdirError
 from kfrtrl_jax.training.config import one_line
 
-# Orbax announces its every step.
+# Orbax logs every one of its steps.
 logging.getLogger("absl").addFilter(
     lambda record: record.levelno >= logging.ERROR or "orbax" not in record.pathname
 )
@@ -31,7 +31,7 @@ class Restored(NamedTuple):
     """A checkpoint read back.
 
     Attributes:
-      step: at which it was saved.
+      step: the step at which it was saved.
       state: the pytree.
       info: the plain values saved with it.
     """
@@ -45,9 +45,9 @@ class Checkpoints(NamedTuple):
     """The checkpoints of a run.
 
     Attributes:
-      save: (step, state, info) -> None; does nothing if the step is there.
-      restore: (like, warn) -> the newest sound checkpoint, or None if none was ever written. `like` is
-        a pytree of shapes and dtypes; `warn` is called with a line for every one that is not sound.
+      save: (step, state, info) -> None; does nothing if there is a checkpoint of that step.
+      restore: (like, warn) -> the newest intact checkpoint, or None if none was ever written. `like` is
+        a pytree of shapes and dtypes; `warn` is called with a line for every broken checkpoint.
       last_step: () -> the newest checkpoint's step, or None.
       close: () -> None.
     """
@@ -59,7 +59,7 @@ class Checkpoints(NamedTuple):
 
 
 def open_checkpoints(folder: Path, keep: int = 2) -> Checkpoints:
-    """The checkpoints in a folder, of which the last `keep` stay."""
+    """The checkpoints in a folder, of which the last `keep` are kept."""
     manager = ocp.CheckpointManager(
         folder.absolute(),
         options=ocp.CheckpointManagerOptions(
@@ -112,7 +112,7 @@ def open_checkpoints(folder: Path, keep: int = 2) -> Checkpoints:
 
 
 def save_parameters(folder: Path, parameters: Any) -> None:
-    """Writes parameters to a folder, in place of what was there."""
+    """Writes parameters to a folder, replacing its contents."""
     checkpointer = ocp.Checkpointer(ocp.StandardCheckpointHandler())
     checkpointer.save(
         folder.absolute(), args=ocp.args.StandardSave(to_arrays(parameters)), force=True
@@ -125,10 +125,10 @@ def load_parameters(folder: Path, like: Any) -> Any:
 
     Args:
       folder: written by `save_parameters`.
-      like: a pytree of arrays, or of their shapes and dtypes, with the structure wanted.
+      like: a pytree of arrays, or of their shapes and dtypes, with the expected structure.
 
     Raises:
-      WorkdirError: if they are not there, broken, or of another shape.
+      WorkdirError: if the parameters are missing, broken, or of another shape.
     """
     checkpointer = ocp.Checkpointer(ocp.StandardCheckpointHandler())
     try:
@@ -143,7 +143,7 @@ def load_parameters(folder: Path, like: Any) -> Any:
 
 
 def to_arrays(tree: Any) -> dict[str, np.ndarray]:
-    """A pytree as named arrays on the host: typed keys as their data, empty arrays left out."""
+    """A pytree as named arrays on the host: typed keys as their data, without empty arrays."""
     named, _ = jax.tree_util.tree_flatten_with_path(tree)
     arrays = {}
     for path, leaf in named:
@@ -165,18 +165,20 @@ def from_arrays(arrays: Mapping[str, np.ndarray], like: Any) -> Any:
     expected = {name for name, (_, leaf) in zip(names, named) if leaf.size}
     if expected != set(arrays):
         different = sorted(expected ^ set(arrays))
-        raise ValueError(f"it has other arrays than this program: {', '.join(different[:3])}")
+        raise ValueError(
+            f"its arrays differ from those of this program: {', '.join(different[:3])}"
+        )
     leaves = []
     for name, (_, leaf) in zip(names, named):
         if not leaf.size:
             leaves.append(jnp.zeros(leaf.shape, leaf.dtype))
             continue
-        # A copy: an array of the host may be shared with the device, and then donated.
+        # A copy: an array on the host may share memory with the device, and then be donated.
         array = jnp.array(arrays[name], copy=True)
         array = jax.random.wrap_key_data(array) if is_key(leaf) else array
         if array.shape != leaf.shape or array.dtype != leaf.dtype:
-            given, wanted = f"{array.dtype}{list(array.shape)}", f"{leaf.dtype}{list(leaf.shape)}"
-            raise ValueError(f"{name} is {given}, not {wanted}")
+            found, target = f"{array.dtype}{list(array.shape)}", f"{leaf.dtype}{list(leaf.shape)}"
+            raise ValueError(f"{name} is {found}, not {target}")
         leaves.append(array)
     return jax.tree_util.tree_unflatten(structure, leaves)
 

@@ -1,6 +1,6 @@
-"""What the programs in `experiments` share: flags, refusals in one line, exit codes.
+"""The command line of the programs in `experiments`: flags, one-line errors, exit codes.
 
-Exit codes: 0 done, 1 a run that failed, 2 refused input, 130 and 143 stopped by ctrl-C and SIGTERM.
+Exit codes: 0 success, 1 a failed run, 2 invalid input, 130 and 143 stopped by ctrl-C and SIGTERM.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from kfrtrl_jax.training.metrics import NonFiniteError
 
 flags.disclaim_key_flags()
 
-# What /proc/cpuinfo says of instructions, on x86 and on ARM.
+# The lines of /proc/cpuinfo that determine a processor's instructions, on x86 and on ARM.
 _PROCESSOR_LINES = (
     *("vendor_id", "cpu family", "model", "stepping", "flags"),
     *("Features", "CPU implementer", "CPU architecture", "CPU variant", "CPU part"),
@@ -38,7 +38,7 @@ REFUSED = (ConfigError, DataError, WorkdirError, UnsupportedCellError)
 
 
 class Invocation(NamedTuple):
-    """What the command line says.
+    """The parsed command line.
 
     Attributes:
       config: from the config file, with the overrides applied; not yet checked.
@@ -54,10 +54,10 @@ class Invocation(NamedTuple):
 
 
 class _ConfigFile(ConfigFileFlagParser):
-    """Reads config files with our own errors, and gives them the sections that they leave out.
+    """Reads config files with our own errors, and adds the sections that they leave out.
 
     Attributes:
-      sections: those of a training config; none for a program with fields of its own.
+      sections: those of a training config; none for a program with its own fields.
     """
 
     sections: Collection[str] = ()
@@ -78,8 +78,8 @@ def define_flags(sections: Collection[str] = tuple(SECTIONS)) -> None:
     """Defines --config, with its overrides, and --workdir.
 
     Args:
-      sections: those that a config has even if its file leaves them out; none for a program whose
-        configs are not those of a training run, and which checks them itself.
+      sections: those added to a config whose file leaves them out; none for a program with configs of
+        its own, which it checks itself.
     """
     config_flags.DEFINE_config_file(
         "config",
@@ -110,7 +110,7 @@ def run(program: Callable[[Invocation], Any]) -> None:
             print(stop, file=sys.stderr)
             return stop.exit_code
         except KeyboardInterrupt:
-            print("stopped at once, nothing saved since the last checkpoint", file=sys.stderr)
+            print("stopped immediately; nothing saved since the last checkpoint", file=sys.stderr)
             return 130
         return 0
 
@@ -118,7 +118,7 @@ def run(program: Callable[[Invocation], Any]) -> None:
 
 
 def run_plain(program: Callable[[], int]) -> None:
-    """Runs a program that has flags of its own and no config; it returns the exit code."""
+    """Runs a program that has its own flags and no config, and that returns the exit code."""
 
     def parse(argv: Sequence[str]) -> None:
         try:
@@ -162,7 +162,7 @@ def _read(argv: Sequence[str]) -> Invocation:
     try:
         rest = flags.FLAGS(argv)
     except flags.Error as error:
-        # absl wraps the errors of a flag's parser in its own.
+        # absl wraps the errors of a flag's parser in its own errors.
         raise error.__context__ if isinstance(error.__context__, ConfigError) else error from None
     _hush_libraries()
     if flags.FLAGS.config is None:
@@ -182,19 +182,20 @@ def _complain(error: BaseException, code: int) -> int:
 
 
 def _hush_libraries() -> None:
-    """Else absl would show all that the libraries have to say."""
+    """Silences third-party logs below warnings, unless --verbosity is given."""
     verbosity = flags.FLAGS["verbosity"]
     if verbosity.using_default_value:
         verbosity.value, verbosity.using_default_value = logging.WARNING, False
 
 
 def _keep_compiled_programs() -> None:
-    """Keeps compiled programs between runs, so that a run like one before starts at once.
+    """Caches compiled programs between runs, so that a repeated program starts at once.
 
-    They lie in $XDG_CACHE_HOME/kfrtrl_jax (~/.cache/kfrtrl_jax), a folder for each kind of processor:
-    what is compiled for one may not run on another, and JAX does not tell them apart where a home is
-    shared. JAX's own JAX_COMPILATION_CACHE_DIR moves them (the folder is then as given),
-    JAX_ENABLE_COMPILATION_CACHE=0 keeps none; nor does a folder that cannot be written.
+    The cache is in $XDG_CACHE_HOME/kfrtrl_jax (~/.cache/kfrtrl_jax), with a folder per kind of
+    processor: a program compiled for one may not run on another, and JAX does not tell processors apart
+    if they share a home directory. JAX's own JAX_COMPILATION_CACHE_DIR moves the cache to exactly that
+    folder, and JAX_ENABLE_COMPILATION_CACHE=0 turns it off. If the folder cannot be written, nothing is
+    cached.
     """
     settings: Any = jax.config
     if settings.jax_compilation_cache_dir is not None or not settings.jax_enable_compilation_cache:
@@ -202,21 +203,21 @@ def _keep_compiled_programs() -> None:
     base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     cache = Path(base) / "kfrtrl_jax" / processor_name()
     try:
-        # For its owner alone: who can write there can make others' runs do anything.
+        # For its owner alone: anyone who can write there could run code in the owner's name.
         cache.mkdir(mode=0o700, parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=cache):
             pass
     except OSError as error:
-        logging.info("compiled programs are not kept: %s", error)
+        logging.info("compiled programs are not cached: %s", error)
         return
     jax.config.update("jax_compilation_cache_dir", str(cache))
 
 
 def processor_name() -> str:
-    """The processor's architecture, and a digest of what its instructions are, as far as is known."""
+    """The processor's architecture, with a digest of its instruction set as far as it is known."""
     described = platform.processor()
     with contextlib.suppress(OSError):
-        # The first of the processors; its clock and numbers aside.
+        # The first processor's entry, without its number and clock rate.
         lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
         described = "\n".join(line for line in lines if line.startswith(_PROCESSOR_LINES))
     return f"{platform.machine()}-{hashlib.sha256(described.encode()).hexdigest()[:12]}"

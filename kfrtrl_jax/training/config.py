@@ -1,8 +1,8 @@
-"""Experiment configs: read from a file, checked, and made whole before anything compiles.
+"""Experiment configs: read from a file, checked, and completed before anything compiles.
 
 A config is a nested dict of plain values. Its sections `cell`, `estimator`, `credit`, `task` and
-`optimizer` each name a factory of the library; the other fields of a section are that factory's keyword
-arguments, so that the factory's signature is the section's schema and there is none to keep beside it.
+`optimizer` each name a factory of the library. The other fields of a section are that factory's keyword
+arguments, so the signature of the factory is the schema of the section.
 """
 
 from __future__ import annotations
@@ -34,21 +34,21 @@ class RunFields(NamedTuple):
     """The fields of a config outside its sections.
 
     Attributes:
-      num_steps: time steps of the whole run, a multiple of log_every. A run may be extended by raising
-        it.
+      num_steps: time steps of the whole run, a multiple of log_every. Raise it to extend a run.
       seed: of everything random in the run.
-      log_every: time steps between two lines of metrics, a multiple of segment_length.
-      segment_length: K, time steps for each push of the influence.
-      update_every: U, time steps for each update of the parameters, a divisor of segment_length; 0 is
+      log_every: time steps per line of metrics, a multiple of segment_length.
+      segment_length: K, time steps per push of the influence.
+      update_every: U, time steps per update of the parameters, a divisor of segment_length; 0 means
         segment_length.
-      window: time steps whose linearizations are kept, a multiple of segment_length; 0 is
+      window: time steps whose linearizations are kept, a multiple of segment_length; 0 means
         segment_length. See `make_learner` for these three.
       immediate: where the immediate Jacobian of a step enters, see `make_learner`.
-      eval_every: time steps between two evaluations on held-out text, a multiple of log_every; 0 is
-        only at the end.
-      eval_lanes: stretches that the held-out text is cut into; 1 is the whole text in order.
-      checkpoint_every: time steps between two checkpoints, a multiple of log_every; 0 is only at the
-        end and when stopped.
+      eval_every: time steps per evaluation on held-out text, a multiple of log_every; 0 means only at
+        the end.
+      eval_lanes: the number of stretches that the held-out text is cut into; 1 means the whole text in
+        order.
+      checkpoint_every: time steps per checkpoint, a multiple of log_every; 0 means only at the end and
+        when stopped.
     """
 
     num_steps: int
@@ -64,13 +64,13 @@ class RunFields(NamedTuple):
 
 
 class Section(NamedTuple):
-    """What a section of a config may hold.
+    """The schema of a section of a config.
 
     Attributes:
-      factories: by name; a section without names has the one factory "".
+      factories: by name; a section without names has a single factory "".
       supplied: arguments of the factories that do not come from the config.
-      extra: fields that all of them have beside their arguments, with their defaults.
-      name: of the factory where the config names none; None if it has to.
+      extra: additional fields that belong to no factory, with their defaults.
+      name: of the default factory; None if the config must name one.
     """
 
     factories: Mapping[str, Callable[..., Any]]
@@ -88,7 +88,7 @@ SECTIONS: dict[str, Section] = {
     "optimizer": Section(OPTIMIZERS),
 }
 
-# Bounds of fields wherever they occur, as intervals; other integers are at least 0.
+# Bounds of fields by name, in any section, as intervals; other integers are at least 0.
 _BOUNDS: dict[str, str] = {
     "num_steps": "[1, 2147483647]",
     "log_every": "[1, inf)",
@@ -110,7 +110,7 @@ _BOUNDS: dict[str, str] = {
 
 
 class Field(NamedTuple):
-    """The type and the default of a field; REQUIRED where there is none."""
+    """The type and the default of a field; REQUIRED if it has no default."""
 
     annotation: Any
     default: Any
@@ -119,15 +119,15 @@ class Field(NamedTuple):
 def resolve(config: Any, overridden: Iterable[str] = ()) -> FrozenConfigDict:
     """Checks a config and fills in every default.
 
-    Where the name of a section was overridden, fields that the config file gave for its own choice and
-    that the new one does not have are left out.
+    If the name of a section was overridden, fields from the config file that the new factory does not
+    have are dropped.
 
     Args:
       config: a ConfigDict or nested dict.
-      overridden: paths of the fields that were set on top of the config file ("estimator.name").
+      overridden: paths of the fields that override the config file ("estimator.name").
 
     Returns:
-      The whole config, immutable.
+      The complete config, immutable.
 
     Raises:
       ConfigError: for an unknown field or name, a wrong type or a value out of range.
@@ -151,7 +151,7 @@ def resolve(config: Any, overridden: Iterable[str] = ()) -> FrozenConfigDict:
 
 
 def float_fields(config: Mapping[str, Any]) -> frozenset[str]:
-    """The paths of a resolved config's float fields, which one program can hold many values of."""
+    """The paths of a resolved config's float fields; one program can run many values of these."""
     paths = set()
     for name, section in SECTIONS.items():
         fields = _section_fields(section, config[name].get("name", ""))
@@ -160,7 +160,7 @@ def float_fields(config: Mapping[str, Any]) -> frozenset[str]:
 
 
 def arguments(config: Any, section: str, floats: Mapping[str, Any]) -> dict[str, Any]:
-    """The keyword arguments in a section, with those in `floats` (by path) in place of the config's."""
+    """The keyword arguments of a section; values in `floats`, by path, replace those of the config."""
     spec = SECTIONS[section]
     return {
         key: floats.get(f"{section}.{key}", value)
@@ -170,7 +170,7 @@ def arguments(config: Any, section: str, floats: Mapping[str, Any]) -> dict[str,
 
 
 def check_path(path: str) -> None:
-    """Refuses the path of an override that no config can have, whatever its components.
+    """Refuses the path of an override that exists in no config.
 
     Raises:
       ConfigError: with the nearest names.
@@ -182,7 +182,7 @@ def check_path(path: str) -> None:
     if head in SECTIONS and not rest:
         raise ConfigError(f"config.{head} is a section; set its fields, as in config.{head}.name")
     if len(rest) > (head in SECTIONS):
-        raise ConfigError(f"config.{path} is not a field of a config; {head} has no such depth")
+        raise ConfigError(f"config.{path} is not a field of a config; {head} has no such subfield")
 
 
 def call(path: str, function: str, *args: str) -> Any:
@@ -272,7 +272,7 @@ def _check_fields(
 
 
 def _check_value(path: str, value: Any, annotation: Any) -> Any:
-    """The value as the annotation wants it: an int given for a float becomes one."""
+    """The value in the annotation's type: an int given for a float becomes a float."""
     origin, options = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is Literal:
         if value not in options:
@@ -316,10 +316,10 @@ def _check_bounds(path: str, key: str, value: Any) -> None:
     if not (too_low or too_high):
         return
     if high == math.inf:
-        wanted = f"at least {low:g}" if bounds[0] == "[" else f"more than {low:g}"
+        allowed = f"at least {low:g}" if bounds[0] == "[" else f"more than {low:g}"
     else:
-        wanted = f"in {bounds}"
-    raise ConfigError(f"{path} must be {wanted}, got {value}")
+        allowed = f"in {bounds}"
+    raise ConfigError(f"{path} must be {allowed}, got {value}")
 
 
 def _check_multiples(config: Mapping[str, Any]) -> None:
@@ -344,7 +344,7 @@ def _check_multiples(config: Mapping[str, Any]) -> None:
 def _check_immediate(config: Mapping[str, Any]) -> None:
     if config["immediate"] == "estimated" and config["window"] > 1:
         raise ConfigError(
-            'config.immediate = "estimated" pushes the influence at every step and keeps none: it '
+            'config.immediate = "estimated" pushes the influence at every step and keeps no steps: it '
             "needs segment_length = 1 and window = 1"
         )
 
@@ -354,17 +354,17 @@ def _check_credit(config: Mapping[str, Any]) -> None:
         return
     if not config["update_every"] == config["segment_length"] == config["window"]:
         raise ConfigError(
-            "config.credit closes a segment that is one update: it needs update_every and window equal "
-            f"to segment_length ({config['segment_length']})"
+            "config.credit closes a segment with a single update: it needs update_every and window "
+            f"equal to segment_length ({config['segment_length']})"
         )
     if config["immediate"] == "estimated":
         raise ConfigError(
-            'config.immediate = "estimated" backpropagates through no segment, which a credit needs: '
-            'use immediate = "exact" or credit.name = "none"'
+            'config.immediate = "estimated" does not backpropagate through segments, which a credit '
+            'needs: use immediate = "exact" or credit.name = "none"'
         )
     if config["credit"]["share"] == 1 and config["estimator"]["name"] != "truncated":
         raise ConfigError(
-            "config.credit.share = 1 leaves the past-facing estimator no part: use "
+            "config.credit.share = 1 leaves no part of the gradient to the influence estimator: use "
             'estimator.name = "truncated" or a share below 1'
         )
 

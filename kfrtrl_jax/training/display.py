@@ -1,4 +1,4 @@
-"""How a run shows itself: a progress bar on a terminal, plain lines elsewhere, a table at the end."""
+"""The display of a run: a progress bar on a terminal, plain lines elsewhere, a table at the end."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def make_display(num_steps: int, start: int, console: Console | None = None) -> 
 
 
 def status(record: Record) -> str:
-    """The numbers of a record that one watches."""
+    """The main numbers of a record."""
     parts = [f"loss {record['running_loss']:.3f} bits/char"]
     if "sequence_length" in record:
         parts.append(f"T* {record['sequence_length']:g}")
@@ -46,7 +46,7 @@ def status(record: Record) -> str:
 
 
 def print_table(title: str, rows: Mapping[str, Any], console: Console | None = None) -> None:
-    """A table of names and values, those that are None left out."""
+    """Prints a table of names and values, without those that are None."""
     table = Table(title=title, show_header=False, title_justify="left")
     for name, value in rows.items():
         if value is not None:
@@ -60,7 +60,7 @@ def print_columns(
     rows: Iterable[Iterable[str]],
     console: Console | None = None,
 ) -> None:
-    """A table with a header."""
+    """Prints a table with a header."""
     table = Table(title=title, title_justify="left")
     for column in columns:
         table.add_column(column)
@@ -70,7 +70,7 @@ def print_columns(
 
 
 def duration(seconds: float) -> str:
-    """Such as 1:02:03 or 4:05."""
+    """A duration such as 1:02:03 or 4:05."""
     minutes, second = divmod(round(seconds), 60)
     hours, minute = divmod(minutes, 60)
     return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"

@@ -1,4 +1,4 @@
-"""Bits per character on held-out text, the state carried from its first character to its last."""
+"""Bits per character on held-out text, with the state carried from the first character to the last."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy as np
 import optax
 
 from kfrtrl_jax._src.lanes import initial_lanes
+from kfrtrl_jax._src.shapes import require_shape
 from kfrtrl_jax.base import Array, Cell
 from kfrtrl_jax.learning import predict
 from kfrtrl_jax.readouts import Readout
@@ -27,13 +28,13 @@ def losses(
 ) -> Array:
     """The losses of all characters but the first, each predicted exactly once.
 
-    The text is cut into contiguous stretches, one for each lane, read in parallel. A lane reads the
-    `warm_up` characters before its stretch without their being counted. One lane is the exact protocol:
-    the whole text in order.
+    The text is cut into contiguous stretches, one per lane, which are read in parallel. A lane first
+    reads the `warm_up` characters before its stretch, whose losses do not count. One lane is the exact
+    protocol: the whole text in order.
 
     Args:
-      cell: reads tokens.
-      readout: gives logits.
+      cell: a cell that reads tokens.
+      readout: from its output to logits.
       parameters: {"cell": ..., "readout": ...}.
       tokens: [N].
       lanes: at most N - 1 are used.
@@ -41,7 +42,11 @@ def losses(
 
     Returns:
       [T], in bits, summed over the lanes that read at the same time; the sum is over N - 1 characters.
+
+    Raises:
+      ValueError: if tokens does not have exactly one axis.
     """
+    require_shape("tokens", tokens, "N")
     count = tokens.shape[0] - 1
     lanes = min(lanes, count)
     stretch = -(-count // lanes)
@@ -57,7 +62,7 @@ def losses(
         )
         loss = optax.softmax_cross_entropy_with_integer_labels(logits, tokens[here + 1])
         counted = (time >= 0) & (positions < count)
-        # Before the text begins there is nothing to read: the lane stays as it was.
+        # Before the start of the text there is nothing to read, and the lane keeps its carry.
         begun = positions >= 0
         carry = jax.tree.map(
             lambda a, b: jnp.where(begun.reshape(-1, *[1] * (a.ndim - 1)), a, b), new, carry
@@ -69,5 +74,5 @@ def losses(
 
 
 def mean(losses: Any, num_tokens: int) -> Any:
-    """Bits per character from `losses` [..., T], added in float64."""
+    """Bits per character from `losses` [..., T], summed in float64."""
     return np.sum(np.asarray(losses), axis=-1, dtype=np.float64) / (num_tokens - 1)

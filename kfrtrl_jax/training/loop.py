@@ -15,10 +15,10 @@ import jax.numpy as jnp
 
 from kfrtrl_jax._src import xla
 from kfrtrl_jax.training import checkpoints, display, evaluation, metrics, plots, workdir
-from kfrtrl_jax.training.program import ChunkMetrics, Program, RunState, build, check_memory
+from kfrtrl_jax.training.program import ChunkMetrics, Experiment, RunState, build, check_memory
 
 CURVE = "learning_curve.png"
-# These say how far to go and where to stop on the way, not what happens there.
+# Fields that may differ when a run is resumed, as they do not affect its steps.
 FREE_FIELDS = frozenset({"num_steps"})
 
 
@@ -26,10 +26,10 @@ Evaluate = Callable[[str, Any], float]
 
 
 class Interrupted(Exception):  # noqa: N818 - not an error: the run did as it was told
-    """A run stopped by a signal; its message says how to go on.
+    """A run stopped by a signal; its message says how to continue.
 
     Attributes:
-      exit_code: 128 plus the signal's number, as a shell has it.
+      exit_code: 128 plus the signal's number, the convention of shells.
     """
 
     def __init__(self, message: str, number: int):
@@ -38,12 +38,12 @@ class Interrupted(Exception):  # noqa: N818 - not an error: the run did as it wa
 
 
 class Progress(NamedTuple):
-    """What a run knows beside its state; it is saved with every checkpoint.
+    """A run's progress beside its state, saved with every checkpoint.
 
     Attributes:
       wall_time: seconds of run time so far.
       best_loss: the lowest validation loss so far.
-      best_step: where that was.
+      best_step: the step of that loss.
     """
 
     wall_time: float = 0.0
@@ -52,12 +52,12 @@ class Progress(NamedTuple):
 
 
 def train(config: Any, folder: Path) -> dict[str, Any]:
-    """Runs an experiment, or goes on with it where its last checkpoint is.
+    """Runs an experiment, or continues it from its last checkpoint.
 
     Args:
       config: from `config.resolve`.
-      folder: the workdir; it gets config.json, metrics.jsonl, checkpoints/, tensorboard/, a picture of
-        the learning curve, final/ and, where there is held-out text, best/.
+      folder: the workdir. It receives config.json, metrics.jsonl, checkpoints/, tensorboard/, a picture
+        of the learning curve, final/ and, if there is held-out text, best/.
 
     Returns:
       The summary, also written to summary.json.
@@ -65,21 +65,21 @@ def train(config: Any, folder: Path) -> dict[str, Any]:
     Raises:
       ConfigError, DataError, WorkdirError, UnsupportedCellError: before anything is computed.
       NonFiniteError: if the loss, the gradient or the state stops being finite.
-      Interrupted: if SIGTERM or ctrl-C came; the run is saved.
+      Interrupted: on SIGTERM or ctrl-C; the run is saved.
     """
-    program = build(config)
-    check_memory(program, config)
+    experiment = build(config)
+    check_memory(experiment, config)
     with (
         workdir.hold(folder),
         catch_signals() as signals,
         contextlib.closing(_open_checkpoints(folder, config)) as saved,
     ):
-        return _run(config, folder, program, saved, signals)
+        return _run(config, folder, experiment, saved, signals)
 
 
 @contextlib.contextmanager
 def catch_signals() -> Iterator[list[int]]:
-    """Collects SIGTERM and SIGINT instead of dying of them; a second one kills as ever."""
+    """Collects SIGTERM and SIGINT instead of ending the process; a second signal ends it as usual."""
     received: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield received
@@ -110,18 +110,18 @@ def _open_checkpoints(folder: Path, config: Any) -> checkpoints.Checkpoints:
 def _run(
     config: Any,
     folder: Path,
-    program: Program,
+    experiment: Experiment,
     saved: checkpoints.Checkpoints,
     signals: list[int],
 ) -> dict[str, Any]:
-    like = jax.eval_shape(lambda: program.init(config.seed))
+    like = jax.eval_shape(lambda: experiment.init(config.seed))
     warnings: list[str] = []
     restored = saved.restore(like, warnings.append)
     if restored:
         step, state, progress = restored.step, restored.state, Progress(**restored.info)
     else:
-        step, state, progress = 0, jax.jit(program.init)(config.seed), Progress()
-    evaluate = _evaluator(program)
+        step, state, progress = 0, jax.jit(experiment.init)(config.seed), Progress()
+    evaluate = _evaluator(experiment)
     show = display.make_display(config.num_steps, step)
     with metrics.open_writer(folder, step) as writer, contextlib.closing(show):
         for warning in warnings:
@@ -129,20 +129,20 @@ def _run(
         if restored:
             show.note(f"continuing {folder} at step {step}")
         else:
-            show.note(str(program.check()))
+            show.note(str(experiment.check()))
         if step < config.num_steps:
-            run = _Run(config, folder, program, saved, writer, show, evaluate, signals)
+            run = _Run(config, folder, experiment, saved, writer, show, evaluate, signals)
             state, progress = _advance(run, state, step, progress)
-    # A run that had already gone further than it is asked to now stays where it is.
-    return _finish(config, folder, program, state, progress, evaluate)
+    # A run that is already past num_steps stays as it is.
+    return _finish(config, folder, experiment, state, progress, evaluate)
 
 
 class _Run(NamedTuple):
-    """The surroundings of a run's loop."""
+    """The context of a run's loop."""
 
     config: Any
     folder: Path
-    program: Program
+    experiment: Experiment
     saved: checkpoints.Checkpoints
     writer: metrics.Writer
     show: display.Display
@@ -157,13 +157,13 @@ def _advance(
     config = run.config
     begun = time.monotonic() - progress.wall_time
     abstract = jax.eval_shape(lambda: state)
-    jitted = xla.jit(run.program.run_chunk, donate_argnums=0)
+    jitted = xla.jit(run.experiment.run_chunk, donate_argnums=0)
     chunk = jitted.lower(abstract).compile()
     lap = time.monotonic()
     pending: tuple[ChunkMetrics, int] | None = None
 
     def fetch(results: ChunkMetrics, at: int) -> metrics.Record:
-        """Waits for the chunk that ends at a step; its record."""
+        """Waits for the chunk that ends at step `at`; returns its record."""
         nonlocal lap
         fetched = jax.device_get(results)
         metrics.check_finite(fetched)
@@ -184,10 +184,10 @@ def _advance(
             state, results = chunk(state)
             step += config.log_every
             if pending is not None:
-                # The chunk before is looked at while the device is at work on this one.
+                # The previous chunk's metrics are logged while the device computes this one.
                 log(fetch(*pending))
             pending = (results, step)
-            evaluating = "valid" in run.program.held_out and due(config.eval_every)
+            evaluating = "valid" in run.experiment.held_out and due(config.eval_every)
             if evaluating or due(config.checkpoint_every):
                 record, pending = fetch(*pending), None
                 if evaluating:
@@ -222,9 +222,9 @@ def _advance(
     return state, progress
 
 
-def _evaluator(program: Program) -> Evaluate:
-    tokens = {name: jnp.asarray(array, jnp.int32) for name, array in program.held_out.items()}
-    losses = jax.jit(program.evaluate)
+def _evaluator(experiment: Experiment) -> Evaluate:
+    tokens = {name: jnp.asarray(array, jnp.int32) for name, array in experiment.held_out.items()}
+    losses = jax.jit(experiment.evaluate)
 
     def evaluate(name: str, parameters: Any) -> float:
         return float(evaluation.mean(losses(parameters, tokens[name]), len(tokens[name])))
@@ -235,18 +235,18 @@ def _evaluator(program: Program) -> Evaluate:
 def _finish(
     config: Any,
     folder: Path,
-    program: Program,
+    experiment: Experiment,
     state: RunState,
     progress: Progress,
     evaluate: Evaluate,
 ) -> dict[str, Any]:
-    """Final parameters, test loss, summary and picture."""
+    """Writes the final parameters, the summary with the test loss, and the picture."""
     parameters = state.learner.parameters
     checkpoints.save_parameters(folder / "final", parameters)
     best, test_loss = progress.best_loss, None
     if best is not None:
         parameters = checkpoints.load_parameters(folder / "best", parameters)
-        if "test" in program.held_out:
+        if "test" in experiment.held_out:
             test_loss = evaluate("test", parameters)
     records = metrics.read(folder / metrics.METRICS)
     summary = {

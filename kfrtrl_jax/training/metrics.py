@@ -1,8 +1,8 @@
-"""What a run writes down: a line of JSON for every log, and TensorBoard's events.
+"""The log of a run: a line of JSON per record, and TensorBoard events.
 
 A record's fields: step, wall_time (seconds of run time, continued when a run is resumed), loss,
 running_loss (both in bits per character), gradient_norm, steps_per_second, the task's metrics (such as
-sequence_length), the estimator's diagnostics under "estimator/", and valid_loss where there was an
+sequence_length), the estimator's diagnostics under "estimator/", and valid_loss if there was an
 evaluation.
 """
 
@@ -27,15 +27,15 @@ Record = dict[str, Any]
 
 
 class NonFiniteError(RuntimeError):
-    """A run whose numbers are no longer finite."""
+    """A run with values that are no longer finite."""
 
 
 class Writer(NamedTuple):
-    """Where records go.
+    """Writes records.
 
     Attributes:
       write: record -> None.
-      sync: () -> None: what was written is on the disk when it returns.
+      sync: () -> None: flushes all records to disk.
     """
 
     write: Callable[[Record], None]
@@ -43,7 +43,7 @@ class Writer(NamedTuple):
 
 
 def make_record(metrics: ChunkMetrics, **fields: Any) -> Record:
-    """A record of a chunk's metrics, on the host, after the given fields."""
+    """A record of the given fields, followed by a chunk's metrics on the host."""
     named = {
         "loss": metrics.loss,
         "running_loss": metrics.running_loss,
@@ -63,7 +63,7 @@ def number(value: Any) -> int | float | None:
 
 
 def check_finite(metrics: ChunkMetrics) -> None:
-    """Looks at the numbers of a chunk.
+    """Checks that a chunk stayed finite.
 
     Raises:
       NonFiniteError: if a loss, a gradient or a state was not finite.
@@ -107,7 +107,7 @@ def open_writer(workdir: Path, step: int = 0, tensorboard: bool = True) -> Itera
 
 
 def read(path: Path) -> list[Record]:
-    """The records of a metrics.jsonl; a last line that was cut off is left out."""
+    """The records of a metrics.jsonl, without an incomplete last line."""
     records = []
     for line in path.read_text().splitlines():
         try:

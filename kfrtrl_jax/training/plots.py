@@ -41,7 +41,7 @@ COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#0
 
 
 def plot_run(records: Sequence[Record], path: Path, title: str = "") -> None:
-    """One run: its loss, running loss and validation loss, and T* where it has one."""
+    """Plots one run: its loss, running loss and validation loss, and T* if it has one."""
     with mpl.rc_context(STYLE):
         figure, (top, *rest) = _panels(2 if _has(records, "sequence_length") else 1)
         top.plot(*_series(records, "loss"), color=COLOURS[0], alpha=0.3, lw=1, label="loss")
@@ -66,12 +66,12 @@ def plot_runs(
     fields: Sequence[str] = ("running_loss",),
     title: str = "",
 ) -> None:
-    """Several runs in one figure.
+    """Plots several runs in one figure.
 
     Args:
       runs: records by label.
       path: of the picture.
-      fields: of the records, a panel each ("running_loss", "sequence_length", "valid_loss").
+      fields: of the records, one panel each ("running_loss", "sequence_length", "valid_loss").
       title: above it.
     """
     plot_groups({label: [records] for label, records in runs.items()}, path, fields, title)
@@ -83,7 +83,7 @@ def plot_groups(
     fields: Sequence[str] = ("running_loss",),
     title: str = "",
 ) -> None:
-    """Groups of runs, such as seeds, in one figure: the mean of each, and the range around it."""
+    """Plots groups of runs, such as seeds, in one figure: the mean and the range of each group."""
     with mpl.rc_context(STYLE):
         figure, panels = _panels(len(fields))
         for axes, field in zip(panels, fields):
@@ -103,7 +103,7 @@ def plot_response(
     y_label: str,
     title: str = "",
 ) -> None:
-    """An outcome against a hyper-parameter: mean and standard deviation over seeds.
+    """Plots an outcome against a hyper-parameter: mean and standard deviation over seeds.
 
     Args:
       lines: for every label, the outcomes at every value of the hyper-parameter.

@@ -31,7 +31,7 @@ class RunState(NamedTuple):
     Attributes:
       learner: the learner's state.
       task: the task's state.
-      losses: [K], bits per character of the last segment's time steps.
+      losses: [K], of the last segment's time steps, in bits per character.
       key: a PRNG key.
       step: time steps so far.
       running_loss: exponential average of the loss over time steps, in bits per character.
@@ -46,10 +46,10 @@ class RunState(NamedTuple):
 
 
 class ChunkMetrics(NamedTuple):
-    """What a chunk reports; all scalars.
+    """The metrics of a chunk; all scalars.
 
     Attributes:
-      loss: mean over the chunk, bits per character.
+      loss: mean over the chunk, in bits per character.
       running_loss: at its end.
       gradient_norm: mean over the chunk.
       bad_step: the time step at which a loss, a gradient or a state stopped being finite, or -1.
@@ -65,15 +65,15 @@ class ChunkMetrics(NamedTuple):
     estimator: dict[str, Array]
 
 
-class Program(NamedTuple):
+class Experiment(NamedTuple):
     """A run as pure functions, none of them jitted yet.
 
     Attributes:
       init: seed -> state.
-      run_chunk: state -> (state, metrics), `log_every` time steps.
+      run_chunk: state -> (state, metrics), for `log_every` time steps.
       evaluate: (parameters, tokens [N]) -> [T], see `evaluation.losses`.
-      structure: of the cell, as its estimator sees it.
-      held_out: token arrays by name ("valid", "test"); empty where the task has none.
+      structure: of the cell, as passed to its estimator.
+      held_out: token arrays by name ("valid", "test"); empty if the task has none.
       check: compares the cell's linearization with `jax.vjp`, see `linearization.check`.
     """
 
@@ -85,8 +85,8 @@ class Program(NamedTuple):
     check: Callable[[], linearization.Check]
 
 
-def build(config: Any, floats: Mapping[str, Any] | None = None) -> Program:
-    """Makes the program of a resolved config.
+def build(config: Any, floats: Mapping[str, Any] | None = None) -> Experiment:
+    """Builds the experiment of a resolved config.
 
     Args:
       config: from `config.resolve`.
@@ -104,7 +104,7 @@ def build(config: Any, floats: Mapping[str, Any] | None = None) -> Program:
         try:
             return factory(**arguments(config, section, floats), **supplied)
         except ValueError as error:
-            # The library's own refusals are subclasses, and already say what to do.
+            # The library's own errors are subclasses, and already say what to do.
             if type(error) is not ValueError:
                 raise
             raise ConfigError(
@@ -199,32 +199,32 @@ def build(config: Any, floats: Mapping[str, Any] | None = None) -> Program:
     def check() -> linearization.Check:
         return linearization.check(cell, token)
 
-    return Program(init, run_chunk, evaluate, learn.linearizer.structure, task.held_out, check)
+    return Experiment(init, run_chunk, evaluate, learn.linearizer.structure, task.held_out, check)
 
 
 def memory_available() -> int:
-    """Bytes that the first device can hold; for a CPU, what the system has free."""
+    """Bytes that the first device can hold; for a CPU, the memory that the system has available."""
     stats = jax.local_devices()[0].memory_stats() or {}
     return int(stats.get("bytes_limit", 0)) or psutil.virtual_memory().available
 
 
-def memory_needed(program: Program) -> tuple[int, int]:
-    """Bytes of two copies of a run's state, the old one and the new, and the estimator's share."""
-    state = jax.eval_shape(lambda: jax.tree.map(_without_key, program.init(0)))
+def memory_needed(experiment: Experiment) -> tuple[int, int]:
+    """Bytes of two copies of a run's state, the old and the new one, and the estimator's share."""
+    state = jax.eval_shape(lambda: jax.tree.map(_without_key, experiment.init(0)))
     return 2 * _bytes(state), 2 * _bytes(state.learner.influence)
 
 
-def check_memory(program: Program, config: Any) -> None:
-    """Refuses a run whose state cannot fit in memory; nothing is compiled or allocated for that.
+def check_memory(experiment: Experiment, config: Any) -> None:
+    """Refuses a run whose state cannot fit in memory, without compiling or allocating anything.
 
     Raises:
-      ConfigError: with what it needs, what there is, and the estimator's share.
+      ConfigError: with the memory needed, the memory available, and the estimator's share.
     """
-    (needed, share), available = memory_needed(program), memory_available()
+    (needed, share), available = memory_needed(experiment), memory_available()
     if needed > available:
         raise ConfigError(
             f"the run's state needs {_size(needed)} and {_size(available)} are available; estimator "
-            f"{config.estimator.name} takes {_size(share)} of it, so choose another, or less "
+            f"{config.estimator.name} takes {_size(share)} of it, so choose another, or a smaller "
             f"task.batch_size, cell.hidden_size or estimator.copies"
         )
 
@@ -242,5 +242,5 @@ def _without_key(leaf: Any) -> Any:
 
 
 def _strongly_typed(leaf: Any) -> Any:
-    """The same array without a weak type, which a restored checkpoint would not have."""
+    """The same array without a weak type, as restored checkpoints have none."""
     return leaf if is_key(leaf) else jax.lax.convert_element_type(leaf, leaf.dtype)

@@ -1,4 +1,4 @@
-"""Many runs of one config file: trials that differ only in seed and floats are one vmapped program."""
+"""Many runs of one config file; trials that differ only in seed and floats are one vmapped program."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from kfrtrl_jax.training import config as configs
 from kfrtrl_jax.training import display, evaluation, metrics, plots, workdir
 from kfrtrl_jax.training.loop import Interrupted, catch_signals
 from kfrtrl_jax.training.program import (
-    Program,
+    Experiment,
     build,
     check_memory,
     memory_available,
@@ -56,19 +56,19 @@ def run_sweep(
     """Runs all trials that have no result yet.
 
     Args:
-      config: the config that the trials override, as `config.resolve` takes it.
+      config: the config that the trials override, as for `config.resolve`.
       sweep: the overrides of each trial, by path.
-      folder: gets config.json (of all trials), sweep.json with the results, pictures, and a folder for
-        each trial, trials/NUMBER, with its config.json and metrics.jsonl.
+      folder: receives config.json (of all trials), sweep.json with the results, pictures, and a folder
+        per trial, trials/NUMBER, with its config.json and metrics.jsonl.
       overridden: paths that the command line has set in `config`.
 
     Returns:
-      For each trial its result: the last record, valid_loss where there is held-out text, and
+      The result of each trial: its last record, with valid_loss if there is held-out text, and
       diverged_at, the step at which it stopped being finite, if it did.
 
     Raises:
       ConfigError, DataError, WorkdirError, UnsupportedCellError: before anything is computed.
-      Interrupted: if a signal came; finished groups are kept.
+      Interrupted: on a signal; finished groups are kept.
     """
     if not isinstance(sweep, list) or not all(isinstance(trial, dict) for trial in sweep):
         raise ConfigError(
@@ -116,7 +116,7 @@ def _trial(config: Any, overrides: Overrides, number: int, overridden: Iterable[
 
 
 def _groups(trials: Sequence[Any]) -> list[list[int]]:
-    """Trials that one program can run together, no more of them than fit in memory.
+    """Groups of trials that one program can run together and that fit in memory.
 
     Raises:
       ConfigError: if a single trial does not fit.
@@ -130,9 +130,9 @@ def _groups(trials: Sequence[Any]) -> list[list[int]]:
     groups = []
     for members in alike.values():
         config = trials[members[0]]
-        program = build(config)
-        check_memory(program, config)
-        most = max(1, memory_available() // memory_needed(program)[0])
+        experiment = build(config)
+        check_memory(experiment, config)
+        most = max(1, memory_available() // memory_needed(experiment)[0])
         groups += [members[i : i + most] for i in range(0, len(members), most)]
     return groups
 
@@ -140,7 +140,7 @@ def _groups(trials: Sequence[Any]) -> list[list[int]]:
 def _run_group(
     group: Mapping[int, Any], folder: Path, signals: list[int], groups_left: int
 ) -> dict[str, Any]:
-    """Runs the trials of a group side by side; their results by name."""
+    """Runs the trials of a group side by side; returns their results by name."""
     config = next(iter(group.values()))
     flat = [workdir.flatten(trial.to_dict()) for trial in group.values()]
     # Floats that all trials share stay constants of the program.
@@ -150,12 +150,12 @@ def _run_group(
         if len({f[path] for f in flat}) > 1
     }
 
-    def program(point: Mapping[str, Any]) -> Program:
+    def experiment(point: Mapping[str, Any]) -> Experiment:
         return build(config, point)
 
-    init = jax.jit(jax.vmap(lambda seed, point: program(point).init(seed)))
-    jitted = xla.jit(jax.vmap(lambda s, point: program(point).run_chunk(s)), donate_argnums=0)
-    base = program({})
+    init = jax.jit(jax.vmap(lambda seed, point: experiment(point).init(seed)))
+    jitted = xla.jit(jax.vmap(lambda s, point: experiment(point).run_chunk(s)), donate_argnums=0)
+    base = experiment({})
     evaluate = jax.jit(jax.vmap(base.evaluate, in_axes=(0, None)))
     held_out = base.held_out
     valid = jnp.asarray(held_out["valid"]) if "valid" in held_out else None
@@ -184,7 +184,7 @@ def _run_group(
                 raise Interrupted(
                     f"stopped by {signal.Signals(signals[0]).name} in a group at step "
                     f"{step - config.log_every}, {groups_left} groups after it; "
-                    f"the same command goes on with this group",
+                    f"the same command continues with this group",
                     signals[0],
                 )
             state, report = chunk(state, floats)
@@ -227,7 +227,7 @@ def _means(records: Sequence[metrics.Record]) -> metrics.Record:
 
 
 def _describe(sweep: Sequence[Overrides], members: Sequence[int]) -> str:
-    """What the trials of a group have in common."""
+    """The overrides that the trials of a group have in common."""
     first = sweep[members[0]]
     shared = {
         key: value
@@ -253,7 +253,7 @@ def _shown(value: Any) -> str:
 
 
 def _report(sweep: Sequence[Overrides], results: Sequence[Mapping[str, Any]], folder: Path) -> None:
-    """The table and the pictures: a row and a curve for every setting, over its seeds."""
+    """Prints the table and draws the pictures: one row and one curve per setting, over its seeds."""
     settings: dict[str, list[int]] = {}
     for i, overrides in enumerate(sweep):
         label = _label({k: v for k, v in overrides.items() if k != "seed"}) or "all"

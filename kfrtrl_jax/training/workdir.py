@@ -1,4 +1,4 @@
-"""The folder that a run lives in: held by one process at a time, and by one config for good."""
+"""The folder of a run: locked by one process at a time, and bound to one config."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ LOCK = ".lock"
 
 @contextlib.contextmanager
 def hold(workdir: Path) -> Iterator[None]:
-    """Makes the folder where it is not there, and holds it until the context ends.
+    """Creates the folder if it does not exist, and locks it until the context ends.
 
-    The lock is the system's: it is gone with the process, however that ends.
+    The operating system releases the lock when the process ends, for whatever reason.
 
     Raises:
-      WorkdirError: if a live process holds it, or if it cannot be written.
+      WorkdirError: if a running process holds the lock, or if the folder cannot be written.
     """
     try:
         workdir.mkdir(parents=True, exist_ok=True)
@@ -47,18 +47,18 @@ def hold(workdir: Path) -> Iterator[None]:
 
 
 def claim(workdir: Path, config: Mapping[str, Any], free: frozenset[str] = frozenset()) -> bool:
-    """Writes the resolved config to config.json, unless another config is there already.
+    """Writes the resolved config to config.json, unless the folder belongs to another config.
 
     Args:
-      workdir: a folder that this process holds.
+      workdir: a folder that this process has locked.
       config: plain nested dict.
       free: paths of the fields that may differ from those of the run so far.
 
     Returns:
-      Whether there was a config before: the run is a continued one.
+      Whether there was a config before, that is, whether the run continues.
 
     Raises:
-      WorkdirError: if the folder belongs to a run of another config; it names the fields.
+      WorkdirError: if the folder belongs to a run of another config, naming the fields that differ.
     """
     path = workdir / CONFIG
     existed = path.exists()
@@ -84,7 +84,7 @@ def claim(workdir: Path, config: Mapping[str, Any], free: frozenset[str] = froze
 
 
 def flatten(tree: Any, path: str = "") -> dict[str, Any]:
-    """A nested dict as one of paths ("task.batch_size")."""
+    """A nested dict as a flat one, keyed by paths ("task.batch_size")."""
     if not isinstance(tree, Mapping):
         return {path: tree}
     flat = {}
@@ -106,12 +106,12 @@ def read_json(path: Path) -> Any:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes a JSON file whole or not at all."""
+    """Writes a JSON file atomically."""
     write_text(path, json.dumps(value, indent=2) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a file whole or not at all."""
+    """Writes a file atomically."""
     temporary = path.with_name(f".{path.name}.tmp")
     with open(temporary, "w") as file:
         file.write(text)

@@ -1,4 +1,4 @@
-"""Training on the copy task, at small size."""
+"""Training on the copy task, at a small size."""
 
 import jax
 import jax.numpy as jnp

@@ -13,7 +13,7 @@ from kfrtrl_jax.readouts import Readout
 from tests.trajectories import BATCH_SIZE, INPUT_SIZE, READOUT, SMALL_CELLS, flat, sequence
 
 N, LANES = 3, 16
-# Singular values between random rotations: a memory of some ten steps.
+# Singular values between random rotations, for a memory of about ten steps.
 A = (
     np.linalg.qr(np.random.default_rng(0).normal(size=(N, N)))[0]
     @ np.diag([0.95, 0.9, 0.85])
@@ -41,8 +41,8 @@ def linear_system(length, credit):
     )
 
 
-def relative_error(found, wanted):
-    return jnp.linalg.norm(found - wanted) / jnp.linalg.norm(wanted)
+def relative_error(found, expected):
+    return jnp.linalg.norm(found - expected) / jnp.linalg.norm(expected)
 
 
 @pytest.mark.parametrize("length", [1, 3])
@@ -65,10 +65,10 @@ def test_the_linear_model_learns_the_credit_of_a_linear_system(length):
         return test, credit.predict(state.credit, test), learner.diagnostics(state)
 
     test, found, diagnostics = learned(jax.random.key(0))
-    wanted = test @ terms.sum(axis=0)
-    # Bootstrapping matters: what a segment alone tells is far from it.
-    assert relative_error(test @ terms[:length].sum(axis=0), wanted) > 0.4
-    assert relative_error(found, wanted) < 0.02
+    expected = test @ terms.sum(axis=0)
+    # Bootstrapping matters: the credit from a single segment is far off.
+    assert relative_error(test @ terms[:length].sum(axis=0), expected) > 0.4
+    assert relative_error(found, expected) < 0.02
     assert diagnostics["credit/bootstrap_cosine"] > 0.99
     np.testing.assert_allclose(
         diagnostics["credit/norm"], np.linalg.norm(terms.sum(axis=0)), rtol=0.1

@@ -1,4 +1,4 @@
-"""What a learner makes of a credit, on the true one."""
+"""Learners with the true credit."""
 
 import jax
 import jax.numpy as jnp
@@ -77,7 +77,10 @@ def loss_of_stream(cell, parameters, carry, segments, deltas):
 
 
 def oracle(share):
-    """Its state is the credit at the start of every segment, [segments + 1, B, n], and the targets."""
+    """A credit whose state is the true one at the start of every segment, and the targets so far.
+
+    Both are [segments + 1, B, n].
+    """
 
     def update(state, carry, target):
         table, targets, count = state
@@ -148,7 +151,7 @@ def test_an_exact_credit_completes_the_gradient(cell, length):
         np.testing.assert_allclose(gradient, exact, atol=1e-10)
     for targets in (alone[1][0], together[1][0], together[1][1]):
         np.testing.assert_allclose(targets, table, atol=1e-12)
-    # A lane that starts anew owes nothing to the state before; the other one does.
+    # A lane that starts anew does not depend on the state before; the other one does.
     middle = STEPS // 2 // length
     assert batches.reset[STEPS // 2, 1]
     assert not np.any(table[middle, 1])

@@ -1,4 +1,4 @@
-"""Any segment length, update interval and window, beside sums over pairs of steps."""
+"""Any segment length, update interval and window, compared with sums over pairs of steps."""
 
 import functools
 from typing import NamedTuple
@@ -11,7 +11,7 @@ import pytest
 
 from kfrtrl_jax import estimators
 from kfrtrl_jax.base import Batch
-from tests.learning.test_learner import learner_of, segments
+from tests.helpers.learners import learner_of, segments
 from tests.trajectories import BATCH_SIZE, READOUT, SMALL_CELLS, flat, sequence
 
 STEPS = 12
@@ -20,7 +20,7 @@ LENGTHS = [(1, 1, 1), (4, 1, 4), (4, 2, 4), (4, 4, 4), (1, 1, 4), (2, 1, 6), (2,
 
 
 class Recorded(NamedTuple):
-    """The gradients that an optimizer was given and the parameters at that time, [updates, ...]."""
+    """The gradients passed to an optimizer and the parameters at that time, [updates, ...]."""
 
     count: jax.Array
     gradients: dict
@@ -28,7 +28,7 @@ class Recorded(NamedTuple):
 
 
 def recorder(updates: int, learning_rate: float) -> optax.GradientTransformation:
-    """Gradient descent that remembers."""
+    """Gradient descent that records its gradients and parameters."""
 
     def init(parameters):
         many = jax.tree.map(lambda p: jnp.zeros((updates, *p.shape), p.dtype), parameters)
@@ -66,7 +66,7 @@ def learned(cell, estimator, lengths, learning_rate):
 
 def batches_of():
     inputs, targets, reset = sequence(STEPS)
-    # In the middle of a segment, whichever it is, and one step after another one's.
+    # Inside a segment of any length, and one step after the start of another segment.
     return Batch(inputs, targets, reset.at[5, 0].set(True).at[6, 0].set(True))
 
 

@@ -66,7 +66,7 @@ def _real_part_of_the_product(*args, **kwargs):
 
 FAULTS = {
     "outputs read nothing but what is tapped": Fault(
-        ((taps, "_parameters_behind", lambda *_: ()),), "output reads a summand"
+        ((taps, "_parameters_among", lambda *_: ()),), "output reads a summand"
     ),
     "patterns of rules read off their functions": Fault(
         (

@@ -1,6 +1,7 @@
 import functools
 import itertools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -40,7 +41,7 @@ def run_at_length(length, steps, **kwargs):
 
 
 def sequences(batch, lane):
-    """The whole sequences of a lane: their first step and the bits."""
+    """The complete sequences of a lane: their first steps and their bits."""
     starts = np.flatnonzero(batch.reset[:, lane])
     assert starts[0] == 0
     for start, end in itertools.pairwise(starts):
@@ -167,7 +168,7 @@ def test_seeds_and_float_arguments_may_be_mapped():
     for i in range(3):
         one_of = jax.tree.map(lambda x, i=i: x[i], mapped)
         single = stream(*(a[i] for a in arguments))
-        jax.tree.map(np.testing.assert_array_equal, single, one_of)
+        chex.assert_trees_all_equal(single, one_of)
     assert (mapped[1].inputs[0] != mapped[1].inputs[1]).any()
     assert mapped[0][0] > 1
     assert mapped[0][2] == 1

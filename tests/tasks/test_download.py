@@ -156,7 +156,7 @@ def test_program_reports_every_file_that_it_could_not_fetch(server, tmp_path):
     lines = result.stderr.splitlines()
     assert [line.startswith("error: ") for line in lines] == [True] * 3
     assert "404" in lines[0]
-    assert "ptb.test.txt is not the file it should be" in lines[2]
+    assert "ptb.test.txt has the wrong content" in lines[2]
     assert os.listdir(tmp_path) == []
 
 
@@ -174,7 +174,7 @@ def test_program_fetches_the_penn_treebank(server, tmp_path):
     assert result.returncode == 0, result.stderr
     assert result.stdout.splitlines() == [
         "ptb.train.txt: fetched",
-        "ptb.valid.txt: there already",
+        "ptb.valid.txt: already there",
         "ptb.test.txt: fetched",
     ]
     for name in download.PENN_TREEBANK_SHA256:

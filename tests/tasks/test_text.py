@@ -1,6 +1,7 @@
 import os
 from pydoc_data.topics import topics
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -178,7 +179,9 @@ def test_text_that_is_missing_empty_or_short_is_refused(tmp_path):
         tasks.text(batch_size=2, data_dir=str(path))
     path.write_text("a" * 100)
     assert tasks.text(batch_size=45, data_dir=str(path)).batch_size == 45
-    with pytest.raises(DataError, match="90 characters are too few for 46 lanes: at least 92"):
+    with pytest.raises(
+        DataError, match="90 characters are too few for 46 lanes, which need at least 92"
+    ):
         tasks.text(batch_size=46, data_dir=str(path))
 
 
@@ -235,7 +238,7 @@ def test_penn_treebank_lanes_are_those_of_the_papers():
     corpus = tasks.read_penn_treebank()
     task = tasks.penn_treebank(batch_size=32)
     batch = run(task, 250)
-    jax.tree.map(np.testing.assert_array_equal, batch, expected(corpus.train, 32, 100, 250))
+    chex.assert_trees_all_equal(batch, expected(corpus.train, 32, 100, 250))
     # Beyond its first step every lane starts anew where its position in the text is a multiple of 100.
     np.testing.assert_array_equal(np.flatnonzero(batch.reset[:, 0]), [0, 100, 200])
     start = 5_101_618 // 32

@@ -1,12 +1,14 @@
-"""Configs that compile and run in a moment."""
+"""Configs that compile and run quickly, and the records of their runs."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from kfrtrl_jax.training import metrics
 from kfrtrl_jax.training.config import resolve
 from kfrtrl_jax.training.workdir import flatten
 
+TIMES = ("wall_time", "steps_per_second")
 COPY: dict[str, Any] = {
     "num_steps": 60,
     "log_every": 10,
@@ -33,7 +35,7 @@ def nested(changes: dict[str, Any]) -> dict[str, Any]:
 
 
 def small(changes: dict[str, Any] | None = None) -> Any:
-    """The same, resolved."""
+    """COPY with changes, resolved."""
     return resolve(nested(changes or {}))
 
 
@@ -43,3 +45,11 @@ def text(folder: Any) -> dict[str, Any]:
     for part, count in (("train", 40), ("valid", 5), ("test", 5)):
         (folder / f"{part}.txt").write_text("the cat sat on the mat. " * count)
     return {"task.name": "text", "task.data_dir": str(folder), "eval_every": 20, "eval_lanes": 3}
+
+
+def records(folder):
+    """The lines of metrics.jsonl without their times."""
+    return [
+        {name: value for name, value in record.items() if name not in TIMES}
+        for record in metrics.read(folder / "metrics.jsonl")
+    ]

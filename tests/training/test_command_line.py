@@ -1,4 +1,4 @@
-"""The program as its users start it, in processes of its own."""
+"""The program as its users start it, in separate processes."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ import subprocess
 import sys
 import time
 
+import chex
 import pytest
 
 from kfrtrl_jax.errors import WorkdirError
 from kfrtrl_jax.training import metrics, workdir
-from tests.training.test_loop import assert_same_parameters, records
+from tests.training.small import records
 
 SMALL = [
     "--config=configs/copy.py",
@@ -94,7 +95,7 @@ def test_a_run_that_fails_is_one_line_and_exit_code_1(tmp_path):
 
 def test_a_run_stopped_and_killed_and_resumed_is_the_run_that_was_left_alone(tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    # The uninterrupted run compiles; the others may find what they need in its cache.
+    # The uninterrupted run compiles; the others may use its cache.
     alone = start(*SMALL, f"--workdir={whole}", cache=tmp_path / "cache")
     first = start(*SMALL, f"--workdir={parts}", cache=tmp_path / "other")
     wait_for_step(first, parts, 300)
@@ -124,9 +125,9 @@ def test_a_run_stopped_and_killed_and_resumed_is_the_run_that_was_left_alone(tmp
 
     assert records(parts) == records(whole)
     final = [load(folder / "final") for folder in (parts, whole)]
-    assert_same_parameters(*final)
+    chex.assert_trees_all_equal(*final)
     last = [load(folder / "checkpoints" / "8000" / "state") for folder in (parts, whole)]
-    assert_same_parameters(*last)
+    chex.assert_trees_all_equal(*last)
 
 
 def load(folder):

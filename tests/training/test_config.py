@@ -57,8 +57,8 @@ MESSAGES = [
     ({"segment_length": 5, "window": 7}, "config.window must be a multiple of segment_length (5), "
      "got 7; nearest: 5 or 10"),
     ({"segment_length": 5, "immediate": "estimated"}, "config.immediate = \"estimated\" pushes the "
-     "influence at every step and keeps none: it needs segment_length = 1 and window = 1"),
-    ({**DNI, "segment_length": 5, "update_every": 1}, "config.credit closes a segment that is one "
+     "influence at every step and keeps no steps: it needs segment_length = 1 and window = 1"),
+    ({**DNI, "segment_length": 5, "update_every": 1}, "config.credit closes a segment with a single "
      "update: it needs update_every and window equal to segment_length (5)"),
     ({"eval_every": 5}, "config.eval_every must be a multiple of log_every (10), got 5; "
      "nearest: 10"),
@@ -92,10 +92,10 @@ MESSAGES = [
     ({"credit.share": 0.5}, "config.credit.share is not a field of credit none; one of name"),
     ({**DNI, "credit.share": 1.5}, "config.credit.share must be in [0, 1], got 1.5"),
     ({**DNI, "credit.hidden_units": -1}, "config.credit.hidden_units must be at least 0, got -1"),
-    (DNI, "config.credit.share = 1 leaves the past-facing estimator no part: use "
+    (DNI, "config.credit.share = 1 leaves no part of the gradient to the influence estimator: use "
      'estimator.name = "truncated" or a share below 1'),
-    ({**DNI, "immediate": "estimated"}, 'config.immediate = "estimated" backpropagates through no '
-     'segment, which a credit needs: use immediate = "exact" or credit.name = "none"'),
+    ({**DNI, "immediate": "estimated"}, 'config.immediate = "estimated" does not backpropagate '
+     'through segments, which a credit needs: use immediate = "exact" or credit.name = "none"'),
     ({"readout": 3}, "config.readout must be a section with fields, got 3"),
     ({"readout.name": "linear"}, "config.readout.name is not a field of config.readout; one of "
      "init_scale"),
@@ -138,8 +138,8 @@ def test_float_fields_are_those_that_the_factories_call_float():
 
 def test_a_credit_shares_the_gradient_with_an_estimator():
     config = small({**DNI, "credit.share": 0.5})
-    wanted = {"name": "dni", "hidden_units": 0, "learning_rate": 1e-3, "share": 0.5}
-    assert config.credit.to_dict() == wanted
+    expected = {"name": "dni", "hidden_units": 0, "learning_rate": 1e-3, "share": 0.5}
+    assert config.credit.to_dict() == expected
     assert {"credit.share", "credit.learning_rate"} <= float_fields(config)
     assert small({**DNI, "estimator.name": "truncated"}).credit.share == 1.0
     assert resolve(config.to_dict()) == config
@@ -160,8 +160,8 @@ def test_arguments_are_the_factorys_own():
             "config.estimtor.name is not a field of a config; did you mean estimator",
         ),
         ("estimator", "config.estimator is a section; set its fields, as in config.estimator.name"),
-        ("cell.a.b", "config.cell.a.b is not a field of a config; cell has no such depth"),
-        ("seed.a", "config.seed.a is not a field of a config; seed has no such depth"),
+        ("cell.a.b", "config.cell.a.b is not a field of a config; cell has no such subfield"),
+        ("seed.a", "config.seed.a is not a field of a config; seed has no such subfield"),
     ],
 )
 def test_override_paths_are_checked(path, message):
@@ -190,8 +190,8 @@ def test_a_missing_config_file_gets_the_nearest_names(tmp_path):
     (tmp_path / "copy.py").write_text("")
     with pytest.raises(ConfigError) as raised:
         call(str(tmp_path / "copi.py"), "get_config")
-    wanted = f"there is no config file '{tmp_path}/copi.py'; did you mean {tmp_path}/copy.py?"
-    assert str(raised.value) == wanted
+    expected = f"there is no config file '{tmp_path}/copi.py'; did you mean {tmp_path}/copy.py?"
+    assert str(raised.value) == expected
 
 
 @pytest.mark.parametrize("module", [copy, ptb, text, sweep_copy])

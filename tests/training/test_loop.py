@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 
+import chex
 import jax
 import matplotlib.image
 import numpy as np
@@ -12,17 +13,7 @@ import pytest
 
 from kfrtrl_jax.errors import WorkdirError
 from kfrtrl_jax.training import checkpoints, evaluation, loop, metrics, program
-from tests.training.small import small, text
-
-TIMES = ("wall_time", "steps_per_second")
-
-
-def records(folder):
-    """The lines of metrics.jsonl without what a clock says."""
-    return [
-        {name: value for name, value in record.items() if name not in TIMES}
-        for record in metrics.read(folder / "metrics.jsonl")
-    ]
+from tests.training.small import TIMES, records, small, text
 
 
 def parameters(folder, config):
@@ -30,12 +21,7 @@ def parameters(folder, config):
     return checkpoints.load_parameters(folder, like)
 
 
-def assert_same_parameters(a, b):
-    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
-        assert np.array_equal(x, y)
-
-
-# An update at every step, the influence pushed once in two, and two steps more are kept.
+# An update at every step, the influence pushed once per two steps, and two more steps kept.
 LENGTHS = {"segment_length": 2, "update_every": 1, "window": 4}
 
 
@@ -80,7 +66,7 @@ def test_a_run_in_two_parts_is_the_run_in_one(text_run, tmp_path):
     loop.train(shorter, tmp_path / "run")
     longer = loop.train(config, tmp_path / "run")
     assert records(tmp_path / "run") == records(folder)
-    assert_same_parameters(
+    chex.assert_trees_all_equal(
         parameters(tmp_path / "run" / "final", config), parameters(folder / "final", config)
     )
     lines = metrics.read(tmp_path / "run" / "metrics.jsonl")

@@ -1,1 +1,1 @@
-"""Recurrent cells as plain functions of one lane; none of them knows of derivatives."""
+"""Recurrent cells as plain functions of one lane, without any derivatives written by hand."""

@@ -1,4 +1,4 @@
-"""Recurrent cells of Flax, Linen or NNX, as they are."""
+"""Unmodified recurrent cells of Flax, Linen or NNX."""
 
 from __future__ import annotations
 
@@ -28,44 +28,46 @@ def from_flax(
       module: one of
         - a Linen cell, such as `linen.LSTMCell(features=64)`: any Linen module with
           `initialize_carry(rng, input_shape)` and `__call__(carry, x) -> (carry, output)`;
-        - an NNX cell, such as `nnx.LSTMCell(8, 64, rngs=nnx.Rngs(0))`: its parameters are the first
-          ones, whatever key `init` is given;
+        - an NNX cell, such as `nnx.LSTMCell(8, 64, rngs=nnx.Rngs(0))`: it keeps the parameters it was
+          made with, whatever key `init` is given;
         - a function rngs -> NNX cell, such as `lambda rngs: nnx.LSTMCell(8, 64, rngs=rngs)`: then
-          `init(key)` draws new ones.
-      example_input: one lane's input, an array or a `jax.ShapeDtypeStruct` (a lane is one sequence of
-        the batch, so it has no batch axis). Linen needs it to know the parameters' shapes; NNX cells
-        know theirs.
-      rngs: of a Linen cell, the keys that its random streams start from, by the stream's name, each
-        typed, [], or raw, uint32[2]. As in Flax, "params" stands in for every stream without a key of
-        its own. None gives a cell that draws random numbers `{"params": jax.random.key(0)}`, and any
-        other cell no stream. An NNX cell brings its own streams.
-      cut: what has no gradient and outlives sequences, of the variables that the cell keeps beside
-        its parameters, see below: names of Linen collections, such as "batch_stats", or of the
-        classes of NNX variables, such as "BatchStat".
+          `init(key)` draws new parameters.
+      example_input: one lane's input, an array or a `jax.ShapeDtypeStruct`, without a batch axis, as a
+        lane is one sequence of the batch. Linen needs it to determine the shapes of parameters; NNX
+        cells do not.
+      rngs: for a Linen cell, the initial key of each random stream, by the stream's name, either typed,
+        [], or raw, uint32[2]. As in Flax, "params" stands in for every stream without a key of its own.
+        None means `{"params": jax.random.key(0)}` for a cell that draws random numbers, and no stream
+        for any other cell. An NNX cell brings its own streams.
+      cut: which of the variables that the cell keeps beside its parameters have no gradient and persist
+        across sequences, see below: names of Linen collections, such as "batch_stats", or of classes of
+        NNX variables, such as "BatchStat".
       **apply_kwargs: passed on to each call of the module.
 
     Returns:
-      The cell. A Linen cell's params are its "params" collection, an NNX cell's the `nnx.State` of its
-      `nnx.Param`s. The carry is that of the module, and if there is more to carry a tuple:
+      The cell. The params of a Linen cell are its "params" collection, those of an NNX cell the
+      `nnx.State` of its `nnx.Param`s. The carry is that of the module, or a tuple if there is more to
+      carry:
 
-      - (carry, variables) with all other collections of a Linen cell, by name, or all else that an
-        NNX cell keeps, an `nnx.State`. They are a part of the state: their floats have a gradient
-        through time, and a lane that starts a new sequence starts with the first ones. Of those named
-        in `cut` the floats have no gradient, where they are read and where they are written, and a
-        new sequence goes on with what the one before has left. The first ones are an NNX cell's own,
-        and for a Linen cell what `module.init(jax.random.key(0), ...)` leaves: after one call with an
-        input of zeros, unless the cell asks `is_initializing()`.
-      - (carry, variables, keys) for a Linen cell with random streams: the key of each stream, by name,
-        typed, []. Each step splits them, draws from one half and carries the other.
+      - (carry, variables), with all other collections of a Linen cell by name, or all other variables
+        of an NNX cell as an `nnx.State`. They are part of the state: their floats have a gradient
+        through time, and a lane that starts anew starts with their initial values. Variables named in
+        `cut` have no gradient, neither where they are read nor where they are written, and keep their
+        values when a lane starts anew. The initial values are those of the NNX cell itself, or those
+        that `module.init(jax.random.key(0), ...)` leaves in a Linen cell: after one call with an input
+        of zeros, unless the cell asks `is_initializing()`.
+      - (carry, variables, keys), for a Linen cell with random streams: the key of each stream by name,
+        typed, []. Each step splits every key, draws from one half and carries the other.
 
-      Keys, and the counters of NNX's streams, always outlive sequences, and every lane has keys of
-      its own.
+      Keys, and the counters of NNX's streams, always persist across sequences, and every lane has its
+      own keys.
 
     Raises:
-      TypeError: if the module is none of these; when its step is traced, if a call of an NNX cell
-        changes an `nnx.Param` or what is no array, which the next step would not know of.
+      TypeError: if the module is none of these; or, when its step is traced, if a call of an NNX cell
+        changes an `nnx.Param` or an attribute that is not an array, as the next step would not see it.
       ValueError: if a Linen module comes without example_input or draws from a stream that has no key,
-        an NNX cell comes with rngs, a key is no key, or cut names what the cell does not have.
+        if an NNX cell comes with rngs, if a key is not a PRNG key, or if cut names something that the
+        cell does not have.
     """
     names = (cut,) if isinstance(cut, str) else tuple(cut)
     if isinstance(module, linen.Module):
@@ -157,7 +159,7 @@ def _from_linen(
             f'{type(module).__name__} draws from the random stream "{missing}", which has no key; pass '
             f'rngs={{{named}"{missing}": jax.random.key(0)}} to from_flax'
         )
-    # Not in initial_carry: every restart asks for it.
+    # Computed once, as every restart calls initial_carry.
     first: dict[str, Any] = {}
     if collections:
         first = jax.jit(lambda: {name: variables(key)[name] for name in collections})()
@@ -205,7 +207,7 @@ def _from_nnx(
 ) -> Cell:
     first = make(nnx.Rngs(0))
     _require_cell(first)
-    # The graph is that of the cell before its first call: nothing in it depends on the key.
+    # The graph of the cell before its first call does not depend on the key.
     graph, _, others = _split(first)
     has_others = bool(jax.tree.leaves(others))
     kinds = {
@@ -261,7 +263,7 @@ def _from_nnx(
 def _require_cell(module: Any) -> None:
     for name in ("initialize_carry", "__call__"):
         if not hasattr(module, name):
-            raise TypeError(f"{type(module).__name__} is no recurrent cell: it has no {name}")
+            raise TypeError(f"{type(module).__name__} is not a recurrent cell: it has no {name}")
 
 
 def _require_known(cut: tuple[str, ...], names: Sequence[str], what: str) -> None:
@@ -272,18 +274,18 @@ def _require_known(cut: tuple[str, ...], names: Sequence[str], what: str) -> Non
 
 
 def _require_unchanged(module: Any, same_graph: bool, params: Any, new_params: Any) -> None:
-    """Refuses what the next step would not know of."""
+    """Refuses changes that the next step would not see."""
     name = type(module).__name__
     if not same_graph:
         raise TypeError(
-            f"a call of {name} adds a variable or changes an attribute that is no array; keep what "
-            f"changes in an nnx.Variable that __init__ makes"
+            f"a call of {name} adds a variable or changes an attribute that is not an array; keep "
+            f"whatever changes in an nnx.Variable that __init__ makes"
         )
     for old, new in zip(jax.tree.leaves(params), jax.tree.leaves(new_params)):
         if old is not new:
             raise TypeError(
-                f"a call of {name} changes an nnx.Param; keep what a step changes in another kind of "
-                f"nnx.Variable"
+                f"a call of {name} changes an nnx.Param; keep whatever a step changes in another kind "
+                f"of nnx.Variable"
             )
 
 
@@ -295,7 +297,7 @@ def _typed_key(name: str, key: Any) -> Key:
             return key
     except (TypeError, ValueError):
         pass
-    raise ValueError(f'rngs["{name}"] is no PRNG key; pass one, such as jax.random.key(0)')
+    raise ValueError(f'rngs["{name}"] must be a PRNG key, such as jax.random.key(0)')
 
 
 def _is_variable(x: Any) -> bool:
@@ -303,19 +305,19 @@ def _is_variable(x: Any) -> bool:
 
 
 def _split(module: nnx.Module) -> tuple[Any, Any, Any]:
-    """(graph, parameters, all other variables), which stay as they are if the module changes."""
+    """(graph, parameters, all other variables), unaffected by later changes of the module."""
     parts: Any = nnx.split(module, nnx.Param, ...)
     graph, params, others = parts
     return graph, _copied(params), _copied(others)
 
 
 def _copied(state: Any) -> Any:
-    """The same arrays in new variables: Flax's split and merge share theirs with the module."""
+    """The same arrays in new variables: Flax's split and merge share variables with the module."""
     return jax.tree.map(lambda leaf: leaf, state)
 
 
 def _without_gradient(tree: Any) -> Any:
-    """The floats of a tree cut off from differentiation."""
+    """The tree with its floats cut off from differentiation."""
 
     def leaf(x: Any) -> Any:
         is_inexact = jax.numpy.issubdtype(jax.numpy.result_type(x), jax.numpy.inexact)

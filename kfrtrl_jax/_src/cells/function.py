@@ -1,4 +1,4 @@
-"""Any step written in JAX, as a cell."""
+"""Cells from any step function written in JAX."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ def from_function(
     init: Callable[[Key], Any],
     initial_carry: Callable[[], Any] | Any,
 ) -> Cell:
-    """A cell made of plain functions of one lane, such as an Equinox or Haiku-style one.
+    """A cell from plain functions of one lane, for example of an Equinox or Haiku-style network.
 
     Args:
       step: (params, carry, x) -> (carry, output).
       init: key -> params, a pytree of float arrays.
       initial_carry: () -> carry, or the carry itself: a pytree of arrays. Leaves that are not floats
-        (counters, PRNG keys) have no derivative; a PRNG key differs from lane to lane and is not reset.
+        (counters, PRNG keys) have no derivative; each lane has its own PRNG keys, which are not reset.
 
     Returns:
       The cell, whose step checks that it keeps the carry's structure, shapes and types.
@@ -35,7 +35,10 @@ def from_function(
         new, output = result
         before, after = (jax.tree.map(_shape, tree) for tree in (carry, new))
         if before != after:
-            raise TypeError(f"a cell's step must keep the carry as it is: {before} became {after}")
+            raise TypeError(
+                f"a cell's step must keep the carry's structure, shapes and types: {before} became "
+                f"{after}"
+            )
         return new, output
 
     return Cell(init, make_carry, checked_step)

@@ -17,7 +17,7 @@ def gru(
     sparsity: StaticFloat = 0.0,
     mask_seed: int = 0,
 ) -> Cell:
-    """A GRU that applies its reset gate after the product, so that it is element-wise.
+    """A GRU that applies its reset gate after the recurrent product, element-wise.
 
     [r; z] = sigmoid(W^T [x; h; 1]), c = tanh(U^T [x; 1] + r * V^T [h; 1]), h' = z * h + (1 - z) * c
     (Cho et al., 2014, arXiv:1406.1078, in the form of version 1 and of cuDNN).
@@ -26,9 +26,9 @@ def gru(
       input_size: length of x.
       hidden_size: n, length of h, which is both carry and output.
       init_scale: standard deviation of W, U and V; 0 means one over the square root of the number of
-        rows of each, not counting those that are masked.
-      sparsity: the part of the weights of h, in W and V, that random masks fix at 0.
-      mask_seed: of these masks, apart from the run's seed.
+        unmasked rows of each.
+      sparsity: the fraction of the weights of h, in W and V, that random masks fix at 0.
+      mask_seed: of these masks, independent of the run's seed.
 
     Raises:
       ValueError: if sparsity is not in [0, 1).

@@ -1,4 +1,4 @@
-"""How the cells draw their first weights, and which of them are absent."""
+"""The initial weights of cells, and their random sparsity masks."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 from kfrtrl_jax._src.base import Array, Key
 
-# A number that a program is built around, such as a sparsity; a sweep may trace fields of type float.
+# A number that must be known when a cell is built, such as a sparsity: a sweep may trace float fields.
 StaticFloat = float | int
 
 
@@ -17,7 +17,7 @@ def gaussian(
 ) -> Array:
     """Weights [m, g] from N(0, scale^2), where scale 0 stands for m^-1/2.
 
-    With a mask [m, g] the weights outside it are 0, and m is the mean number of those kept in a column.
+    With a mask [m, g], weights outside it are 0 and m is the mean number of weights kept per column.
     """
     rows = shape[0] if mask is None else float(mask.sum()) / shape[1]
     deviation = jnp.where(jnp.asarray(scale) == 0, rows**-0.5, scale)
@@ -30,7 +30,7 @@ def masked(weights: Array, mask: np.ndarray | None) -> Array:
 
 
 class RecurrentMasks:
-    """Draws which recurrent weights are kept (Menick et al., 2021, arXiv:2006.07232).
+    """Draws random masks of the recurrent weights to keep (Menick et al., 2021, arXiv:2006.07232).
 
     Raises:
       ValueError: if sparsity is not in [0, 1).
@@ -43,10 +43,10 @@ class RecurrentMasks:
         self._random = np.random.default_rng(seed)
 
     def __call__(self, rows: int, columns: int, first: int) -> np.ndarray | None:
-        """A mask [rows, columns] that is full but in rows first to rows - 2; None without sparsity.
+        """A mask [rows, columns] that is sparse in rows first to rows - 2; None without sparsity.
 
-        The last row holds the biases. The kept recurrent weights are spread over the columns as evenly
-        as their number allows, at random places.
+        The other rows are full; the last one holds the biases. The kept recurrent weights are at random
+        places, spread over the columns as evenly as their number allows.
         """
         if self._kept == 1:
             return None

@@ -22,16 +22,17 @@ def lru(
     """A diagonal linear recurrence of complex numbers (Orvieto et al., 2023, arXiv:2303.06349).
 
     z' = lambda * z + gamma * B^T x with lambda = exp(-exp(nu) + i exp(theta)), so that |lambda| < 1, in
-    real and imaginary parts. nu, theta and log gamma are parameters; at first gamma^2 = 1 - |lambda|^2.
-    The carry is (Re z, Im z), the output both in one vector of 2 hidden_size: a linear readout is then
-    the Re(C z) of the paper with any complex C. Its feedthrough of x is left out.
+    real and imaginary parts. The parameters are nu, theta, log gamma and B; initially gamma^2 =
+    1 - |lambda|^2. The carry is (Re z, Im z). The output is both in one vector of length 2 hidden_size,
+    so that a linear readout is the paper's Re(C z) with any complex C. The paper's feedthrough of x is
+    left out.
 
     Args:
       input_size: length of x.
       hidden_size: the number of complex units, so that n is twice this.
-      min_radius: at first |lambda| is drawn between this and max_radius, evenly over the ring.
+      min_radius: initially |lambda| is drawn between this and max_radius, uniformly over the ring.
       max_radius: see min_radius; at most 1.
-      max_phase: at first the argument of lambda is drawn between 0 and this.
+      max_phase: initially the argument of lambda is drawn between 0 and this.
 
     Raises:
       ValueError: if not 0 <= min_radius < max_radius <= 1, or max_phase is not positive.
@@ -41,7 +42,7 @@ def lru(
     def init(key: Key) -> dict[str, Array]:
         radius_key, phase_key, real_key, imaginary_key = jax.random.split(key, 4)
         shape, tiny = (hidden_size,), jnp.finfo(jnp.zeros(()).dtype).eps
-        # Clear of |lambda| = 0 and 1, where nu is infinite.
+        # Kept away from |lambda| = 0 and 1, where nu is infinite.
         squared = jax.random.uniform(radius_key, shape, None, min_radius**2, max_radius**2)
         squared = jnp.clip(squared, tiny, 1 - tiny)
         phase = jax.random.uniform(phase_key, shape, None, tiny, max_phase)
@@ -64,7 +65,7 @@ def lru(
         real, imaginary = carry
         size, phase = jnp.exp(-jnp.exp(params["nu"])), jnp.exp(params["theta"])
         cos, sin = size * jnp.cos(phase), size * jnp.sin(phase)
-        # Multiplied by parameters first, each part is one sum of products with data.
+        # With the parameters multiplied first, each part is one sum of products with data.
         gamma = jnp.exp(params["log_gamma"])
         new_real = cos * real + -sin * imaginary + x @ (gamma * params["real"])
         new_imaginary = sin * real + cos * imaginary + x @ (gamma * params["imaginary"])

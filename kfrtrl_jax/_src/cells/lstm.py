@@ -26,11 +26,11 @@ def lstm(
     Args:
       input_size: length of x.
       hidden_size: length of c and of h, so that n is twice this.
-      init_scale: standard deviation of W; 0 means one over the square root of the number of weights
-        that a gate has, (input_size + hidden_size + 1)^-1/2 if it has all.
-      forget_bias: added to the bias of f at the start.
-      sparsity: the part of the weights of h that a random mask fixes at 0.
-      mask_seed: of that mask, apart from the run's seed.
+      init_scale: standard deviation of W; 0 means one over the square root of the number of weights of
+        a gate, which is (input_size + hidden_size + 1)^-1/2 without a mask.
+      forget_bias: added to the initial bias of f.
+      sparsity: the fraction of the weights of h that a random mask fixes at 0.
+      mask_seed: of that mask, independent of the run's seed.
 
     Raises:
       ValueError: if sparsity is not in [0, 1).

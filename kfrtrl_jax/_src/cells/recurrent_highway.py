@@ -23,23 +23,23 @@ def recurrent_highway(
 ) -> Cell:
     """A recurrent highway network with coupled gates (Zilly et al., 2017, arXiv:1607.03474).
 
-    Each of its `depth` layers takes the state s to f * s + (1 - f) * c, with [c~; f~] = W^T [x; s; 1]
-    in the first layer and W^T [s; 1] in the others, f = sigmoid(f~). The gate f carries; the paper's
-    transform gate is 1 - f.
+    Each of its `depth` layers maps the state s to f * s + (1 - f) * c, with [c~; f~] = W^T [x; s; 1] in
+    the first layer and W^T [s; 1] in the others, and f = sigmoid(f~). Here f is the carry gate; the
+    paper's transform gate is 1 - f.
 
     Args:
       input_size: length of x.
       hidden_size: n, length of s, which is both carry and output.
-      depth: the number of layers between two time steps.
+      depth: the number of layers per time step.
       candidate: "tanh" is the paper's c = tanh(c~); "scaled_sigmoid" is c = 2 sigmoid(c~) - 1, as in
         the public experiments with KF-RTRL and OK.
-      init_scale: standard deviation of W; 0 means one over the square root of its number of rows, not
-        counting those that are masked.
-      sparsity: the part of the weights of s, in every layer, that random masks fix at 0.
-      mask_seed: of these masks, apart from the run's seed.
+      init_scale: standard deviation of W; 0 means one over the square root of its number of unmasked
+        rows.
+      sparsity: the fraction of the weights of s, in every layer, that random masks fix at 0.
+      mask_seed: of these masks, independent of the run's seed.
 
     Raises:
-      ValueError: if depth is less than 1, the candidate unknown or sparsity not in [0, 1).
+      ValueError: if depth is less than 1, candidate is unknown or sparsity is not in [0, 1).
     """
     if depth < 1:
         raise ValueError(f"depth must be at least 1, got {depth}")

@@ -1,4 +1,4 @@
-"""Cells by the names that configs use."""
+"""Cells by their names in configs."""
 
 from collections.abc import Callable
 

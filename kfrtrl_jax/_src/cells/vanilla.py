@@ -22,10 +22,10 @@ def vanilla(
     Args:
       input_size: length of x.
       hidden_size: n, length of h, which is both carry and output.
-      init_scale: standard deviation of W; 0 means one over the square root of the number of weights
-        that a unit has, (input_size + n + 1)^-1/2 if it has all.
-      sparsity: the part of the weights of h that a random mask fixes at 0.
-      mask_seed: of that mask, apart from the run's seed.
+      init_scale: standard deviation of W; 0 means one over the square root of the number of weights of
+        a unit, which is (input_size + n + 1)^-1/2 without a mask.
+      sparsity: the fraction of the weights of h that a random mask fixes at 0.
+      mask_seed: of that mask, independent of the run's seed.
 
     Raises:
       ValueError: if sparsity is not in [0, 1).

@@ -1,1 +1,1 @@
-"""Estimates of what a state does to the losses that are yet to come, a file each."""
+"""Credit estimators, one file each: estimates of how a state affects future losses."""

@@ -1,4 +1,4 @@
-"""Credit estimators by the names that configs use."""
+"""Credit estimators by their names in configs."""
 
 from collections.abc import Callable
 
@@ -7,7 +7,7 @@ from kfrtrl_jax._src.credit.dni import dni
 
 
 def none() -> None:
-    """No credit: nothing of a segment's gradient comes from the time after it."""
+    """No credit: the gradient of a segment ignores the time after it."""
 
 
 CREDIT: dict[str, Callable[..., CreditEstimator | None]] = {"none": none, "dni": dni}

@@ -1,1 +1,1 @@
-"""Approximations of the influence matrix, a file each, and what combines them."""
+"""Estimators of the influence matrix, one file each, and combinators of them."""

@@ -1,4 +1,4 @@
-"""Estimators made of estimators."""
+"""Combinators: estimators made of other estimators."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, Int
 
 from kfrtrl_jax._src.base import (
     Array,
@@ -26,7 +27,7 @@ from kfrtrl_jax._src.matrices import places_of_bands
 
 
 def average(estimator: InfluenceEstimator, copies: int) -> InfluenceEstimator:
-    """The mean of independent copies: as unbiased as one of them, the noise divided by `copies`.
+    """The mean of independent copies: the same bias, and the noise of one copy divided by `copies`.
 
     With `kf_rtrl()` this is r-KF-RTRL-AVG (Benzing et al., 2019, arXiv:1902.03993). The state has a
     leading axis [copies, ...].
@@ -46,7 +47,7 @@ def average(estimator: InfluenceEstimator, copies: int) -> InfluenceEstimator:
             state, linearization, jax.random.split(key, copies)
         )
 
-    def pull(state: Any, cotangent: Array) -> SiteGradients:
+    def pull(state: Any, cotangent: Float[Array, "B n"]) -> SiteGradients:
         gradients = jax.vmap(estimator.pull, in_axes=(0, None))(state, cotangent)
         return jax.tree.map(lambda g: jnp.mean(g, axis=0), gradients)
 
@@ -60,18 +61,18 @@ class ResetEveryState(NamedTuple):
     """An estimator's state and its age.
 
     Attributes:
-      inner: the state.
+      inner: the estimator's state.
       age: the number of pushes so far, modulo the period.
     """
 
     inner: Any
-    age: Array
+    age: Int[Array, ""]
 
 
 def reset_every(period: int, estimator: InfluenceEstimator) -> InfluenceEstimator:
-    """The estimator, forgetting everything on every `period`-th push, in all lanes at once.
+    """The estimator, reset at every `period`-th push, in all lanes at once.
 
-    It makes any estimator a truncated one: the influence reaches back `period` pushes at most.
+    This truncates any estimator: its influence reaches back at most `period` pushes.
 
     Raises:
       ValueError: if period is less than 1.
@@ -83,11 +84,11 @@ def reset_every(period: int, estimator: InfluenceEstimator) -> InfluenceEstimato
         return ResetEveryState(estimator.init(structure), jnp.zeros((), jnp.int32))
 
     def push(state: ResetEveryState, linearization: Linearization, key: Key) -> ResetEveryState:
-        # To forget is to push a step whose state owes nothing to the one before.
+        # A reset is a push with J = 0.
         cut_off = linearization.scaled((state.age != 0).astype(jnp.float32))
         return ResetEveryState(estimator.push(state.inner, cut_off, key), (state.age + 1) % period)
 
-    def pull(state: ResetEveryState, cotangent: Array) -> SiteGradients:
+    def pull(state: ResetEveryState, cotangent: Float[Array, "B n"]) -> SiteGradients:
         return estimator.pull(state.inner, cotangent)
 
     def diagnostics(state: ResetEveryState) -> dict[str, Array]:
@@ -97,16 +98,16 @@ def reset_every(period: int, estimator: InfluenceEstimator) -> InfluenceEstimato
 
 
 def random_resets(probability: float, estimator: InfluenceEstimator) -> InfluenceEstimator:
-    """The estimator, each lane of which forgets everything with some probability at each push.
+    """The estimator, each lane of which is reset with some probability at each push.
 
-    Where it does not, J is divided by 1 - probability, so that its mean is J and the estimate as
-    unbiased as the estimator's; the noise grows with the memory of the network, as G holds products of
-    these factors. With `rtrl()` this is ARTBP (Tallec and Ollivier, 2017, arXiv:1705.08209) in forward
-    form.
+    A lane that is not reset has its J divided by 1 - probability. The mean of J is then unchanged, and
+    so is the estimator's bias. The noise grows with the memory of the network, as G contains products
+    of these factors. With `rtrl()` this is ARTBP (Tallec and Ollivier, 2017, arXiv:1705.08209) in
+    forward form.
 
     Args:
-      probability: of a reset, for each lane and push by itself.
-      estimator: any.
+      probability: of a reset, independent for each lane and push.
+      estimator: any estimator.
 
     Raises:
       ValueError: if probability is not in [0, 1).
@@ -129,15 +130,16 @@ def mixture(
     """sum_i w_i G~_i of independent estimators of different kinds, all on the same steps.
 
     Unbiased if all of them are and the weights sum to 1. The state is the tuple of their states, and
-    the diagnostics of the i-th are named "i/...". It costs what all of them cost.
+    the diagnostics of the i-th are named "i/...". The cost is the sum of their costs.
 
     Raises:
-      ValueError: if there are no estimators, not as many weights, or a weight that is not finite.
+      ValueError: if there are no estimators, if their number is not that of the weights, or if a weight
+        is not finite.
     """
     estimators, weights = tuple(estimators), tuple(weights)
     if not estimators or len(estimators) != len(weights):
         raise ValueError(
-            f"mixture needs a weight for each of its estimators and at least one, got "
+            f"mixture needs as many weights as estimators, and at least one, got "
             f"{len(estimators)} estimators and {len(weights)} weights"
         )
     if not all(math.isfinite(weight) for weight in weights):
@@ -153,7 +155,7 @@ def mixture(
             for estimator, one, k in zip(estimators, state, keys)
         )
 
-    def pull(state: tuple[Any, ...], cotangent: Array) -> SiteGradients:
+    def pull(state: tuple[Any, ...], cotangent: Float[Array, "B n"]) -> SiteGradients:
         gradients = [estimator.pull(one, cotangent) for estimator, one in zip(estimators, state)]
         return jax.tree.map(lambda *g: sum(w * x for w, x in zip(weights, g)), *gradients)
 
@@ -168,12 +170,12 @@ def mixture(
 
 
 class ControlVariateState(NamedTuple):
-    """An estimator's state on two recurrences, with what is exact on the simpler one.
+    """An estimator's state on two recurrences, and the exact influence on the simpler one.
 
     Attributes:
-      inner: the estimator's state on J.
-      on_leak: its state on the leak, from the same draws.
-      exact: the exact influence on the leak.
+      inner: the estimator's state with J as the recurrence.
+      on_leak: the estimator's state with the leak as the recurrence, from the same draws.
+      exact: the exact influence with the leak as the recurrence.
     """
 
     inner: Any
@@ -182,22 +184,22 @@ class ControlVariateState(NamedTuple):
 
 
 def control_variate(estimator: InfluenceEstimator, coefficient: float = 1.0) -> InfluenceEstimator:
-    """G~(J) - c (G~(leak) - G(leak)): the noise that the same draws make on the leak, taken off.
+    """G~(J) - c (G~(leak) - G(leak)): subtracts the noise that the same draws cause on the leak.
 
-    The leak is the part of J that passes no pre-activation; what it carries is known exactly, from
-    `e_prop()`. Unbiased for every c if the estimator is. It costs twice the estimator and an
-    `e_prop()`.
+    The leak is the part of J that passes through no pre-activation. The influence it carries is known
+    exactly, from `e_prop()`. Unbiased for every c if the estimator is. The cost is twice that of the
+    estimator, and that of `e_prop()`.
 
-    With `kf_rtrl()` and `uoro()` on small LSTMs, GRUs and highway networks at their first parameters it
-    leaves between a quarter and two fifths of the noise, and next to nothing where nearly all memory is
-    in the leak, while two independent copies leave half; the best c is close to 1. Where the leak is 0,
-    as in a tanh network, all it can take off is noise of the present step.
+    With `kf_rtrl()` and `uoro()` on small LSTMs, GRUs and highway networks at their initial parameters,
+    between a quarter and two fifths of the noise remains, and almost none if nearly all memory is in
+    the leak; two independent copies leave half. The best c is close to 1. If the leak is 0, as in a
+    tanh network, only noise of the present step can be removed.
 
     Its init raises UnsupportedCellError where `e_prop()` does, and where the leak carries influence to
-    state variables that a pre-activation does not reach by itself: `e_prop()` is not exact there.
+    state variables that the pre-activation itself does not reach: `e_prop()` is not exact there.
 
     Args:
-      estimator: any, best one that carries the two alike: what differs stays.
+      estimator: any estimator. Noise that its two runs do not share remains.
       coefficient: c.
 
     Raises:
@@ -221,7 +223,7 @@ def control_variate(estimator: InfluenceEstimator, coefficient: float = 1.0) -> 
             trace.push(state.exact, linearization, key),
         )
 
-    def pull(state: ControlVariateState, cotangent: Array) -> SiteGradients:
+    def pull(state: ControlVariateState, cotangent: Float[Array, "B n"]) -> SiteGradients:
         return jax.tree.map(
             lambda g, noisy, exact: g - coefficient * (noisy - exact),
             estimator.pull(state.inner, cotangent),
@@ -236,10 +238,10 @@ def control_variate(estimator: InfluenceEstimator, coefficient: float = 1.0) -> 
 
 
 def _require_closed_leak(structure: Structure) -> None:
-    """Refuses a cell whose leak leads out of the entries of D.
+    """Refuses a cell whose leak carries influence to entries outside those of D.
 
     Raises:
-      UnsupportedCellError: with the parameters.
+      UnsupportedCellError: naming the parameters.
     """
     for site in structure.sites:
         assert site.columns is not None
@@ -250,14 +252,14 @@ def _require_closed_leak(structure: Structure) -> None:
             reached = structure.leak_mask.array.astype(np.float32) @ entries.astype(np.float32) > 0
         if np.any(reached & ~entries):
             raise UnsupportedCellError(
-                f"control_variate cannot use this cell: what {site.label} does to a state variable "
-                f"passes on to another through no pre-activation, and e_prop(), which it takes "
-                f"for exact there, leaves that out; the estimator alone takes the cell"
+                f"control_variate cannot use this cell: the influence of {site.label} passes from one "
+                f"state variable to another through no pre-activation, which e_prop() ignores, so "
+                f"e_prop() is not exact on the leak; use the estimator without control_variate"
             )
 
 
 class AntitheticState(NamedTuple):
-    """Copies of an estimator and the place in their pattern of signs.
+    """The states of all copies and the position in their pattern of signs.
 
     Attributes:
       copies: the states, with a leading axis [copies, ...].
@@ -265,27 +267,28 @@ class AntitheticState(NamedTuple):
     """
 
     copies: Any
-    age: Array
+    age: Int[Array, ""]
 
 
 def antithetic(estimator: InfluenceEstimator, copies: int = 2) -> InfluenceEstimator:
-    """The mean of copies with opposite signs: of less noise than that of independent copies.
+    """The mean of copies with opposite signs, which has less noise than that of independent copies.
 
-    All copies make the same draws, but copy i sees epsilon_it a_k and epsilon_it D_k, which is the same
-    I_t; epsilon are the signs of a Hadamard matrix, whose columns t mod `copies` are orthogonal. Where
-    an estimator has signs c_t between the old and the new, as `kf_rtrl()`, its noise is a sum of terms
-    c_s c_t X_st over pairs of steps s < t. If X were the same in all copies, what is left in the mean
-    would be the pairs a multiple of `copies` steps apart. X depends on the signs through the scales p.
+    All copies use the same draws, but copy i sees epsilon_it a_k and epsilon_it D_k, which leaves I_t
+    unchanged. The epsilon are the signs of a Hadamard matrix, whose columns t mod `copies` are
+    orthogonal. If an estimator joins old and new terms by signs c_t, as `kf_rtrl()` does, its noise is
+    a sum of terms c_s c_t X_st over pairs of steps s < t. If X were the same in all copies, only pairs
+    a multiple of `copies` steps apart would remain in the mean. X depends on the signs through the
+    scales p.
 
-    Unbiased if the estimator is. It costs what the copies cost, as `average`. With `kf_rtrl()` on small
-    tanh, highway, LSTM and GRU networks at their first parameters, over 20 steps, two copies left 0.73
-    to 0.86 of the noise of two independent ones, four 0.18 to 0.59 of that of four; over 60 steps of
-    long memory 0.89 to 0.94, and 0.73 to 0.96. Estimators with their noise within a step (`uoro()`,
-    `nobacktrack()`, `reverse_kf_rtrl()`) have no such signs, and copies that are all alike: there
-    `average` is better.
+    Unbiased if the estimator is. It costs as much as `average` with as many copies. With `kf_rtrl()` on
+    small tanh, highway, LSTM and GRU networks at their initial parameters, over 20 steps, two copies
+    left 0.73 to 0.86 of the noise of two independent ones, and four copies 0.18 to 0.59 of the noise of
+    four; over 60 steps with long memory, 0.89 to 0.94 and 0.73 to 0.96. Estimators whose noise arises
+    within a step (`uoro()`, `nobacktrack()`, `reverse_kf_rtrl()`) have no such signs, so that all
+    copies are identical: use `average` for them.
 
     Args:
-      estimator: `kf_rtrl()`, or one made of it.
+      estimator: `kf_rtrl()`, or a combinator of it.
       copies: a power of two.
 
     Raises:
@@ -304,14 +307,14 @@ def antithetic(estimator: InfluenceEstimator, copies: int = 2) -> InfluenceEstim
         return AntitheticState(mean.init(structure), jnp.zeros((), jnp.int32))
 
     def push(state: AntitheticState, linearization: Linearization, key: Key) -> AntitheticState:
-        def push_one(one: Any, of_copy: Array) -> Any:
+        def push_one(one: Any, of_copy: Float[Array, " copies"]) -> Any:
             of_steps = of_copy[np.arange(len(linearization.singles)) % copies]
             return estimator.push(one, linearization.with_signs(of_steps), key)
 
         pushed = jax.vmap(push_one)(state.copies, jnp.roll(jnp.asarray(signs), -state.age, axis=1))
         return AntitheticState(pushed, (state.age + len(linearization.singles)) % copies)
 
-    def pull(state: AntitheticState, cotangent: Array) -> SiteGradients:
+    def pull(state: AntitheticState, cotangent: Float[Array, "B n"]) -> SiteGradients:
         return mean.pull(state.copies, cotangent)
 
     def diagnostics(state: AntitheticState) -> dict[str, Array]:

@@ -1,4 +1,4 @@
-"""What several estimators use: random signs, and scales that give two factors equal norms."""
+"""Shared parts of estimators: random signs, norms, and scales that give two factors equal norms."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from kfrtrl_jax._src.base import Array, Key, SiteJacobian, Structure
 from kfrtrl_jax._src.errors import UnsupportedCellError
 from kfrtrl_jax._src.xla import at_least_float32, norm
 
-# What needs no structure of a cell beyond that it can be differentiated.
+# Estimators that take any differentiable cell.
 UNSTRUCTURED = (
     "rtrl", "uoro", "nobacktrack", "reverse_kf_rtrl", "forward_gradient", "snap", "sketched", "kernl",
     "truncated",
@@ -26,7 +26,7 @@ def random_signs(key: Key, shape: tuple[int, ...], dtype: jnp.dtype) -> Array:
 
 
 def term_signs(sites: Sequence[SiteJacobian], key: Key) -> list[Array]:
-    """Independent fair signs for every term of every site: for every site [B, T]."""
+    """Independent fair signs for every term of every site: [B, T] for every site."""
     counts = [site.derivatives.count for site in sites]
     like = sites[0].inputs
     signs = random_signs(key, (sum(counts), len(like)), like.dtype)
@@ -34,10 +34,10 @@ def term_signs(sites: Sequence[SiteJacobian], key: Key) -> list[Array]:
 
 
 def require_products(structure: Structure, estimator: str) -> None:
-    """Refuses a cell with parameters that enter its step in no product or sum with data.
+    """Refuses a cell with a parameter that enters its step other than by a product or sum with data.
 
     Raises:
-      UnsupportedCellError: with the operation, the parameter and the line.
+      UnsupportedCellError: naming the operation, the parameter and the line.
     """
     if structure.problems:
         more = len(structure.problems) - 1
@@ -51,11 +51,11 @@ def require_products(structure: Structure, estimator: str) -> None:
 def balance(first: Array, second: Array) -> tuple[Array, Array]:
     """Scales p and 1/p that give two factors of a product the same norm.
 
-    Where either norm is 0 so is the product, and both scales are 0: the limit, instead of 0/0.
+    If either norm is 0, so is the product; both scales are then 0, the limit, instead of 0/0.
 
     Args:
-      first: [...], the norm of the one factor.
-      second: [...], the norm of the other.
+      first: [...], the norm of the first factor.
+      second: [...], the norm of the second factor.
     """
     present = (first > 0) & (second > 0)
     ratio = jnp.where(present, second, 1) / jnp.where(present, first, 1)
@@ -76,7 +76,7 @@ def term_norms(x: Array) -> Array:
 def norm_of_outer_sum(left: Array, right: Array) -> Array:
     """|sum_t left_t right_t^T|_F for [B, T, m] and [B, T, g], by inner products: [B].
 
-    No less than what rounding leaves of it where the terms cancel: 0 only where all of them are 0.
+    Bounded below by its rounding error, so that it is 0 only if all terms are 0, even if they cancel.
     """
     sizes = term_norms(left) * term_norms(right)
     if left.shape[1] == 1:
@@ -87,7 +87,7 @@ def norm_of_outer_sum(left: Array, right: Array) -> Array:
 
 
 def factor_norms(**factors: Sequence[Any]) -> dict[str, Array]:
-    """Named means over lanes of the norms of factors that every site has, each a pytree of [B, ...]."""
+    """Mean norms over lanes, named by factor and site; a factor is a pytree of [B, ...] per site."""
     return {
         f"{name}_norm_{i}": jnp.mean(joint_norm([norm(x) for x in jax.tree.leaves(factor)]))
         for name, of_sites in factors.items()
@@ -96,6 +96,6 @@ def factor_norms(**factors: Sequence[Any]) -> dict[str, Array]:
 
 
 def exact_einsum(subscripts: str, x: Array, y: Array) -> Array:
-    """An einsum of full precision, for small matrices that decide over large ones."""
+    """An einsum in full precision, for small matrices whose errors would spread to large ones."""
     dtype = jnp.promote_types(x.dtype, jnp.float32)
     return jnp.einsum(subscripts, x, y, precision="highest", preferred_element_type=dtype)

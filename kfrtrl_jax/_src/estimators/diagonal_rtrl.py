@@ -8,26 +8,26 @@ from kfrtrl_jax._src.estimators.snap import SnapState, reachable, snap
 
 
 def diagonal_rtrl(unit_size: int = 2) -> InfluenceEstimator:
-    """G <- J G + I, exactly, where no weight ever reaches more than `unit_size` state variables.
+    """G <- J G + I, exactly, if no weight ever influences more than `unit_size` state variables.
 
-    That is so where J links no two units: a unit is one variable of an element-wise recurrence, the
-    real and the imaginary part of a complex one, or the variables of a gated one. Then G has at most
-    `unit_size` entries for each weight, and memory and work are those of `snap`: O(unit_size P) and
-    O(unit_size^2 P) a lane for P weights (Zucchini et al., 2023, arXiv:2305.15947; Irie et al., 2023,
-    arXiv:2305.19044). No bias, no noise.
+    That holds if J couples no two units. A unit is one variable of an element-wise recurrence, the real
+    and imaginary parts of a complex variable, or the variables of a gated unit. G then has at most
+    `unit_size` entries per weight, and the cost is that of `snap`: O(unit_size P) memory and
+    O(unit_size^2 P) work per lane for P weights (Zucchini et al., 2023, arXiv:2305.15947; Irie et al.,
+    2023, arXiv:2305.19044). No bias, no noise.
 
     Args:
-      unit_size: state variables of a unit, at most.
+      unit_size: the largest number of state variables in a unit.
 
     Raises:
       ValueError: if unit_size is less than 1.
 
-    Its init raises UnsupportedCellError for a cell in which some weight reaches more than that, by
-    which entries of J and D can be non-zero.
+    Its init raises UnsupportedCellError if, by the entries of J and D that can be non-zero, some weight
+    influences more than `unit_size` state variables.
     """
     if unit_size < 1:
         raise ValueError(f"unit_size must be at least 1, got {unit_size}")
-    # As long as a pattern grows with the order it does so by an entry at least.
+    # Each order adds at least one entry to a pattern that still grows.
     local = snap(order=unit_size)
 
     def init(structure: Structure) -> SnapState:
@@ -36,8 +36,8 @@ def diagonal_rtrl(unit_size: int = 2) -> InfluenceEstimator:
             if reach.sum(axis=0).max(initial=0) > unit_size:
                 raise UnsupportedCellError(
                     f"diagonal_rtrl cannot use this cell: a weight of {site.label} reaches more than "
-                    f"unit_size={unit_size} state variables, as its step links units, and snap() would "
-                    f"be biased; rtrl() is exact, and so is a larger unit_size where units are larger"
+                    f"unit_size={unit_size} state variables, as its step couples units, and snap() "
+                    f"would be biased; use rtrl(), or a larger unit_size if units are larger"
                 )
         return local.init(structure)
 

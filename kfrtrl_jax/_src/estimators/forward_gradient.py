@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from kfrtrl_jax._src.base import (
     Array,
@@ -22,28 +23,28 @@ from kfrtrl_jax._src.xla import norm
 
 
 class ForwardGradientState(NamedTuple):
-    """Directions v_1 .. v_k in the space of the weights, and what the state owes to each.
+    """Directions v_1 .. v_k in the space of the weights, and the state's tangents along them.
 
     Attributes:
       tangents: s. = G v, [B, n, k].
       directions: v, for every site [B, k, m, g].
     """
 
-    tangents: Array
-    directions: tuple[Array, ...]
+    tangents: Float[Array, "B n k"]
+    directions: tuple[Float[Array, "B k _m _g"], ...]
 
 
 def forward_gradient(directions: int = 1) -> InfluenceEstimator:
-    """s. <- J s. + I v, and G~ = s. v^T: the mean over k standard normal v, each lane's own.
+    """s. <- J s. + I v, and G~ = s. v^T: the mean over k standard normal v, drawn for each lane.
 
-    Since s. = G v exactly, E[s. v^T] = G E[v v^T] = G: unbiased, as long as v has not changed since G
-    was last 0; a new v with the old tangent would lose all but the immediate influence. A direction
-    is therefore drawn again where J s. = 0, and only there. With normal v this happens exactly where
-    J G = 0 (but for events of probability 0): at a lane's first step or where it starts anew, not where
-    v decides. Its noise is P + 1 times |G|^2 for P weights, divided by k.
+    Since s. = G v exactly, E[s. v^T] = G E[v v^T] = G: the estimate is unbiased as long as v has not
+    changed since G was last 0. A new v with the old tangent would lose all but the immediate influence.
+    So a direction is drawn again where J s. = 0, and only there. With normal v that is where J G = 0,
+    with probability 1: at a lane's first step and where it starts anew, whatever the value of v. The
+    noise is P + 1 times |G|^2 for P weights, divided by k.
 
     O(k (n + P)) memory and O(k (n^2 + P)) work per lane. On a stream without resets every update would
-    be along the same v: put it inside `reset_every`, at whose resets it draws anew.
+    be along the same v: wrap it in `reset_every`, at whose resets v is drawn again.
 
     Args:
       directions: k.
@@ -70,7 +71,9 @@ def forward_gradient(directions: int = 1) -> InfluenceEstimator:
         carried = linearization.times(state.tangents)
         anew = jnp.all(carried == 0, axis=1)  # [B, k]
 
-        def draw(old: tuple[Array, ...]) -> tuple[Array, ...]:
+        def draw(
+            old: tuple[Float[Array, "B k _m _g"], ...],
+        ) -> tuple[Float[Array, "B k _m _g"], ...]:
             keys = jax.random.split(key, len(old))
             return tuple(
                 jnp.where(anew[:, :, None, None], jax.random.normal(k, v.shape, v.dtype), v)
@@ -84,7 +87,7 @@ def forward_gradient(directions: int = 1) -> InfluenceEstimator:
         immediate = [jnp.sum(x, axis=1) for x in linearization.times_each(along)]
         return ForwardGradientState(sum(immediate, carried), v)
 
-    def pull(state: ForwardGradientState, cotangent: Array) -> SiteGradients:
+    def pull(state: ForwardGradientState, cotangent: Float[Array, "B n"]) -> SiteGradients:
         weight = jnp.einsum("bn,bnk->bk", cotangent, state.tangents) / directions
         return tuple(jnp.einsum("bk,bkmg->mg", weight, v) for v in state.directions)
 

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
 from kfrtrl_jax._src.base import (
     Array,
@@ -21,7 +22,7 @@ from kfrtrl_jax._src.matrices import Banded, BlockColumns, Index
 
 # A decay of 1 would let the traces grow without end.
 _SLOWEST_DECAY = 0.999
-# By how much a perturbation may outgrow its filtered noise before it starts anew.
+# A perturbation this many times larger than its filtered noise starts anew.
 _MOST_GROWTH = 100.0
 
 
@@ -32,17 +33,18 @@ class KernlState(NamedTuple):
       kernel: beta, [n, n], shared by the lanes.
       decay: of each unit's trace, [n], shared by the lanes.
       trace: e, on the entries of I, as in `snap(1)`.
-      perturbation: delta, what the state owes to noise in every step since the lane began, [B, n].
-      filtered_noise: omega, the same noise in traces, [B, n].
+      perturbation: delta, the effect on the state of the noise of all steps since the lane began,
+        [B, n].
+      filtered_noise: omega, the same noise filtered by the decays, [B, n].
       sensitivity: d omega / d decay, [B, n].
     """
 
-    kernel: Array
-    decay: Array
+    kernel: Float[Array, "n n"]
+    decay: Float[Array, " n"]
     trace: SnapState
-    perturbation: Array
-    filtered_noise: Array
-    sensitivity: Array
+    perturbation: Float[Array, "B n"]
+    filtered_noise: Float[Array, "B n"]
+    sensitivity: Float[Array, "B n"]
 
 
 def kernl(
@@ -50,33 +52,34 @@ def kernl(
 ) -> InfluenceEstimator:
     """e_u <- decay_u e_u + I_u for each unit's row of I, and G = beta e.
 
-    J_t .. J_{s+1}, by which G_t follows from I_s, is taken to be beta diag(decay)^(t - s), and that is
-    learned from noise xi ~ N(0, 1) in the state: delta <- J delta + xi, omega <- decay omega + xi, and
-    a gradient step on |delta - beta omega|^2 at every push, the mean over lanes. beta starts as the
-    identity. A lane starts anew, traces and all, where J delta = 0: with random delta, where J = 0.
+    The product J_t .. J_{s+1}, which carries I_s into G_t, is approximated by beta diag(decay)^(t - s).
+    This approximation is learned from noise xi ~ N(0, 1) in the state: delta <- J delta + xi,
+    omega <- decay omega + xi, and at every push a gradient step on the mean over lanes of
+    |delta - beta omega|^2. beta starts as the identity. A lane, traces included, starts anew where
+    J delta = 0: with random delta, where J = 0.
 
-    Several steps that are pushed at once are so many pushes, with one pass over the traces.
+    Pushing several steps at once equals pushing them one by one, with one pass over the traces.
 
-    Other than in the paper, the perturbation is linear, carried by J along the trajectory itself and so
-    free of its size, where the paper runs a second, noisy network; a unit is an entry of the state,
-    whatever the cell; a perturbation starts anew where it outgrows omega a hundredfold, as in chaotic
-    networks; and a lane's gradient is divided by |delta|^2 plus the squared norm of the prediction's
-    derivative, so that learning rates up to 1 are stable whatever n, and a growing perturbation counts
-    for little.
+    There are four differences from the paper. The perturbation is linear: J carries it along the
+    trajectory itself, so that its size does not matter, whereas the paper runs a second, noisy network.
+    A unit is an entry of the state, whatever the cell. A perturbation starts anew where it outgrows
+    omega a hundredfold, as in chaotic networks. And a lane's gradient is divided by |delta|^2 plus the
+    squared norm of the prediction's derivative, so that learning rates up to 1 are stable for every n,
+    and a growing perturbation has little weight.
 
-    Biased, also in the immediate influence, which it has as beta I; the noise is that of beta and the
-    decays alone. O(m n + n^2) memory and work per lane for each band of a site with a banded D, O(n m
-    g) for one with a dense D.
+    Biased, even in the immediate influence, which it represents as beta I; the only noise is that of
+    beta and the decays. O(m n + n^2) memory and work per lane for each band of a site with a banded D,
+    O(n m g) for a site with a dense D.
 
     Args:
       learning_rate: of beta.
       decay_learning_rate: of the decays.
-      decay: at first; they stay within [0, 0.999].
+      decay: the initial value; decays stay within [0, 0.999].
 
     Raises:
       ValueError: if decay is not in [0, 1), or a learning rate is negative.
     """
-    # A sweep may hand over traced scalars, whose values are not known yet.
+    # A sweep may pass traced scalars, whose values are not known yet.
     for name, rate in [
         ("learning_rate", learning_rate),
         ("decay_learning_rate", decay_learning_rate),
@@ -109,7 +112,7 @@ def kernl(
     def _learn_from_step(
         state: KernlState, step: Linearization, key: Key
     ) -> tuple[KernlState, BlockColumns]:
-        """All but the traces after a step, and what carries these."""
+        """The state after a step except for its traces, and the matrix that carries the traces."""
         carried = step.jacobian.times_vector(state.perturbation)
         goes_on = jnp.any(carried != 0, axis=1, keepdims=True)
         kept = jnp.where(goes_on, state.decay, 0)
@@ -127,8 +130,13 @@ def kernl(
         new = KernlState(kernel, decays, state.trace, delta, omega, gamma)
         return new, BlockColumns((own,))
 
-    def _learn(state: KernlState, delta: Array, omega: Array, gamma: Array) -> tuple[Array, Array]:
-        """beta and the decays after a step on |delta - beta omega|^2; all [B, n]."""
+    def _learn(
+        state: KernlState,
+        delta: Float[Array, "B n"],
+        omega: Float[Array, "B n"],
+        gamma: Float[Array, "B n"],
+    ) -> tuple[Float[Array, "n n"], Float[Array, " n"]]:
+        """beta and the decays after a step on |delta - beta omega|^2."""
         error = delta - omega @ state.kernel.T
         energy = _squares(delta)
         kernel_step = jnp.einsum("bi,bu->iu", error / (energy + _squares(omega)), omega)
@@ -141,7 +149,7 @@ def kernl(
             jnp.clip(state.decay + decay_learning_rate / lanes * decay_step, 0, _SLOWEST_DECAY),
         )
 
-    def pull(state: KernlState, cotangent: Array) -> SiteGradients:
+    def pull(state: KernlState, cotangent: Float[Array, "B n"]) -> SiteGradients:
         return local.pull(state.trace, cotangent @ state.kernel)
 
     def diagnostics(state: KernlState) -> dict[str, Array]:
@@ -155,6 +163,6 @@ def kernl(
     return InfluenceEstimator(init, push, pull, diagnostics)
 
 
-def _squares(x: Array) -> Array:
-    """|x|^2 of every lane, [B, 1]."""
+def _squares(x: Float[Array, "B n"]) -> Float[Array, "B 1"]:
+    """|x|^2 of every lane."""
     return jnp.sum(x * x, axis=1, keepdims=True)

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
 from kfrtrl_jax._src.base import (
     Array,
@@ -21,7 +22,7 @@ from kfrtrl_jax._src.xla import norm
 
 
 class KtpState(NamedTuple):
-    """A sum of r products u_i (x) b_i d_i^T in place of every site's influence matrix.
+    """Every site's influence matrix as a sum of r products u_i (x) b_i d_i^T.
 
     Attributes:
       input_vectors: u, for every site [B, m, r].
@@ -29,26 +30,27 @@ class KtpState(NamedTuple):
       output_vectors: d, for every site [B, g, r].
     """
 
-    input_vectors: tuple[Array, ...]
-    state_vectors: tuple[Array, ...]
-    output_vectors: tuple[Array, ...]
+    input_vectors: tuple[Float[Array, "B _m r"], ...]
+    state_vectors: tuple[Float[Array, "B n r"], ...]
+    output_vectors: tuple[Float[Array, "B _g r"], ...]
 
 
 def ktp(rank: int) -> InfluenceEstimator:
     """u_i <- sum_t nu_t a_t, b_i <- sum_t mu_t x_ti, d_i <- sum_t nu_t mu_t y_ti, for random signs.
 
-    The first of the terms, t = 0, is the old one: u_i, J b_i and d_i. Those from 1 to T are of the
-    steps that are pushed at once. sum_i x_ti y_ti^T is D_t at random: each column of D, with a sign,
-    goes to one i, and columns that meet are scaled for the least noise. Where the columns are
-    orthogonal (D diagonal) and their norms sum to the same for every i, the noise of this is s^2 / r -
-    sum of sigma^2, the least there is at rank r unless some columns dwarf the others. The product of
-    three signs, nu, mu and nu mu, is 1 where all belong to the same term and 0 on average elsewhere.
-    The three factors of each product are made equal in norm beforehand.
+    Term t = 0 is the old one: u_i, J b_i and d_i. Terms 1 to T belong to the steps that are pushed at
+    once. sum_i x_ti y_ti^T is a random matrix with mean D_t: each column of D is assigned, with a
+    random sign, to one i, and columns with the same i are scaled for the least noise. If the columns
+    are orthogonal (D diagonal) and their norms have the same sum for every i, the noise of this step is
+    s^2 / r - sum of sigma^2, the least possible at rank r unless some columns dwarf the others. The
+    product of the three signs nu, mu and nu mu is 1 if all belong to the same term, and 0 on average
+    otherwise. The three factors of each product are scaled to equal norms beforehand.
 
-    Unbiased; O(r (m + n + g)) memory and O(r (n^2 + m + g)) work per lane and site. How the old terms
-    and the new are paired is this library's choice, not the paper's.
+    Unbiased; O(r (m + n + g)) memory and O(r (n^2 + m + g)) work per lane and site. The pairing of old
+    and new terms is this library's choice, not the paper's.
 
-    Its init raises UnsupportedCellError for a cell with parameters in no product or sum with data.
+    Its init raises UnsupportedCellError for a cell with a parameter that enters no product or sum with
+    data.
 
     Args:
       rank: r.
@@ -82,7 +84,7 @@ def ktp(rank: int) -> InfluenceEstimator:
         ]
         return KtpState(*zip(*new))
 
-    def pull(state: KtpState, cotangent: Array) -> SiteGradients:
+    def pull(state: KtpState, cotangent: Float[Array, "B n"]) -> SiteGradients:
         return tuple(
             jnp.einsum("bmr,bgr->mg", u * jnp.einsum("bn,bnr->br", cotangent, b)[:, None], d)
             for u, b, d in zip(*state)
@@ -94,15 +96,16 @@ def ktp(rank: int) -> InfluenceEstimator:
     return InfluenceEstimator(init, push, pull, diagnostics)
 
 
-Triple = tuple[Array, Array, Array]
+Triple = tuple[Float[Array, "B m r"], Float[Array, "B n r"], Float[Array, "B g r"]]
+NewTerms = tuple[Float[Array, "B T m"], Float[Array, "B T n r"], Float[Array, "B T g r"]]
 
 
-def _push_site(old: Triple, new: Triple, key: Key) -> Triple:
+def _push_site(old: Triple, new: NewTerms, key: Key) -> Triple:
     """The new vectors of one site.
 
     Args:
-      old: u, J b and d, each [B, size, r].
-      new: a_t, [B, T, m], x_t and y_t, [B, T, size, r].
+      old: u, J b and d.
+      new: a_t, x_t and y_t.
       key: of the signs.
     """
     inputs, x, y = new
@@ -118,8 +121,8 @@ def _push_site(old: Triple, new: Triple, key: Key) -> Triple:
     return u, b, d
 
 
-def _column_weights(linearization: Linearization) -> list[Array]:
-    """For every site the root of the norm of each column of each D_t, by its own step's state."""
+def _column_weights(linearization: Linearization) -> list[Float[Array, "B T _g"]]:
+    """For every site the root of the norm of each column of each D_t, within its own step."""
     of_steps = [
         [site.derivatives.column_squares() ** 0.25 for site in step.sites]
         for step in linearization.singles
@@ -128,11 +131,13 @@ def _column_weights(linearization: Linearization) -> list[Array]:
     return [jnp.concatenate(parts, axis=1).astype(dtype) for parts in zip(*of_steps)]
 
 
-def _split_columns(weights: Array, rank: int, key: Key) -> tuple[Array, Array]:
-    """e and y, [B, T, g, r], with E[e y^T] = 1: e_i = eps / w, y_i = w eps, on i's columns.
+def _split_columns(
+    weights: Float[Array, "B T g"], rank: int, key: Key
+) -> tuple[Float[Array, "B T g r"], Float[Array, "B T g r"]]:
+    """e and y with E[e y^T] = 1: e_i = eps / w, y_i = w eps, on i's columns.
 
     Args:
-      weights: w, [B, T, g]; both are 0 where it is.
+      weights: w; e and y are 0 where w is.
       rank: r.
       key: of the signs eps.
     """
@@ -146,7 +151,7 @@ def _split_columns(weights: Array, rank: int, key: Key) -> tuple[Array, Array]:
 
 
 def _equal_norms(vectors: Triple) -> Triple:
-    """The same products of vectors [B, size, r] with equal norms; all 0 where a product is 0."""
+    """Vectors [B, size, r] with the same products and equal norms; all 0 where a product is 0."""
     norms = [jnp.linalg.norm(v, axis=1, keepdims=True) for v in vectors]
     present = (norms[0] > 0) & (norms[1] > 0) & (norms[2] > 0)
     norms = [jnp.where(present, x, 1) for x in norms]

@@ -1,4 +1,4 @@
-"""Traces that each unit can keep by itself: no recurrent weight carries influence.
+"""Traces that each unit keeps by itself: no recurrent weight carries influence.
 
 RFLO (Murray, 2019, eLife 8:e43299) and e-prop (Bellec et al., 2020, Nature Communications 11:3625).
 """
@@ -18,17 +18,17 @@ from kfrtrl_jax._src.matrices import Banded, BlockColumns, Matrix
 
 
 def e_prop() -> InfluenceEstimator:
-    """G <- L G + I on the entries of I, where L is the part of J that passes no pre-activation.
+    """G <- L G + I on the entries of I, where L, the leak, is J without paths through pre-activations.
 
-    For several steps that are pushed at once L and I are those of the steps with nothing but their
-    leaks in between.
+    If several steps are pushed at once, L and I are those of the composed steps with only their leaks
+    between them.
 
-    The eligibility trace goes through the unit's own state, all of its variables (both of an LSTM's),
+    The eligibility trace passes through all variables of the unit's own state (both of an LSTM unit's)
     and through no recurrent weight; the learning signal is the loss's gradient by the present state
-    (symmetric e-prop). A cell without such a path, as the tanh network, keeps I alone.
+    (symmetric e-prop). A cell without such a path, such as the tanh network, keeps I alone.
 
     Biased, without noise; O(m n) memory and work per lane for each band. Its init raises
-    UnsupportedCellError for a cell whose pre-activations reach the state in no element-wise way.
+    UnsupportedCellError for a cell whose pre-activations do not reach the state element-wise.
     """
     return _carried_by(lambda step: step.leak)
 
@@ -36,22 +36,22 @@ def e_prop() -> InfluenceEstimator:
 def rflo() -> InfluenceEstimator:
     """G <- diag(l) G + I on the entries of I, where l is each state variable's own leak.
 
-    As `e_prop`, with no exchange between the variables of a unit. With the true readout weights in
-    place of random feedback. Biased, without noise; O(m n) memory and work per lane for each band.
+    Like `e_prop`, but without exchange between the variables of a unit. The true readout weights stand
+    in for random feedback. Biased, without noise; O(m n) memory and work per lane for each band.
     """
     return _carried_by(lambda step: _diagonal(step.leak))
 
 
 def _carried_by(carries: Callable[[Linearization], BlockColumns]) -> InfluenceEstimator:
-    """`snap(order=1)` with another matrix in the place of J."""
+    """`snap(order=1)` with another matrix in place of J."""
     local = snap(order=1)
 
     def init(structure: Structure) -> SnapState:
         for site in structure.sites:
             if site.columns is None:
                 raise UnsupportedCellError(
-                    f"a trace local to each unit needs element-wise derivatives; those by the "
-                    f"pre-activation of {site.label} are dense; rtrl, uoro and kf_rtrl take it"
+                    f"a trace local to each unit needs element-wise derivatives, but those by the "
+                    f"pre-activation of {site.label} are dense; use rtrl, uoro or kf_rtrl"
                 )
         return local.init(structure)
 

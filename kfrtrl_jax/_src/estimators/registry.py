@@ -1,4 +1,4 @@
-"""Estimators and combinators by the names that configs use."""
+"""Estimators and combinators by their names in configs."""
 
 from collections.abc import Callable
 
@@ -44,7 +44,7 @@ ESTIMATORS: dict[str, Callable[..., InfluenceEstimator]] = {
     "truncated": truncated,
 }
 
-# What makes an estimator of estimators and plain values.
+# Factories whose arguments are estimators and plain values.
 COMBINATORS: dict[str, Callable[..., InfluenceEstimator]] = {
     "average": average,
     "antithetic": antithetic,
@@ -54,8 +54,8 @@ COMBINATORS: dict[str, Callable[..., InfluenceEstimator]] = {
     "reset_every": reset_every,
 }
 
-# What claims that the mean of its estimate is the influence matrix; combinators if all in them do.
-# A mixture is none of them, as it depends on its weights.
+# Estimators whose mean is the influence matrix, and combinators that are unbiased if all their
+# arguments are. `mixture` is not among them: that depends on its weights.
 UNBIASED = frozenset(
     {
         "rtrl",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from kfrtrl_jax._src.base import (
     Array,
@@ -28,20 +29,21 @@ class ReverseKfRtrlState(NamedTuple):
       state_factor: C, for every site [B, n, m].
     """
 
-    output_factor: tuple[Array, ...]
-    state_factor: tuple[Array, ...]
+    output_factor: tuple[Float[Array, "B _g"], ...]
+    state_factor: tuple[Float[Array, "B n _m"], ...]
 
 
 def reverse_kf_rtrl() -> InfluenceEstimator:
     """b <- p_0 b + sum_t p_t nu_t, C <- (J C) / p_0 + sum_t ((D_t nu_t) (x) a_t) / p_t.
 
-    `kf_rtrl` with the roles of W's two sides swapped. The random signs nu_t in {+-1}^g, for every term
-    of every site, are both what splits D_t and the sign between the products: E[nu (D nu)^T] = D^T, the
-    cross terms are odd in nu, and p_t is even in it. p_0 and p_t make the two factors of each product
-    equal in norm.
+    `kf_rtrl` with the roles of W's two sides swapped. The random signs nu_t in {+-1}^g, drawn for every
+    term of every site, split D_t and also serve as the sign between the products: E[nu (D nu)^T] = D^T,
+    the cross terms are odd in nu, and p_t is even in it. p_0 and p_t make the two factors of each
+    product equal in norm.
 
-    Unbiased; O(g + n m) memory and O(n^2 m) work per lane and site. Of a step's own noise, (g - 1)
-    |a|^2 |D|^2, `kf_rtrl` has nothing. It takes any cell: one without a product has m = 1.
+    Unbiased; O(g + n m) memory and O(n^2 m) work per lane and site. A single step already adds noise of
+    (g - 1) |a|^2 |D|^2, which `kf_rtrl` does not have. It takes any cell: a parameter in no product is
+    a site with m = 1.
     """
 
     def init(structure: Structure) -> ReverseKfRtrlState:
@@ -62,7 +64,7 @@ def reverse_kf_rtrl() -> InfluenceEstimator:
         ]
         return ReverseKfRtrlState(tuple(b for b, _ in pairs), tuple(c for _, c in pairs))
 
-    def pull(state: ReverseKfRtrlState, cotangent: Array) -> SiteGradients:
+    def pull(state: ReverseKfRtrlState, cotangent: Float[Array, "B n"]) -> SiteGradients:
         return tuple(
             jnp.einsum("bm,bg->mg", jnp.einsum("bn,bnm->bm", cotangent, c), b)
             for b, c in zip(state.output_factor, state.state_factor)
@@ -75,16 +77,20 @@ def reverse_kf_rtrl() -> InfluenceEstimator:
 
 
 def _push_site(
-    b: Array, carried: Array, site: SiteJacobian, nu: Array, mixed: Array
-) -> tuple[Array, Array]:
+    b: Float[Array, "B g"],
+    carried: Float[Array, "B n m"],
+    site: SiteJacobian,
+    nu: Float[Array, "B T g"],
+    mixed: Float[Array, "B T n"],
+) -> tuple[Float[Array, "B g"], Float[Array, "B n m"]]:
     """The new pair of one site.
 
     Args:
-      b: [B, g].
-      carried: J C, [B, n, m].
+      b: the old output factor.
+      carried: J C.
       site: a_t and D_t.
-      nu: [B, T, g].
-      mixed: D_t nu_t, [B, T, n].
+      nu: the signs.
+      mixed: D_t nu_t.
     """
     up0, down0 = balance(norm(b), norm(carried))
     up, down = balance(term_norms(nu), term_norms(mixed) * term_norms(site.inputs))

@@ -1,8 +1,9 @@
-"""SnAp-1 with a low-rank rest and a running bound of its error, after sketched RTRL (SK-RTRL, 2026).
+"""SnAp-1 with a low-rank remainder and a running error bound, after sketched RTRL (SK-RTRL, 2026).
 
-The variant here: S is SnAp-1's own, whatever the rest does; the rest of a step, with what is carried
-on from before, is cut to its best low rank by a singular value decomposition, found from n x n inner
-products and never at random; the rank in use follows the bound.
+In this variant S is exactly that of SnAp-1, whatever the remainder is. The remainder of a step,
+including the one carried on from before, is truncated to its best low-rank approximation. That comes
+from a singular value decomposition of n x n inner products, without random sketches. The rank in use
+follows the error bound.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Bool, Float, Int
 
 from kfrtrl_jax._src.base import (
     Array,
@@ -35,51 +37,50 @@ from kfrtrl_jax._src.xla import norm
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class SketchedState:
-    """The influence matrix as S + L R^T, and how far that can be from the truth.
+    """The influence matrix as S + L R^T, and a bound on its error.
 
     Attributes:
-      sparse: S, for every site and each of its inputs j the part of ds/dW_j, n x g, that has the bands
-        of D, values [B, m, bands, n], or all of it where D is dense, [B, m, n, g].
-      state_factor: L, [B, n, r]: orthonormal columns, the leading one first, 0 where not in use.
-      parameter_factors: R, for every site with a banded D other than 0 [B, r, m, g], 0 where not
-        in use.
+      sparse: S. For every site and each of its inputs j, ds/dW_j, n x g, on the bands of D, values
+        [B, m, bands, n]; or all of ds/dW_j if D is dense, [B, m, n, g].
+      state_factor: L, [B, n, r]: orthonormal columns, the leading one first; unused columns are 0.
+      parameter_factors: R, [B, r, m, g] for every site with a banded D other than 0; unused rows are 0.
       rank_in_use: [B], integers.
       error_bound: e >= |G - S - L R^T|_F, [B].
-      weights: which weights each site has, None for all; static.
+      weights: the weights that each site has, None for all; static.
     """
 
     sparse: tuple[Matrix, ...]
-    state_factor: Array
-    parameter_factors: tuple[Array, ...]
-    rank_in_use: Array
-    error_bound: Array
+    state_factor: Float[Array, "B n r"]
+    parameter_factors: tuple[Float[Array, "B r _m _g"], ...]
+    rank_in_use: Int[Array, " B"]
+    error_bound: Float[Array, " B"]
     weights: tuple[Mask | None, ...] = dataclasses.field(metadata={"static": True})
 
 
 def sketched(rank: int, tolerance: float = 0.0, squarings: int = 0) -> InfluenceEstimator:
-    """S as in `snap(1)`; L R^T <- the best of its rank for E = J (S + L R^T) - (J S on the pattern).
+    """S as in `snap(1)`; L R^T <- the best low-rank fit to E = J (S + L R^T) - (J S on S's pattern).
 
-    Several steps that are pushed at once are one step to all of this: nothing leaves the pattern of S
-    in between, and I's part off it is in E as well.
+    Steps that are pushed at once count as one step: nothing leaves the pattern of S between them, and E
+    also contains the part of I off the pattern.
 
-    The error obeys |G - S - L R^T|_F <= e with e <- rho e + eta, where eta is the norm of what the
-    truncation drops and rho = min(|J|_F, (|J|_1 |J|_inf)^1/2) is at least J's largest singular value.
-    A lane that starts anew has rho = 0. The bound counts no rounding errors: those of eta are of the
-    order of |E|_F times the square root of the machine precision. Where rho stays above 1, as it does
-    in most networks without `squarings`, the bound says nothing after a few steps; it ends at the
-    largest number of its type.
+    The error obeys |G - S - L R^T|_F <= e with e <- rho e + eta. Here eta is the norm of what the
+    truncation drops, and rho = min(|J|_F, (|J|_1 |J|_inf)^1/2) is at least J's largest singular value.
+    A lane that starts anew has rho = 0. The bound ignores rounding errors; those of eta are of the
+    order of |E|_F times the square root of the machine precision. If rho stays above 1, as in most
+    networks without `squarings`, the bound is useless after a few steps; it saturates at the largest
+    number of its type.
 
-    Biased, without noise: `snap(1)` with rank 0, `rtrl` with rank n. For P parameters and b bands,
-    O(m n b + (n + P) r) memory, O(n^2 b) more during a step, and O(n^3 b + P r (r + b)) work per lane;
-    sites with a dense D have all n m g entries in S, whatever masks thin it out, and no part in L R^T.
+    Biased, without noise. It equals `snap(1)` at rank 0 and `rtrl` at rank n. For P parameters and b
+    bands, O(m n b + (n + P) r) memory, O(n^2 b) more during a step, and O(n^3 b + P r (r + b)) work per
+    lane. A site with a dense D keeps all n m g entries in S, whatever its masks, and none in L R^T.
 
     Args:
-      rank: r, the most that is used; n is enough.
-      tolerance: if above 0, each lane uses the least rank with e <= tolerance |S + L R^T|_F, or all of
-        them if there is none.
-      squarings: s, to put the Schatten norm of order 2^(s + 1) in the place of |J|_F, the one of order
-        2. It exceeds J's largest singular value by a factor of n^(1 / 2^(s + 1)) at most and takes
-        s more products of n x n matrices. With 5 the bound is nearly as good as it can be.
+      rank: r, the largest rank in use; n always suffices.
+      tolerance: if above 0, each lane uses the least rank with e <= tolerance |S + L R^T|_F, or r if
+        there is none.
+      squarings: s. The Schatten norm of order 2^(s + 1) takes the place of |J|_F, that of order 2. It
+        exceeds J's largest singular value by a factor of at most n^(1 / 2^(s + 1)) and costs s more
+        products of n x n matrices. With 5 the bound is nearly as tight as it can be.
 
     Raises:
       ValueError: if rank, tolerance or squarings is negative, or tolerance is not finite.
@@ -88,7 +89,7 @@ def sketched(rank: int, tolerance: float = 0.0, squarings: int = 0) -> Influence
         raise ValueError(f"rank must be at least 0, got {rank}")
     if squarings < 0:
         raise ValueError(f"squarings must be at least 0, got {squarings}")
-    # Those of a sweep are traced.
+    # In a sweep it is a tracer.
     if isinstance(tolerance, (int, float)) and not 0 <= tolerance < math.inf:
         raise ValueError(f"tolerance must be finite and at least 0, got {tolerance}")
     first_order = snap(1)
@@ -96,7 +97,7 @@ def sketched(rank: int, tolerance: float = 0.0, squarings: int = 0) -> Influence
     def init(structure: Structure) -> SketchedState:
         b, n, dtype = structure.batch_size, structure.state_size, structure.dtype
         r = min(rank, n)
-        # A banded D has its bands whatever masks there are; L R^T needs no more of S.
+        # Masks are left out: S needs the bands of D and no more, as L R^T holds the rest.
         sparse = first_order.init(structure.without_masks()).influence
         return SketchedState(
             sparse=sparse,
@@ -111,7 +112,7 @@ def sketched(rank: int, tolerance: float = 0.0, squarings: int = 0) -> Influence
         )
 
     def push(state: SketchedState, linearization: Linearization, key: Key) -> SketchedState:
-        # Several steps are one: what they take off the pattern in between comes back exactly.
+        # As one step, so that influence which leaves the pattern between the steps is not lost.
         as_one = linearization._replace(steps=())
         pushed = first_order.push(SnapState(state.sparse), as_one, key).influence
         sparse = tuple(_masked(s, weights) for s, weights in zip(pushed, state.weights))
@@ -125,7 +126,7 @@ def sketched(rank: int, tolerance: float = 0.0, squarings: int = 0) -> Influence
         r = state.state_factor.shape[-1]
         left = vectors[..., ::-1][..., :r]
         right = rest.transpose_times(left)
-        # The values are less exact than these norms where they are small.
+        # Small eigenvalues are less accurate than these norms.
         squares = _squared_norms(left, right)
         beyond = jnp.sum(jnp.maximum(values[..., : values.shape[-1] - r], 0), axis=-1)
         smallest_first = jnp.concatenate([beyond[:, None], squares[:, ::-1]], axis=-1)
@@ -146,7 +147,7 @@ def sketched(rank: int, tolerance: float = 0.0, squarings: int = 0) -> Influence
             weights=state.weights,
         )
 
-    def pull(state: SketchedState, cotangent: Array) -> SiteGradients:
+    def pull(state: SketchedState, cotangent: Float[Array, "B n"]) -> SiteGradients:
         weights = jnp.einsum("bn,bnr->br", cotangent, state.state_factor)
         factors = iter(state.parameter_factors)
         return tuple(
@@ -176,14 +177,14 @@ def sketched(rank: int, tolerance: float = 0.0, squarings: int = 0) -> Influence
 
 
 def resized(state: SketchedState, rank: int) -> SketchedState:
-    """The state with room for another rank; any estimator of `sketched` goes on with it.
+    """The state resized to another rank, with which any `sketched` estimator can continue.
 
-    For between two compiled runs, as its shapes are others. The leading components stay; the bound
-    grows by the norm of those that have no room.
+    Use it between two compiled runs, as it changes shapes. The leading components stay; the bound grows
+    by the norm of the components that are dropped.
 
     Args:
-      state: any.
-      rank: the new r; n if it is more.
+      state: of any `sketched` estimator.
+      rank: the new r; at most n is used.
 
     Raises:
       ValueError: if rank is negative.
@@ -209,15 +210,15 @@ def resized(state: SketchedState, rank: int) -> SketchedState:
 
 
 class _Band(NamedTuple):
-    """The entries of S at one site that belong to one band, a column of D each.
+    """The entries of S at one site that belong to one band, one for each column of D.
 
     Attributes:
       values: [B, m, g].
-      places: the k that each is part of S_k for, [g], static, -1 for none.
+      places: the k of the S_k that each entry belongs to, [g], static; -1 for none.
     """
 
-    values: Array
-    places: np.ndarray
+    values: Float[Array, "B m g"]
+    places: Int[np.ndarray, " g"]
 
 
 class _New(NamedTuple):
@@ -226,39 +227,40 @@ class _New(NamedTuple):
     Attributes:
       inputs: a_t, [B, T, m].
       derivatives: O_t, [B, T, n, g].
-      weights: which weights there are, [m, g].
+      weights: the weights that exist, [m, g].
     """
 
-    inputs: Array
-    derivatives: Array
-    weights: np.ndarray
+    inputs: Float[Array, "B T m"]
+    derivatives: Float[Array, "B T n g"]
+    weights: Bool[np.ndarray, "m g"]
 
-    def square(self) -> Array:
-        """Its product with its own transpose, [B, n, n]."""
+    def square(self) -> Float[Array, "B n n"]:
+        """Its product with its own transpose."""
         between = jnp.einsum(
             "btm,bsm,mg->btsg", self.inputs, self.inputs, self.weights.astype(self.inputs.dtype)
         )
         mixed = exact_einsum("btsg,bsng->btng", between, self.derivatives)
         return exact_einsum("btng,btkg->bnk", mixed, self.derivatives)
 
-    def times_transposed(self, x: Array) -> Array:
-        """X sum_t (a_t (x) O_t)^T by columns of the weights, for x: [B, c, m, g]: [B, c, g, n]."""
+    def times_transposed(self, x: Float[Array, "B c m g"]) -> Float[Array, "B c g n"]:
+        """X sum_t (a_t (x) O_t)^T by columns of the weights."""
         read = exact_einsum("bcmg,btm->bctg", x, self.inputs)
         return exact_einsum("bctg,btng->bcgn", read, self.derivatives)
 
-    def transpose_times(self, x: Array) -> Array:
-        """sum_t (a_t (x) O_t)^T x, [B, c, m, g], for x: [B, n, c]."""
+    def transpose_times(self, x: Float[Array, "B n c"]) -> Float[Array, "B c m g"]:
+        """sum_t (a_t (x) O_t)^T x."""
         read = exact_einsum("btng,bnc->btcg", self.derivatives, x)
         return exact_einsum("btm,btcg->bcmg", self.inputs, read) * self.weights
 
 
 class _Rest(NamedTuple):
-    """E = F [R, S_1 .. S_K]^T + sum_t a_t (x) O_t, what a push takes off the pattern of S.
+    """E = F [R, S_1 .. S_K]^T + sum_t a_t (x) O_t, the influence that a push moves off S's pattern.
 
-    What a weight does to unit i goes on to all units that J connects with i. Rows on the weight's own
-    pattern are S's; the others are here. So F is J L, and then, for each unit i and each set of rows
-    that a column of the pattern with i has, J's column i without those rows. S_k is S's row i, on the
-    columns with that set alone. O_t is D_t off the pattern; of a single step there is none.
+    The influence of a weight on unit i spreads to all units that J connects with i. Rows on the
+    weight's own pattern stay in S; the others are here. So the first columns of F are J L. The others
+    belong to pairs of a unit i and a set of rows that is a column of the pattern and contains i: J's
+    column i without those rows. S_k is S's row i, on the columns with that set of rows alone. O_t is
+    D_t off the pattern; a single step has none.
 
     Attributes:
       left: F, [B, n, r + K].
@@ -267,13 +269,13 @@ class _Rest(NamedTuple):
       new: the a_t and O_t of every banded site; empty for a single step.
     """
 
-    left: Array
-    factors: tuple[Array, ...]
+    left: Float[Array, "B n columns"]
+    factors: tuple[Float[Array, "B r _m _g"], ...]
     bands: tuple[tuple[_Band, ...], ...]
     new: tuple[_New, ...]
 
-    def square(self) -> Array:
-        """E E^T, [B, n, n], from inner products of R's columns and the S_k alone."""
+    def square(self) -> Float[Array, "B n n"]:
+        """E E^T, from inner products of the columns of R and the S_k."""
         r = self.factors[0].shape[1]
         carried, beyond = (jnp.swapaxes(x, 1, 2) for x in (self.left[..., :r], self.left[..., r:]))
         low_rank, mixed, own = self._products(beyond.shape[1])
@@ -294,8 +296,8 @@ class _Rest(NamedTuple):
             square += mixed + jnp.swapaxes(mixed, 1, 2) + new.square()
         return square
 
-    def _products(self, count: int) -> tuple[Array, Array, Matrix]:
-        """R^T R, [B, r, r], R^T S_k^T, [B, r, K], and S_k S_l^T, K x K, for K = count."""
+    def _products(self, count: int) -> tuple[Float[Array, "B r r"], Float[Array, "B r K"], Matrix]:
+        """R^T R, R^T S_k^T, and S_k S_l^T, K x K, for K = count."""
         low_rank, mixed, own = [], [], []
         for factor, bands in zip(self.factors, self.bands):
             flat = jax.lax.collapse(factor, 2)
@@ -311,8 +313,8 @@ class _Rest(NamedTuple):
                         own.append(Banded(values, Index(partner[None]), count))
         return _sum(low_rank), _sum(mixed), total(own, count, count)
 
-    def transpose_times(self, x: Array) -> tuple[Array, ...]:
-        """E^T x for every banded site, [B, c, m, g], for x: [B, n, c]."""
+    def transpose_times(self, x: Float[Array, "B n c"]) -> tuple[Float[Array, "B c _m _g"], ...]:
+        """E^T x for every banded site."""
         r = self.factors[0].shape[1]
         weights = exact_einsum("bnk,bnc->bck", self.left, x)
         result = []
@@ -327,17 +329,20 @@ class _Rest(NamedTuple):
         return tuple(result)
 
 
-def _columns(band: _Band, count: int) -> np.ndarray:
-    """The column of D that holds the band's part of each of S_1 .. S_K, K = count; -1 for none."""
+def _columns(band: _Band, count: int) -> Int[np.ndarray, " K"]:
+    """The column of D with the band's entry of each of S_1 .. S_K, K = count; -1 for none."""
     column = np.full(count, -1)
     column[band.places[band.places >= 0]] = np.flatnonzero(band.places >= 0)
     return column
 
 
 def _rest(
-    state: SketchedState, jacobian: Array, carried: Array, immediate: Sequence[SiteJacobian]
+    state: SketchedState,
+    jacobian: Float[Array, "B n n"],
+    carried: Float[Array, "B n r"],
+    immediate: Sequence[SiteJacobian],
 ) -> _Rest:
-    """For J: [B, n, n], J L: [B, n, r], and the sites' a_t and D_t."""
+    """The remainder E of a push, from J, J L and the sites' a_t and D_t."""
     found: dict[tuple[int, bytes], int] = {}
     on_pattern: list[np.ndarray] = []
     sites = []
@@ -362,7 +367,7 @@ def _rest(
 
 
 def _new(state: SketchedState, immediate: Sequence[SiteJacobian]) -> tuple[_New, ...]:
-    """What is off the pattern of S in the immediate Jacobians, for every banded site."""
+    """The part of the immediate Jacobians off the pattern of S, for every banded site."""
     if all(site.derivatives.count == 1 for site in immediate):
         return ()  # the pattern is that of a single step's D
     found = []
@@ -378,7 +383,7 @@ def _new(state: SketchedState, immediate: Sequence[SiteJacobian]) -> tuple[_New,
 
 
 def _has_rest(influence: Matrix) -> bool:
-    """Whether L R^T has a part at a site: a dense S leaves nothing out, an empty one has nothing."""
+    """Whether L R^T has a part at a site: a dense S is complete, and an empty one has no influence."""
     return isinstance(influence, Banded) and influence.num_bands > 0
 
 
@@ -387,7 +392,7 @@ def _with_rest(sparse: Sequence[Matrix]) -> list[Banded]:
 
 
 def _masked(influence: Matrix, weights: Mask | None) -> Matrix:
-    """Without the absent weights, whose influence would take up room in L R^T."""
+    """The influence without absent weights, which would use up rank in L R^T."""
     if weights is None:
         return influence
     if isinstance(influence, Banded):
@@ -397,8 +402,10 @@ def _masked(influence: Matrix, weights: Mask | None) -> Matrix:
     return dataclasses.replace(influence, values=jnp.where(present, influence.values, 0))
 
 
-def _least_rank(bounds: Array, squared_sizes: Array, tolerance: float) -> Array:
-    """The least k with bound_k <= tolerance |G~_k|, for both [B, r + 1], else the last: [B]."""
+def _least_rank(
+    bounds: Float[Array, "B ranks"], squared_sizes: Float[Array, "B ranks"], tolerance: float
+) -> Int[Array, " B"]:
+    """The least k with bound_k <= tolerance |G~_k|, or r if there is none."""
     within = bounds <= tolerance * jnp.sqrt(jnp.maximum(squared_sizes, 0))
     within &= tolerance > 0
     last = bounds.shape[-1] - 1
@@ -406,8 +413,12 @@ def _least_rank(bounds: Array, squared_sizes: Array, tolerance: float) -> Array:
     return least.astype(jnp.int32)
 
 
-def _squared_sums(sparse: Sequence[Matrix], left: Array, right: tuple[Array, ...]) -> Array:
-    """|S + the first k components of L R^T|_F^2 for k = 0 .. r, [B, r + 1]; L is orthonormal."""
+def _squared_sums(
+    sparse: Sequence[Matrix],
+    left: Float[Array, "B n r"],
+    right: tuple[Float[Array, "B r _m _g"], ...],
+) -> Float[Array, "B ranks"]:
+    """|S + the first k components of L R^T|_F^2 for k = 0 .. r; L is orthonormal."""
     added = _squared_norms(left, right)
     for s, factor in zip(_with_rest(sparse), right):
         for_components = dataclasses.replace(s, values=s.values[:, None])
@@ -417,14 +428,16 @@ def _squared_sums(sparse: Sequence[Matrix], left: Array, right: tuple[Array, ...
     return own[:, None] + jnp.pad(jnp.cumsum(added, axis=-1), ((0, 0), (1, 0)))
 
 
-def _squared_norms(left: Array, right: tuple[Array, ...]) -> Array:
-    """The squared norms of the components of L R^T, [B, r]; L is orthonormal."""
+def _squared_norms(
+    left: Float[Array, "B n r"], right: tuple[Float[Array, "B r _m _g"], ...]
+) -> Float[Array, "B r"]:
+    """The squared norms of the components of L R^T; L is orthonormal."""
     none = jnp.zeros(left.shape[::2], jnp.promote_types(left.dtype, jnp.float32))
     return _sum([none, *(exact_einsum("bxmg,bxmg->bx", x, x) for x in right)])
 
 
-def _gain(jacobian: Array, squarings: int) -> Array:
-    """rho of `sketched`: at least the largest singular value of each lane's J, [B]."""
+def _gain(jacobian: Float[Array, "B n n"], squarings: int) -> Float[Array, " B"]:
+    """rho of `sketched`: at least the largest singular value of each lane's J."""
     size = jnp.abs(jacobian).astype(jnp.promote_types(jacobian.dtype, jnp.float32))
     columns, rows = (jnp.max(jnp.sum(size, axis=axis), axis=-1) for axis in (-2, -1))
     schatten = norm(jacobian)
@@ -438,8 +451,8 @@ def _gain(jacobian: Array, squarings: int) -> Array:
     return jnp.minimum(schatten, jnp.sqrt(columns * rows))
 
 
-def _normalized(x: Array, size: Array) -> Array:
-    """x / size for x: [B, n, n], 0 where size is 0."""
+def _normalized(x: Float[Array, "B n n"], size: Float[Array, " B"]) -> Float[Array, "B n n"]:
+    """x / size, 0 where size is 0."""
     return x / jnp.where(size > 0, size, 1)[:, None, None]
 
 

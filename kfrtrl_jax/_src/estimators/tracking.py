@@ -1,4 +1,4 @@
-"""Estimators side by side: one watched beside another, or each for its own part of the parameters."""
+"""Two estimators side by side: one compared with the other, or each for some of the parameters."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from kfrtrl_jax._src.base import (
     Array,
@@ -20,35 +21,35 @@ from kfrtrl_jax._src.base import (
 from kfrtrl_jax._src.errors import ConfigError
 
 _PROBES = 8
-# A fold that no split of the same key gives: split(key, k)[1] is fold_in(key, 1).
+# Folding this into a key gives none of the key's splits; split(key, k)[1] is fold_in(key, 1).
 _OTHER = 0x7FFFFFFF
 
 
 class TrackedState(NamedTuple):
-    """An estimator's state and that of the one it is compared with.
+    """The states of an estimator and of the reference that it is compared with.
 
     Attributes:
-      inner: the state.
-      reference: the other's.
-      probes: fixed cotangents that the two are compared on, [probes, B, n].
+      inner: the estimator's state.
+      reference: the state of the reference.
+      probes: fixed cotangents on which the two are compared, [C, B, n].
     """
 
     inner: Any
     reference: Any
-    probes: Array
+    probes: Float[Array, "C B n"]
 
 
 def tracked(estimator: InfluenceEstimator, reference: InfluenceEstimator) -> InfluenceEstimator:
-    """The estimator, with how far it is from another one among its diagnostics.
+    """The estimator, with its distance from a reference estimator among the diagnostics.
 
     Both see every step; only the estimator's gradients are used. The diagnostics compare the gradients
     G~^T c of the two, over all sites, for a few fixed random c: "cosine", the mean of their cosines,
-    and "relative_error", the root of sum |G~^T c - G^T c|^2 / sum |G^T c|^2. It costs what both cost.
-    Both are 0 as long as the reference is 0.
+    and "relative_error", the root of sum |G~^T c - G^T c|^2 / sum |G^T c|^2. Both are 0 as long as the
+    reference is 0. The cost is that of both estimators.
 
     Args:
-      estimator: the one to watch.
-      reference: a better one, such as `rtrl()`.
+      estimator: the estimator to compare.
+      reference: a better estimator, such as `rtrl()`.
     """
 
     def init(structure: Structure) -> TrackedState:
@@ -57,7 +58,7 @@ def tracked(estimator: InfluenceEstimator, reference: InfluenceEstimator) -> Inf
         return TrackedState(estimator.init(structure), reference.init(structure), probes)
 
     def push(state: TrackedState, linearization: Linearization, key: Key) -> TrackedState:
-        # The key itself for the estimator, which is then the same whether tracked or not.
+        # The estimator gets the key itself, so that its draws are the same whether tracked or not.
         return state._replace(
             inner=estimator.push(state.inner, linearization, key),
             reference=reference.push(
@@ -65,7 +66,7 @@ def tracked(estimator: InfluenceEstimator, reference: InfluenceEstimator) -> Inf
             ),
         )
 
-    def pull(state: TrackedState, cotangent: Array) -> SiteGradients:
+    def pull(state: TrackedState, cotangent: Float[Array, "B n"]) -> SiteGradients:
         return estimator.pull(state.inner, cotangent)
 
     def diagnostics(state: TrackedState) -> dict[str, Array]:
@@ -82,11 +83,11 @@ def tracked(estimator: InfluenceEstimator, reference: InfluenceEstimator) -> Inf
     return InfluenceEstimator(init, push, pull, diagnostics)
 
 
-def _flat(gradients: SiteGradients) -> Array:
+def _flat(gradients: SiteGradients) -> Float[Array, " P"]:
     return jnp.concatenate([g.reshape(-1) for g in gradients])
 
 
-def _ratio(numerator: Array, denominator: Array) -> Array:
+def _ratio(numerator: Float[Array, " *C"], denominator: Float[Array, " *C"]) -> Float[Array, " *C"]:
     present = denominator > 0
     return jnp.where(present, numerator / jnp.where(present, denominator, 1), 0)
 
@@ -97,9 +98,9 @@ class PartitionState:
     """The states of two estimators, each for some of the sites.
 
     Attributes:
-      chosen: the state of the one.
-      other: the state of the other.
-      choice: for every site whether it is the first one's; static.
+      chosen: the state of the first estimator.
+      other: the state of the second.
+      choice: for every site, whether it belongs to the first; static.
     """
 
     chosen: Any
@@ -110,12 +111,13 @@ class PartitionState:
 def partition(
     predicate: Callable[[str], bool], chosen: InfluenceEstimator, other: InfluenceEstimator
 ) -> InfluenceEstimator:
-    """One estimator for the sites whose label the predicate holds of, another for the rest.
+    """One estimator for the sites whose label satisfies the predicate, another for the rest.
 
-    For example `partition(lambda label: "gates" in label, ok(8), snap())`. It nests. A label names the
-    paths of all parameters that enter at the site, such as "candidate/weights + candidate/bias".
+    For example `partition(lambda label: "gates" in label, ok(8), snap())`. Partitions can be nested. A
+    label names the paths of all parameters that enter at the site, such as
+    "candidate/weights + candidate/bias".
 
-    Its init raises ConfigError, with the labels, if all sites would go to one of the two.
+    Its init raises ConfigError, listing the labels, if all sites would go to the same estimator.
     """
 
     def init(structure: Structure) -> PartitionState:
@@ -145,7 +147,7 @@ def partition(
             state.choice,
         )
 
-    def pull(state: PartitionState, cotangent: Array) -> SiteGradients:
+    def pull(state: PartitionState, cotangent: Float[Array, "B n"]) -> SiteGradients:
         gradients = {
             True: iter(chosen.pull(state.chosen, cotangent)),
             False: iter(other.pull(state.other, cotangent)),

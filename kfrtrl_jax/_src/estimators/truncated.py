@@ -1,8 +1,9 @@
-"""No influence at all: what is left is truncated backpropagation through time."""
+"""No influence: the learner then computes truncated backpropagation through time."""
 
 from __future__ import annotations
 
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from kfrtrl_jax._src.base import (
     Array,
@@ -27,7 +28,7 @@ def truncated() -> InfluenceEstimator:
         del linearization, key
         return state
 
-    def pull(state: SiteGradients, cotangent: Array) -> SiteGradients:
+    def pull(state: SiteGradients, cotangent: Float[Array, "B n"]) -> SiteGradients:
         del cotangent
         return state
 

@@ -1,8 +1,9 @@
-"""The form that also goes on into the future, by a credit's share.
+"""The gradient of a segment with a credit, which continues it into the future.
 
-Parameters in one segment and a loss in a later one meet twice: through the influence in the later one,
-through the credit in the earlier one. The shares add up to 1, so with both exact the sum over segments
-is the exact gradient. With share 1 the estimator is out of use.
+The effect of parameters in one segment on a loss in a later one is counted twice: through the influence
+in the later segment and through the credit in the earlier one. The two shares add up to 1, so if both
+are exact, the sum over segments is the exact gradient. With share 1 the influence estimator has no part
+in it.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from kfrtrl_jax._src.base import Array, Batch, CreditEstimator, Key
 from kfrtrl_jax._src.composition import compose
@@ -28,15 +30,15 @@ def run_segment(
     state: LearnerState,
     segment: Batch,
     key: Key,
-) -> tuple[Any, LearnerState, Array]:
+) -> tuple[Any, LearnerState, Float[Array, "K B"]]:
     """(the gradient, the state after the segment, its losses [K, B]).
 
     Args:
-      model: what is trained.
-      credit: of the states.
-      share: the credit's, if its value is known: where it is 1 the estimator is left out.
-      state: before the segment.
-      segment: its batches.
+      model: the parts of the learner.
+      credit: the credit estimator.
+      share: the credit's share, if its value is known; if it is 1, the influence is not pulled.
+      state: the learner's state before the segment.
+      segment: the batches of its steps, [K, B].
       key: for the estimator.
     """
     inside, credit_state = _with_credit(model, credit, share, state, segment)
@@ -65,11 +67,13 @@ def _with_credit(
     state: LearnerState,
     segment: Batch,
 ) -> tuple[SegmentGradient, Any]:
-    """The gradient inside the segment with the credit's part, and the credit after it has learned."""
+    """The gradient inside the segment with the credit's part, and the updated credit state."""
     unrolled = Unrolled(model, state.parameters, state.carry, segment)
     flatten = model.linearizer.flatten
 
-    def ends(variables: Any, floats: Any) -> tuple[tuple[Array, Array], Any]:
+    def ends(
+        variables: Any, floats: Any
+    ) -> tuple[tuple[Float[Array, "K B"], Float[Array, "B n"]], Any]:
         losses, seen = unrolled.losses(variables, floats)
         return (losses, flatten(seen.carry)), seen
 
@@ -86,7 +90,7 @@ def _with_credit(
         start = trees.add(past, start)
         past = trees.scaled(past, (1 - credit.share) / losses.size)
     target = unrolled.by_state(start)
-    # At the very start of a sequence it may be infinite; nobody asks for the credit there.
+    # At the first step of a run it may be infinite; the credit there is never used.
     target = jnp.where(state.fresh[:, None] & ~jnp.isfinite(target), 0, target)
     new = credit.update(state.credit, flatten(state.carry), target)
     gradient = unrolled.by_parameters(trees.scaled(gradient, 1 / losses.size), seen.data)

@@ -1,4 +1,4 @@
-"""The papers' form: the loss at time t meets the estimate G~_t, which already holds the step.
+"""The papers' form: the loss at time t is contracted with the estimate G~_t, which includes step t.
 
 The immediate Jacobian is then part of the noise.
 """
@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from kfrtrl_jax._src.base import Array, Batch, Key, SiteGradients
 from kfrtrl_jax._src.lanes import restarted
@@ -19,7 +20,7 @@ from kfrtrl_jax._src.learning.types import LearnerState, Model
 
 def run_step(
     model: Model, state: LearnerState, segment: Batch, key: Key
-) -> tuple[Any, LearnerState, Array]:
+) -> tuple[Any, LearnerState, Float[Array, "1 B"]]:
     """(the gradient, the state after the step, its losses [1, B]), for a segment of one step."""
     batch = jax.tree.map(lambda x: x[0], segment)
     parameters, linearizer = state.parameters, model.linearizer
@@ -50,14 +51,16 @@ def run_step(
     return gradient, new, losses[None]
 
 
-def _by_state(model: Model, readout: Any, carry: Any, batch: Batch) -> tuple[Any, Array, Array]:
+def _by_state(
+    model: Model, readout: Any, carry: Any, batch: Batch
+) -> tuple[Any, Float[Array, "B n"], Float[Array, " B"]]:
     """The mean loss's derivatives by the readout and by the new state, [B, n], and the losses, [B]."""
     output_of = model.linearizer.output_of
     assert output_of is not None
     floats, rest = trees.partition(carry)
     readout_floats, readout_rest = trees.partition(readout)
 
-    def mean(readout_floats: Any, floats: Any) -> tuple[Array, Array]:
+    def mean(readout_floats: Any, floats: Any) -> tuple[Float[Array, ""], Float[Array, " B"]]:
         outputs = jax.vmap(output_of)(trees.combine(floats, rest))
         readout = trees.combine(readout_floats, readout_rest)
         predictions = jax.vmap(lambda h: model.readout.apply(readout, h))(outputs)

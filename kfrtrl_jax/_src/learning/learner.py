@@ -1,4 +1,4 @@
-"""`make_learner`: from the parts to `init` and `step`."""
+"""`make_learner` builds `init` and `step` from the parts of a learner."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Float
 
 from kfrtrl_jax._src import jax_internals
 from kfrtrl_jax._src.base import Array, Cell, CreditEstimator, InfluenceEstimator, Key
@@ -27,6 +28,7 @@ from kfrtrl_jax._src.learning.types import (
 from kfrtrl_jax._src.linearization import self_check
 from kfrtrl_jax._src.linearization.linearizer import make_linearizer
 from kfrtrl_jax._src.readouts import Readout
+from kfrtrl_jax._src.shapes import require_key, require_leading_axes
 
 
 def predict(
@@ -55,18 +57,18 @@ def make_learner(
 ) -> Learner:
     """Makes a learner.
 
-    A step takes a segment of K time steps, in which the parameters are updated at the end of every U
-    steps. With immediate="exact" the gradient of an update is that of the mean loss over lanes and its
-    U time steps, exact along the kept steps (each as it was made, at the parameters of its time), and
-    continued into the time before them by the estimate of the influence matrix there. Once a segment
-    the influence is pushed over K steps. So U = 1 updates the parameters at every time step whatever K
-    is; `truncated()` makes it truncated backpropagation; and `truncated()` with K = U = 1 and a window
-    of L steps is TBPTT(L) with an update at every step.
+    A step processes a segment of K time steps and updates the parameters after every U of them. With
+    immediate="exact", an update follows the gradient of the mean loss over lanes and over its own U
+    time steps. This gradient is exact along the kept steps, each at the parameters it was made with;
+    the estimate of the influence matrix continues it into the time before them. The influence is pushed
+    once per segment, over K steps. So U = 1 updates the parameters at every time step whatever K is;
+    `truncated()` gives truncated backpropagation; and `truncated()` with K = U = 1 and a window of L
+    steps is TBPTT(L) with an update at every step.
 
-    With immediate="estimated", the papers' form, the loss at time t meets the estimate G~_t, which
-    already holds the step: the immediate Jacobian is then part of the noise.
+    With immediate="estimated", the papers' form, the loss at time t is contracted with the estimate
+    G~_t, which already includes step t: the immediate Jacobian is then part of the noise.
 
-    With a credit, an estimate of what a state does to the losses after its segment, the gradient is
+    With a credit, an estimate of how a state affects the losses after its segment, the gradient is
 
         (backpropagation inside the segment) + (1 - share) (dL/ds at its start) G~ at its start
             + share (credit at its end, pulled back through the segment).
@@ -78,35 +80,35 @@ def make_learner(
       optimizer: any optax transformation of {"cell": ..., "readout": ...}.
       batch_size: B, the number of lanes.
       example_input: one lane's input x, for its shape and type.
-      segment_length: K, time steps for each push of the influence.
-      update_every: U, time steps for each update, a divisor of K; K if None.
-      window: how many steps are kept, a multiple of K; K if None. The oldest K of them are pushed when
+      segment_length: K, time steps per push of the influence.
+      update_every: U, time steps per update, a divisor of K; K if None.
+      window: the number of kept steps, a multiple of K; K if None. The oldest K of them are pushed once
         K new ones have come, so the exact part of a gradient reaches back between window - K and window
-        steps from the first of an update's own.
+        steps before the update's own.
       immediate: "exact" or "estimated", see above; "estimated" needs K = 1.
-      credit: of states for the losses after their segment, see above; it costs a second backward pass
-        through the segment, and none where its share is the constant 1. It needs U = K and a window
-        of K.
+      credit: estimates how states affect the losses after their segment, see above. It costs a second
+        backward pass through the segment, unless its share is the constant 1. It needs U = K and a
+        window of K.
       loss: (prediction, target) -> scalar in nats, for one lane.
       check: whether to compare the cell's linearization with `jax.vjp` first, once, which takes a
-        second or two (see `linearization.check`). Inside a function that JAX is tracing it is left out.
+        second or two (see `linearization.check`). Inside a function that JAX is tracing it is skipped.
 
     Returns:
-      The learner, whose `step` and `gradient` raise ValueError for a segment of other shapes or types.
+      The learner. Its `step` and `gradient` raise ValueError for a segment of wrong shapes or types.
 
     Raises:
-      ValueError: if a length is not as it must be, immediate unknown or "estimated" beside a credit, or
-        the credit's share outside [0, 1].
+      ValueError: if the lengths do not fit together, if immediate is unknown or is "estimated" beside a
+        credit, or if the credit's share is outside [0, 1].
       UnsupportedCellError: if the cell has no structure that the estimator can use, cannot be
-        linearized, or does not pass the check.
+        linearized, or fails the check.
     """
     lengths = _lengths(segment_length, update_every, window)
     share = _check_forms(immediate, credit, lengths)
     linearizer = make_linearizer(cell, example_input, batch_size)
-    # An estimator refuses a cell in its init: better now than when training starts.
+    # This calls the estimator's init, which refuses unsupported cells: now, not when training starts.
     forget = make_forget(estimator, linearizer.structure)
     if check and not jax_internals.is_tracing():
-        # Under `jax.vmap` the cell may hold what has no value to look at.
+        # Under `jax.vmap` the cell may hold tracers, which have no value to compare.
         with contextlib.suppress(jax.errors.TracerArrayConversionError):
             self_check.check(cell, example_input)
     if immediate == "estimated" and linearizer.output_of is None:
@@ -117,6 +119,7 @@ def make_learner(
     model = Model(cell, linearizer, readout, loss, estimator, forget, batch_size)
 
     def init(key: Key) -> LearnerState:
+        require_key("key", key)
         cell_key, readout_key, key, *rest = jax.random.split(key, 3 if credit is None else 4)
         parameters = {"cell": cell.init(cell_key), "readout": readout.init(readout_key)}
         carry = initial_lanes(cell, batch_size)
@@ -136,8 +139,10 @@ def make_learner(
         )
 
     def run(state: LearnerState, segment: Any, update: exact.Update) -> Any:
-        """(what is reported of its updates, [K / U, ...], the state after it, the losses [K, B])."""
+        """(the reports of its updates, [K / U, ...], the state after it, the losses [K, B])."""
         _check_segment(segment, example_input, (lengths.segment, batch_size))
+        hint = "the state must come from the init of this learner"
+        require_leading_axes("state.carry", state.carry, batch_size, hint=hint)
         key, own = jax.random.split(state.key)
         state = state._replace(key=key)
         if immediate == "exact" and credit is None:
@@ -151,7 +156,7 @@ def make_learner(
         state, report = update(state, gradient)
         return jax.tree.map(lambda x: x[None], report), state, losses
 
-    def updated(state: LearnerState, gradient: Any) -> tuple[LearnerState, Array]:
+    def updated(state: LearnerState, gradient: Any) -> tuple[LearnerState, Float[Array, ""]]:
         """The state after an update, and the gradient's norm."""
         floats, constants = trees.partition(state.parameters)
         # JAX's gradient by a complex number points the wrong way along its imaginary part.
@@ -166,13 +171,13 @@ def make_learner(
         in_bits = jnp.mean(losses, axis=1) / math.log(2)
         return state, StepMetrics(in_bits, jnp.mean(norms))
 
-    def gradient(state: LearnerState, segment: Any) -> tuple[Any, LearnerState, Array]:
+    def gradient(state: LearnerState, segment: Any) -> tuple[Any, LearnerState, Float[Array, " K"]]:
         gradients, state, losses = run(state, segment, lambda state, gradient: (state, gradient))
         if lengths.updates == 1:
             gradients = jax.tree.map(lambda g: g[0], gradients)
         return gradients, state, jnp.mean(losses, axis=1)
 
-    def diagnostics(state: LearnerState) -> dict[str, Array]:
+    def diagnostics(state: LearnerState) -> dict[str, Float[Array, ""]]:
         named = {} if credit is None else credit.diagnostics(state.credit)
         return {
             **estimator.diagnostics(state.influence),
@@ -183,28 +188,29 @@ def make_learner(
 
 
 def _shapes_of(example: Any, *lead: int) -> Any:
-    """The shapes and types of many like the example, in more axes before its own."""
+    """The shapes and types of examples stacked along the leading axes `lead`."""
     return jax.tree.map(
         lambda x: jax.ShapeDtypeStruct((*lead, *jnp.shape(x)), jnp.result_type(x)), example
     )
 
 
 def _check_segment(segment: Any, example_input: Any, lead: tuple[int, int]) -> None:
-    """Refuses a segment that is not [K, B] of what the example is one of."""
+    """Refuses a segment whose inputs are not [K, B] examples, or whose other fields are not [K, B]."""
 
     def shown(x: Any) -> str:
         return f"{jnp.result_type(x)}{list(jnp.shape(x))}"
 
-    def check(name: str, x: Any, wanted: Any) -> None:
-        if shown(x) != shown(wanted):
-            raise ValueError(f"segment.{name} must be {shown(wanted)}, got {shown(x)}")
+    def check(name: str, x: Any, target: Any) -> None:
+        if shown(x) != shown(target):
+            raise ValueError(f"segment.{name} must be {shown(target)}, got {shown(x)}")
 
-    wanted = _shapes_of(example_input, *lead)
-    got, tree = (str(jax.tree.structure(x)) for x in (segment.inputs, wanted))
+    target = _shapes_of(example_input, *lead)
+    got, tree = (str(jax.tree.structure(x)) for x in (segment.inputs, target))
     if got != tree:
         raise ValueError(f"segment.inputs must be like the example input, {tree}, got {got}")
-    jax.tree.map(lambda x, like: check("inputs", x, like), segment.inputs, wanted)
+    jax.tree.map(lambda x, like: check("inputs", x, like), segment.inputs, target)
     check("reset", segment.reset, jax.ShapeDtypeStruct(lead, bool))
+    require_leading_axes("segment.targets", segment.targets, *lead)
 
 
 def _lengths(segment_length: int, update_every: int | None, window: int | None) -> exact.Lengths:
@@ -226,7 +232,7 @@ def _lengths(segment_length: int, update_every: int | None, window: int | None) 
 def _check_forms(
     immediate: str, credit: CreditEstimator | None, lengths: exact.Lengths
 ) -> float | None:
-    """Refuses what does not go together; the credit's share, if its value is known."""
+    """Refuses arguments that exclude each other; returns the credit's share if its value is known."""
     if immediate not in ("exact", "estimated"):
         raise ValueError(f'immediate must be "exact" or "estimated", got {immediate!r}')
     if immediate == "estimated" and credit is not None:
@@ -236,14 +242,14 @@ def _check_forms(
         )
     if immediate == "estimated" and lengths.window > 1:
         raise ValueError(
-            'immediate="estimated" pushes the influence at every step and keeps none: it needs '
+            'immediate="estimated" pushes the influence at every step and keeps no steps: it needs '
             f"segment_length=1 and window=1, got {lengths.segment} and {lengths.window}"
         )
     if credit is None:
         return None
     if not lengths.update == lengths.segment == lengths.window:
         raise ValueError(
-            "a credit closes a segment that is one update: it needs update_every and window equal to "
+            "a credit closes a segment with a single update: it needs update_every and window equal to "
             f"segment_length, got {lengths.update}, {lengths.window} and {lengths.segment}"
         )
     # A share that is an array may be a tracer, which has no value to look at.

@@ -1,7 +1,7 @@
-"""Lanes whose influence has become infinite, after an infinite derivative.
+"""Recovery of lanes whose influence has become infinite after an infinite derivative.
 
-Such a lane is lost until it starts anew. Then J = 0 is no help, as 0 times infinity is no number: its
-influence is chosen to be 0.
+Such a lane is lost until it starts anew. J = 0 does not help then, as 0 times infinity is NaN: its
+influence has to be set to 0.
 """
 
 from __future__ import annotations
@@ -11,17 +11,17 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Bool
 
 from kfrtrl_jax._src.base import Array, InfluenceEstimator, SiteGradients, Structure
 
-Forget = Callable[[Any, Array], Any]
+Forget = Callable[[Any, Bool[Array, " B"]], Any]
 
 
 def make_forget(estimator: InfluenceEstimator, structure: Structure) -> Forget | None:
-    """A function (estimator's state, lanes [B]) -> the state with these lanes as at the start.
+    """A function (estimator's state, lanes [B]) -> the state with these lanes reset to their start.
 
-    None for a state without lanes. Which axis of an array the lanes are on is told by how its shape
-    grows with B.
+    None for a state without lanes. The axis of the lanes is the one that grows with B.
     """
     one_more = structure._replace(batch_size=structure.batch_size + 1)
     shapes, larger = (jax.eval_shape(lambda s=s: estimator.init(s)) for s in (structure, one_more))
@@ -33,7 +33,7 @@ def make_forget(estimator: InfluenceEstimator, structure: Structure) -> Forget |
     if all(axis < 0 for axis in jax.tree.leaves(axes)):
         return None
 
-    def forget(state: Any, lanes: Array) -> Any:
+    def forget(state: Any, lanes: Bool[Array, " B"]) -> Any:
         def leaf(axis: int, new: Array, old: Array) -> Array:
             if axis < 0:
                 return old
@@ -48,25 +48,25 @@ def make_forget(estimator: InfluenceEstimator, structure: Structure) -> Forget |
 
 def recovered(
     found: tuple[Any, SiteGradients], again: Callable[[], Any]
-) -> tuple[tuple[Any, SiteGradients], Array]:
-    """(what was found, (influence, gradient), or what `again` finds; whether that).
+) -> tuple[tuple[Any, SiteGradients], Bool[Array, ""]]:
+    """((influence, gradient), as found or as `again` computes it; whether `again` was needed).
 
-    It is tried again where the gradient is not finite, in all lanes and runs at once.
+    `again` is called if the gradient is not finite, for all lanes and all vmapped runs at once.
     """
     lost = ~all_finite(found[1])
     return jax.lax.cond(anywhere(lost), again, lambda: found), lost
 
 
-def all_finite(gradients: SiteGradients) -> Array:
-    """Whether all entries are."""
+def all_finite(gradients: SiteGradients) -> Bool[Array, ""]:
+    """Whether all entries are finite."""
     if not gradients:
         return jnp.ones((), bool)
     return jnp.all(jnp.stack([jnp.all(jnp.isfinite(g)) for g in gradients]))
 
 
 @jax.custom_batching.custom_vmap
-def anywhere(x: Array) -> Array:
-    """Whether x is true, in any of the runs that `jax.vmap` makes one: a conditional stays one."""
+def anywhere(x: Bool[Array, ""]) -> Bool[Array, ""]:
+    """Whether x is true in any vmapped run, so that a conditional on it stays a conditional."""
     return jnp.any(x)
 
 

@@ -1,4 +1,4 @@
-"""Trees of which some leaves have derivatives, and loops over steps."""
+"""Pytrees in which only some leaves have derivatives, and loops over steps."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from kfrtrl_jax._src.base import Array
 
 
 def partition(tree: Any) -> tuple[Any, Any]:
-    """The leaves that have derivatives and the others, each with None in the other's places."""
+    """The leaves that have derivatives, and the others; None stands in for the missing leaves."""
     inexact = jax.tree.map(lambda x: x if jnp.issubdtype(x.dtype, jnp.inexact) else None, tree)
     rest = jax.tree.map(lambda x: None if jnp.issubdtype(x.dtype, jnp.inexact) else x, tree)
     return inexact, rest
 
 
 def combine(inexact: Any, rest: Any) -> Any:
-    """What `partition` took apart."""
+    """The inverse of `partition`."""
     return jax.tree.map(
         lambda a, b: b if a is None else a, inexact, rest, is_leaf=lambda x: x is None
     )
 
 
 def scaled(tree: Any, factor: float | Array) -> Any:
-    """Every leaf times a number, in its own type."""
+    """Every leaf times a number, in the leaf's own dtype."""
     return jax.tree.map(lambda x: (x * factor).astype(x.dtype), tree)
 
 
@@ -36,7 +36,7 @@ def add(left: Any, right: Any) -> Any:
 
 
 def scan(f: Callable[..., Any], init: Any, xs: Any, length: int) -> Any:
-    """`jax.lax.scan`, without a loop where there is but one step."""
+    """`jax.lax.scan`, without a loop if there is only one step."""
     if length > 1:
         return jax.lax.scan(f, init, xs)
     carry, y = f(init, jax.tree.map(lambda x: x[0], xs))

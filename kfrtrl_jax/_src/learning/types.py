@@ -1,16 +1,18 @@
-"""What learning carries and reports."""
+"""The learner, its state and its metrics."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from jaxtyping import Bool, Float
+
 from kfrtrl_jax._src.base import Array, Cell, InfluenceEstimator, Key
 from kfrtrl_jax._src.learning.recovery import Forget
 from kfrtrl_jax._src.linearization.linearizer import Linearizer
 from kfrtrl_jax._src.readouts import Readout
 
-Loss = Callable[[Array, Any], Array]
+Loss = Callable[[Array, Any], Float[Array, ""]]
 Parameters = dict[str, Any]
 
 
@@ -19,13 +21,13 @@ class LearnerState(NamedTuple):
 
     Attributes:
       parameters: {"cell": ..., "readout": ...}.
-      optimizer_state: optax's.
-      carry: the cell's, [B, ...].
-      influence: the estimator's state, of the time before the kept steps.
+      optimizer_state: the state of the optax optimizer.
+      carry: the cell's carry, [B, ...].
+      influence: the estimator's state, for the time before the kept steps.
       key: a PRNG key.
       fresh: [B], the lanes that have not made a step since `init`: they have no past.
-      kept: the linearizations of the last steps, see `kept.Kept`; empty where the window is the
-      segment. credit: the credit estimator's state; empty without one.
+      kept: the linearizations of the last steps, see `kept.Kept`; empty if the window is one segment.
+      credit: the credit estimator's state; empty without one.
     """
 
     parameters: Parameters
@@ -33,21 +35,22 @@ class LearnerState(NamedTuple):
     carry: Any
     influence: Any
     key: Key
-    fresh: Array
+    fresh: Bool[Array, " B"]
     kept: Any = ()
     credit: Any = ()
 
 
 class StepMetrics(NamedTuple):
-    """What one step reports.
+    """The metrics of one step.
 
     Attributes:
       loss: [K], the mean over lanes at each time step, in bits.
-      gradient_norm: of the whole gradient, before the optimizer; the mean over the step's updates.
+      gradient_norm: the norm of the whole gradient before the optimizer, the mean over the step's
+        updates.
     """
 
-    loss: Array
-    gradient_norm: Array
+    loss: Float[Array, " K"]
+    gradient_norm: Float[Array, ""]
 
 
 class Learner(NamedTuple):
@@ -55,32 +58,32 @@ class Learner(NamedTuple):
 
     Attributes:
       init: key -> state.
-      step: (state, segment) -> (state, metrics), fit for `jax.lax.scan`. A segment is a `Batch` with a
-        leading axis of K time steps: inputs, targets and reset [K, B].
-      gradient: (state, segment) -> (gradient, state, loss [K] in nats): step without the updates. Where
-        a segment has several updates there is a gradient for each, all at the same parameters: their
-        leaves have a leading axis.
+      step: (state, segment) -> (state, metrics), ready for `jax.lax.scan`. A segment is a `Batch` with
+        a leading axis of K time steps: inputs, targets and reset [K, B].
+      gradient: (state, segment) -> (gradient, state, loss [K] in nats): `step` without the updates. If
+        a segment has several updates, the leaves have a leading axis, one gradient per update, all at
+        the same parameters.
       diagnostics: state -> named scalars of the estimator, and of the credit under "credit/".
-      linearizer: the cell's.
+      linearizer: of the cell.
     """
 
     init: Callable[[Key], LearnerState]
     step: Callable[[LearnerState, Any], tuple[LearnerState, StepMetrics]]
-    gradient: Callable[[LearnerState, Any], tuple[Any, LearnerState, Array]]
-    diagnostics: Callable[[LearnerState], dict[str, Array]]
+    gradient: Callable[[LearnerState, Any], tuple[Any, LearnerState, Float[Array, " K"]]]
+    diagnostics: Callable[[LearnerState], dict[str, Float[Array, ""]]]
     linearizer: Linearizer
 
 
 class Model(NamedTuple):
-    """What is trained.
+    """The parts of a learner that its gradients need.
 
     Attributes:
       cell: the recurrent network, for one lane.
-      linearizer: the cell's.
+      linearizer: of the cell.
       readout: from the cell's output to predictions, for one lane.
       loss: (prediction, target) -> scalar in nats, for one lane.
       estimator: of the cell's influence matrix.
-      forget: from `recovery.make_forget`, of the estimator.
+      forget: from `recovery.make_forget`, for the estimator.
       batch_size: B.
     """
 

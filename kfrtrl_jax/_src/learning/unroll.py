@@ -1,6 +1,6 @@
-"""Some steps of a model, and backpropagation through them.
+"""Unrolled steps of a model, and backpropagation through them.
 
-The cell's parameters are constants in the loop: the loss is differentiated by taps on the
+The cell's parameters are constants in the loop: the loss is differentiated with respect to taps on the
 pre-activations, which gives one product per site for all steps (see `linearization.taps`).
 """
 
@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from kfrtrl_jax._src.base import Array, Batch
 from kfrtrl_jax._src.lanes import restarted
@@ -19,12 +20,12 @@ from kfrtrl_jax._src.learning.types import Model, Parameters
 
 
 class Seen(NamedTuple):
-    """What is left of an unrolled segment beside its losses.
+    """The results of an unrolled segment other than its losses.
 
     Attributes:
       carry: at its end, [B, ...].
       starts: the carries that its steps start from, [U, B, ...].
-      data: what the weights of each site meet at each step, see `linearization.taps`.
+      data: the data that each site's weights are multiplied by at each step, see `linearization.taps`.
     """
 
     carry: Any
@@ -37,14 +38,14 @@ class SegmentGradient(NamedTuple):
 
     Attributes:
       gradient: of the mean loss over lanes and steps, by the parameters, inside the segment.
-      cotangent: its derivative by the state before the segment, [B, n].
+      cotangent: the derivative of that loss by the state before the segment, [B, n].
       losses: [U, B], in nats.
-      seen: the rest.
+      seen: the other results of the segment.
     """
 
     gradient: Parameters
-    cotangent: Array
-    losses: Array
+    cotangent: Float[Array, "B n"]
+    losses: Float[Array, "U B"]
     seen: Seen
 
 
@@ -53,10 +54,10 @@ class Unrolled:
     """A segment as a function to differentiate.
 
     Attributes:
-      model: what is trained.
+      model: the parts of the learner.
       parameters: {"cell": ..., "readout": ...}.
       carry: before the segment, [B, ...].
-      segment: its batches, [U, B].
+      segment: the batches of its steps, [U, B].
     """
 
     model: Model
@@ -71,7 +72,7 @@ class Unrolled:
 
     @property
     def variables(self) -> Any:
-        """What the losses are differentiated by: for the cell's parameters, taps."""
+        """The variables of differentiation; taps stand in for the cell's parameters."""
         taps = self.model.linearizer.taps
         shape = self.segment.reset.shape
         return {
@@ -85,7 +86,7 @@ class Unrolled:
         """The leaves of the carry that have derivatives."""
         return trees.partition(self.carry)[0]
 
-    def losses(self, variables: Any, floats: Any) -> tuple[Array, Seen]:
+    def losses(self, variables: Any, floats: Any) -> tuple[Float[Array, "U B"], Seen]:
         """The losses, [U, B], for variables and for the floats of the carry before the segment."""
         model, taps = self.model, self.model.linearizer.taps
         readout = trees.combine(
@@ -101,34 +102,36 @@ class Unrolled:
             new, output, data = jax.vmap(advance)(start, batch.inputs, step_taps)
             return new, (start, output, data)
 
-        def loss_of(output: Any, target: Any) -> Array:
+        def loss_of(output: Any, target: Any) -> Float[Array, ""]:
             return model.loss(model.readout.apply(readout, output), target)
 
         carry = trees.combine(floats, trees.partition(self.carry)[1])
         carry, (starts, outputs, data) = trees.scan(
             one, carry, (self.segment, variables["taps"]), self.length
         )
-        # The readout of all steps at once, outside of the loop.
+        # The readout of all steps at once, outside the loop.
         losses = jax.vmap(jax.vmap(loss_of))(outputs, self.segment.targets)
         return losses, Seen(carry, starts, data)
 
     def by_parameters(self, gradient: Any, data: Any) -> Parameters:
-        """The gradient by the parameters, of that by the variables."""
+        """The gradient with respect to the parameters, from that with respect to the variables."""
         linearizer = self.model.linearizer
         sites = linearizer.taps.site_gradients(data, gradient["taps"])
         cell = linearizer.gradient(self.parameters["cell"], sites, gradient["live"])
         return {"cell": cell, "readout": gradient["readout"]}
 
-    def by_state(self, floats: Any) -> Array:
-        """The derivatives by the state, [B, n], of those by the floats of the carry."""
+    def by_state(self, floats: Any) -> Float[Array, "B n"]:
+        """The derivatives by the state, [B, n], from those by the floats of the carry."""
         rest = trees.partition(self.carry)[1]
         return self.model.linearizer.flatten_cotangent(trees.combine(floats, rest))
 
 
 def backpropagate(unrolled: Unrolled) -> SegmentGradient:
-    """The gradient inside a segment, and what goes on into the past."""
+    """The gradient inside a segment, and the cotangent at its start that continues into the past."""
 
-    def mean(variables: Any, floats: Any) -> tuple[Array, tuple[Array, Seen]]:
+    def mean(
+        variables: Any, floats: Any
+    ) -> tuple[Float[Array, ""], tuple[Float[Array, "U B"], Seen]]:
         losses, seen = unrolled.losses(variables, floats)
         return jnp.sum(losses) / losses.size, (losses, seen)
 

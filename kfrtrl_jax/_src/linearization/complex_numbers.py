@@ -2,10 +2,11 @@
 
 A linearization is real: the derivative of a function of complex numbers is a linear map of their real
 and imaginary parts, whether or not the function is holomorphic. So every complex value of a step is
-read as two real ones, a sum or product of complex values as sums and products of real ones. An
-operation with no such form stays one operation, from parts to parts.
+read as two real values, and sums and products of complex values as sums and products of real ones. Any
+other operation stays a single operation, from parts to parts.
 
-A complex leaf of parameters, carry or input is two real leaves: the real part, then the imaginary.
+A complex leaf of parameters, carry or input counts as two real leaves: the real part, then the
+imaginary part.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import jax.numpy as jnp
 from kfrtrl_jax._src import jax_internals
 from kfrtrl_jax._src.linearization.program import WHOLE, Atom, Constant, Role
 
-# Operations that are linear over the real numbers: they do the same to both parts.
+# Operations that are linear over the real numbers: they apply to both parts alike.
 _LINEAR = frozenset(
     """add add_any broadcast_in_dim concatenate copy copy_p cumsum dynamic_slice dynamic_update_slice
     expand_dims gather neg optimization_barrier pad reduce_sum reshape rev select_n slice split squeeze
@@ -47,13 +48,13 @@ class ComplexAtom:
 
 
 class _Parts(NamedTuple):
-    """The same, with arrays in place of atoms."""
+    """A complex value as a pair of arrays."""
 
     real: Any
     imaginary: Any
 
     def full(self) -> tuple[Any, Any]:
-        """Both parts, zeros where there is no imaginary one."""
+        """Both parts, with zeros for a missing imaginary part."""
         return self.real, (jnp.zeros_like(self.real) if self.imaginary is None else self.imaginary)
 
 
@@ -61,7 +62,7 @@ AnyAtom = Atom | ComplexAtom
 
 
 def flat_atoms(atoms: Sequence[AnyAtom]) -> list[Atom]:
-    """The parts of complex atoms, and the others as they are."""
+    """The atoms, with complex ones replaced by their parts."""
     flat: list[Atom] = []
     for atom in atoms:
         if isinstance(atom, ComplexAtom):
@@ -74,7 +75,7 @@ def flat_atoms(atoms: Sequence[AnyAtom]) -> list[Atom]:
 
 
 def atom_of_constant(value: Any) -> AnyAtom:
-    """A constant, in two parts if it is complex."""
+    """The atom of a constant, in two parts if it is complex."""
     if jnp.issubdtype(jnp.result_type(value), jnp.complexfloating):
         return ComplexAtom(Constant(jnp.real(value)), Constant(jnp.imag(value)))
     return Constant(value)
@@ -90,7 +91,7 @@ def real_leaves(tree: Any) -> list[Any]:
 
 
 def joined(leaves: Sequence[Any], like: Any) -> Any:
-    """The pytree of the shape of `like` that has these `real_leaves`; a part may be None for zeros."""
+    """The pytree with the structure of `like` and these `real_leaves`; a part may be None for zeros."""
     rest: Iterator[Any] = iter(leaves)
 
     def leaf(shape: Any) -> Any:
@@ -104,7 +105,7 @@ def joined(leaves: Sequence[Any], like: Any) -> Any:
 
 
 def real_cotangents(tree: Any) -> list[Any]:
-    """The derivatives by `real_leaves`, of JAX's cotangents by the leaves.
+    """The derivatives by `real_leaves`, from JAX's cotangents by the leaves.
 
     JAX's cotangent of z = x + iy is (derivative by x) - i (derivative by y), for a real function.
     """
@@ -123,15 +124,15 @@ def joined_cotangents(leaves: Sequence[Any], like: Any) -> Any:
 def real_form(
     eqn: Any, inputs: Sequence[AnyAtom]
 ) -> tuple[Callable[..., list[Any]], Callable[[Sequence[AnyAtom]], list[AnyAtom]]]:
-    """An equation with complex inputs or outputs in real numbers.
+    """The real form of an equation with complex inputs or outputs.
 
     Args:
       eqn: the equation.
       inputs: its inputs.
 
     Returns:
-      A function of the arrays of `flat_atoms(inputs)` to the parts of the outputs, and, once that
-      function has been traced, a function of the atoms of these parts to those of the outputs.
+      A function from the arrays of `flat_atoms(inputs)` to the parts of the outputs; and a function
+      from the atoms of these parts to those of the outputs, valid once the first has been traced.
     """
     forms: list[tuple[bool, bool]] = []
 
@@ -171,7 +172,7 @@ def _role(atom: AnyAtom) -> Role:
 
 
 def _apply(eqn: Any, values: Sequence[Any], roles: Sequence[Role]) -> Sequence[Any]:
-    """The outputs, complex ones in parts."""
+    """The outputs of an equation, complex ones in parts."""
     name = eqn.primitive.name
     if name in _LINEAR:
         return _linear(eqn, values)
@@ -191,7 +192,7 @@ def _apply(eqn: Any, values: Sequence[Any], roles: Sequence[Role]) -> Sequence[A
     if name == "square":
         return [_product(eqn, jnp.multiply, values[0], values[0], negate_first=True)]
     if name in ("mul", "dot_general"):
-        # The minus sign of i^2 goes to the parameters: data then meet them in sums of products alone.
+        # The minus sign of i^2 goes to the parameters, so that they meet data only in sums of products.
         first = roles[0] is Role.PARAMETER
         return [_product(eqn, _real_operation(eqn), *values, negate_first=first)]
     if name == "div" and {Role.PARAMETER, Role.DATA} == set(roles):
@@ -202,7 +203,7 @@ def _apply(eqn: Any, values: Sequence[Any], roles: Sequence[Role]) -> Sequence[A
 
 
 def _real_operation(eqn: Any) -> Callable[[Any, Any], Any]:
-    """A product of two arrays, as the equation's but of real numbers."""
+    """The equation's product, for real arrays."""
     params = dict(eqn.params)
     if params.get("preferred_element_type") is not None:
         params["preferred_element_type"] = _part_type(eqn.outvars[0].aval)
@@ -210,7 +211,7 @@ def _real_operation(eqn: Any) -> Callable[[Any, Any], Any]:
 
 
 def _part_type(aval: Any) -> Any:
-    """The type of the parts of a complex array."""
+    """The dtype of the parts of a complex array."""
     return jnp.finfo(aval.dtype).dtype
 
 
@@ -261,7 +262,7 @@ def _inverse(z: _Parts) -> _Parts:
 
 
 def _whole(eqn: Any, values: Sequence[Any]) -> Sequence[Any]:
-    """The operation as it is, as one function from parts to parts."""
+    """The whole operation as one function from parts to parts."""
 
     def operation(parts: Sequence[Any]) -> list[Any]:
         operands = [jax.lax.complex(*v) if isinstance(v, _Parts) else v for v in parts]

@@ -1,8 +1,8 @@
-"""Derivative rules that a cell's author wrote (`jax.custom_vjp`, `jax.custom_jvp`).
+"""Derivative rules written by a cell's author (`jax.custom_vjp`, `jax.custom_jvp`).
 
-What such a function depends on is told by its rule and not by the function itself: a surrogate gradient
-is not zero where the function is constant, and may mix what the function keeps apart. And a rule need
-not be a linear map at all (one that clips gradients is none): then there is no Jacobian.
+The derivatives of such a function follow its rule, not the function itself: a surrogate gradient is not
+zero where the function is constant, and may mix elements that the function keeps apart. A rule need not
+even be a linear map (one that clips gradients is not), in which case there is no Jacobian.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ _LINEAR = frozenset(
     imag neg pad psum real complex reduce_sum reshape rev slice split squeeze stop_gradient sub
     transpose""".split()
 )
-# Linear in either input where the other is given.
+# Linear in either input while the other is fixed.
 _BILINEAR = frozenset("conv_general_dilated dot_general mul".split())
-# Linear in the first input where the others are given.
+# Linear in the first input while the others are fixed.
 _LINEAR_IN_FIRST = frozenset("div dynamic_slice gather".split())
-# Sizes of cotangents at which a rule that is not linear by its form is tried.
+# Sizes of the random cotangents that test a rule whose form does not show it to be linear.
 _SCALES = (1e-4, 1.0, 1e4)
 
 
 def pullback(primitive: Any, params: dict[str, Any], avals: Sequence[Any]) -> Any:
     """The rule as a closed jaxpr: (inputs, cotangents of the outputs) -> cotangents of the inputs.
 
-    Only inputs and outputs of floats count; the cotangents come after all inputs.
+    Only float inputs and outputs have cotangents, which come after all inputs.
 
     Args:
       primitive: of the equation.
@@ -42,7 +42,7 @@ def pullback(primitive: Any, params: dict[str, Any], avals: Sequence[Any]) -> An
       avals: shapes and types of its inputs.
 
     Raises:
-      Exception: whatever JAX raises where the rule cannot be used backward.
+      Exception: whatever JAX raises if the rule cannot be used in reverse mode.
     """
     inexact = [i for i, a in enumerate(avals) if _is_float(a)]
 
@@ -63,11 +63,11 @@ def pullback(primitive: Any, params: dict[str, Any], avals: Sequence[Any]) -> An
 
 
 def by_lane(primitive: Any, params: dict[str, Any]) -> Any:
-    """A function with a rule for its pullback, such that `jax.vmap` keeps the lanes apart.
+    """A function with its rule as its pullback, wrapped such that `jax.vmap` keeps the lanes apart.
 
-    Where the function's value is the same in all lanes, as a constant's is, `jax.vmap` computes it once
-    and adds up the cotangents of all lanes before they get to the rule. Here the value says of itself
-    that it depends on the inputs.
+    If the function's value is the same in all lanes, as that of a constant, `jax.vmap` computes it once
+    and sums the cotangents of all lanes before they reach the rule. Here the value is made to depend on
+    the inputs.
     """
 
     @jax.custom_vjp
@@ -104,10 +104,10 @@ def _is_float(value: Any) -> bool:
 
 
 def refuse_nonlinear_rules(jaxpr: Any) -> None:
-    """Refuses a step that holds a derivative rule that is no linear map, wherever it is.
+    """Refuses a step with a derivative rule, at any depth, that is not a linear map.
 
     Raises:
-      UnsupportedCellError: with the operation and the line.
+      UnsupportedCellError: naming the operation and the line.
     """
     for eqn in jax_internals.all_equations(jaxpr):
         if eqn.primitive.name not in jax_internals.CUSTOM_RULES:
@@ -118,7 +118,7 @@ def refuse_nonlinear_rules(jaxpr: Any) -> None:
         try:
             rule = pullback(eqn.primitive, eqn.params, avals)
         except Exception:
-            # It may be where no derivative is asked for; where one is, JAX says so.
+            # It may never be differentiated; if it is, JAX raises then.
             continue
         if not _is_linear(rule, len(avals)):
             where = jax_internals.origin(eqn.primitive, eqn.source_info)
@@ -130,15 +130,15 @@ def refuse_nonlinear_rules(jaxpr: Any) -> None:
 
 
 def _is_linear(rule: Any, num_values: int) -> bool:
-    """Whether a rule is a linear map of the cotangents: by its form, or else where it is tried."""
+    """Whether a rule is a linear map of the cotangents, by its form or by random tests."""
     given = [False] * num_values + [True] * (len(rule.jaxpr.invars) - num_values)
     return _linear_by_form(rule.jaxpr, given) or _linear_where_tried(rule, num_values)
 
 
 def _linear_by_form(jaxpr: Any, depends: Sequence[bool]) -> bool:
-    """Whether the outputs of an open jaxpr are linear in some of its inputs, by each equation."""
+    """Whether the outputs of an open jaxpr are linear in the marked inputs, equation by equation."""
     linear = {var for var, depend in zip(jaxpr.invars, depends) if depend}
-    zero: set[Any] = set()  # what is 0 whatever the inputs: it may be added to what is linear
+    zero: set[Any] = set()  # always 0, so that adding one to a linear value keeps it linear
 
     def is_zero(var: Any) -> bool:
         if isinstance(var, jax_internals.Literal):
@@ -178,7 +178,7 @@ def _linear_by_form(jaxpr: Any, depends: Sequence[bool]) -> bool:
 
 
 def _linear_where_tried(rule: Any, num_values: int) -> bool:
-    """Whether a rule adds up and scales at random cotangents of several sizes."""
+    """Whether a rule is additive and homogeneous at random cotangents of several sizes."""
     if any(map(jax_internals.is_traced, rule.consts)):
         return False
     function = jax_internals.as_function(rule)

@@ -1,4 +1,4 @@
-"""What the linearization finds in a cell, in words."""
+"""A report, in words, of the structure that the linearization finds in a cell."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from kfrtrl_jax._src.matrices import Banded, Group, Shared
 
 
 class Cost(NamedTuple):
-    """What an estimator takes on a cell.
+    """The cost of an estimator on a cell.
 
     Attributes:
-      state_bytes: of its state, all lanes together; None if it refuses the cell.
+      state_bytes: of its state, for all lanes together; None if it refuses the cell.
       flops: floating-point operations of one push, as XLA counts them before it optimizes.
       refusal: why it refuses the cell, or "".
     """
@@ -34,17 +34,17 @@ class Cost(NamedTuple):
 
 
 class Explanation(NamedTuple):
-    """What was found; `str` of it is the report.
+    """The structure of a cell; `str` of it is the report.
 
     Attributes:
-      structure: the sites.
-      derivatives: for each site, what its D is.
-      jacobian: for each leaf of the carry, what its columns of J are.
-      direct: paths of parameters that never reach the state and get their direct gradient only.
-      linearization_flops: floating-point operations of finding J and every D in one step, all lanes
+      structure: with the sites.
+      derivatives: for each site, the kind of its D ("dense", "diagonal", ...).
+      jacobian: for each leaf of the carry, the kind of its columns of J.
+      direct: paths of parameters that never reach the state and have only a direct gradient.
+      linearization_flops: floating-point operations to compute J and every D of one step, for all lanes
         together, as XLA counts them before it optimizes.
       costs: by estimator.
-      check: what the comparison with `jax.vjp` gave; None if it was not asked for.
+      check: the comparison with `jax.vjp`; None if it was not requested.
     """
 
     structure: Structure
@@ -71,14 +71,14 @@ class Explanation(NamedTuple):
         if self.direct:
             lines.append(f"direct gradient only: {', '.join(self.direct)}")
         lines += [f"no structure: {problem}" for problem in self.structure.problems]
-        lines.append(f"J and D: {self.linearization_flops:.3g} floating-point operations a step")
+        lines.append(f"J and D: {self.linearization_flops:.3g} floating-point operations per step")
         for name, cost in self.costs.items():
             if cost.state_bytes is None:
-                lines.append(f"{name}: cannot use it")
+                lines.append(f"{name}: cannot use this cell")
             else:
                 lines.append(
                     f"{name}: {cost.state_bytes / 2**20:.3f} MiB of state, {cost.flops:.3g} "
-                    f"floating-point operations a push"
+                    f"floating-point operations per push"
                 )
         if self.check is not None:
             lines.append(str(self.check))
@@ -93,18 +93,18 @@ def explain(
     estimators: Mapping[str, InfluenceEstimator] | None = None,
     check: bool = True,
 ) -> Explanation:
-    """Prints and returns what the linearization finds in a cell. Nothing is trained.
+    """Prints and returns the structure that the linearization finds in a cell. Nothing is trained.
 
     Args:
       cell: for one lane.
       example_input: one lane's input.
       batch_size: B, for the costs.
-      estimators: whose costs to tell, by name; all that the library has if None, with their defaults,
-        and where there is no default, such as for a rank, with 8.
+      estimators: those to report the costs of, by name. None means all estimators of the library, with
+        their default arguments, and 8 for arguments without a default, such as a rank.
       check: whether to compare it with `jax.vjp`, which compiles a program (see `linearization.check`).
 
     Raises:
-      UnsupportedCellError: if the cell cannot be linearized, or does not pass the check.
+      UnsupportedCellError: if the cell cannot be linearized, or fails the check.
     """
     if estimators is None:
         estimators = dict(_with_defaults(name, make) for name, make in ESTIMATORS.items())

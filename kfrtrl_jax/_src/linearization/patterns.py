@@ -1,8 +1,8 @@
 """Which entries of a local Jacobian can be non-zero, found without computing it.
 
-Element-wise operations keep an element's place; slices, reshapes, concatenations and the like move
-it, and moving an array of indices in the same way tells where it came from. What no rule here knows
-counts as dense, which costs time but is never wrong.
+Element-wise operations keep the place of an element. Slices, reshapes, concatenations and the like move
+it; applying them to an array of indices shows where each element came from. Operations without a rule
+here count as dense, which costs time but is never wrong.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from kfrtrl_jax._src.linearization.custom_rules import pullback
 from kfrtrl_jax._src.linearization.program import Atom, Equation, Role, Variable
 from kfrtrl_jax._src.linearization.trace import inline_jaxpr
 
-# A pattern of more entries a row is handled as a dense matrix.
+# A pattern with more entries per row is handled as a dense matrix.
 MAX_BANDS = 8
 
 _ELEMENTWISE = frozenset(
@@ -40,8 +40,8 @@ class DenseRelation:
 
 DENSE = DenseRelation()
 
-# For one source: a list of index arrays shaped like the value, each element naming the source element
-# that it depends on (-1: none); or DENSE.
+# For one source: a list of index arrays shaped like the value, each entry the index of the source
+# element that the value's element depends on (-1: none); or DENSE.
 Relation = list[np.ndarray] | DenseRelation
 Pattern = dict[Variable, Relation]
 
@@ -52,8 +52,8 @@ def propagate(
     """For every variable, which elements of which sources each of its elements depends on.
 
     Args:
-      equations: in order; those whose outputs are all sources are passed over.
-      sources: variables whose own derivation is cut: each depends on itself alone.
+      equations: in order; those whose outputs are all sources are skipped.
+      sources: variables that count as independent: each depends on itself alone.
     """
     patterns: dict[Variable, Pattern] = {
         v: {v: [np.arange(int(np.prod(v.shape))).reshape(v.shape)]} for v in sources
@@ -82,14 +82,14 @@ def propagate(
 def copies(
     equations: Iterable[Equation], sources: Sequence[Variable], patterns: dict[Variable, Pattern]
 ) -> dict[Variable, frozenset[Variable]]:
-    """For every variable, the sources that it holds elements of unchanged, where it depends on them.
+    """For every variable, the sources whose elements it holds unchanged wherever it depends on them.
 
-    The derivative by such a source is then 1 at each entry of its pattern.
+    The derivative by such a source is 1 at each entry of its pattern.
 
     Args:
       equations: in order.
       sources: as in `propagate`.
-      patterns: what `propagate` says.
+      patterns: the result of `propagate`.
     """
     unchanged = {v: frozenset([v]) for v in sources}
     for equation in equations:
@@ -149,16 +149,16 @@ def _apply(equation: Equation, relations: Sequence[Relation]) -> list[Relation]:
 
 
 def _through_rule(equation: Equation, relations: Sequence[list[np.ndarray]]) -> list[Relation]:
-    """The relation of each output to one source, through a function with a derivative rule of its own.
+    """The relation of each output to one source, through a function with a custom derivative rule.
 
-    The derivative goes by the rule, whatever the function does: the rule tells which elements of the
-    inputs the elements of the outputs' cotangents reach.
+    The derivative follows the rule, whatever the function computes: the relation is that of the inputs'
+    cotangents to the outputs' cotangents.
     """
     everywhere: list[Relation] = [DENSE] * len(equation.outputs)
     try:
         rule = pullback(equation.primitive, equation.params, equation.inputs)
     except Exception:
-        return everywhere  # where it is asked for its derivative, JAX says why it has none
+        return everywhere  # if it is differentiated, JAX raises and says why it has no derivative
     arguments = [Variable(tuple(v.aval.shape), v.aval.dtype, Role.DATA) for v in rule.jaxpr.invars]
     equations, results = inline_jaxpr(rule, arguments)
     cotangents = arguments[len(equation.inputs) :]
@@ -189,7 +189,7 @@ def _through_rule(equation: Equation, relations: Sequence[list[np.ndarray]]) -> 
 
 
 def _inverted(band: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """For a band that names each element of an array of this shape at most once, where it does."""
+    """The place in the band of each element of an array of this shape; each occurs at most once."""
     places = np.full(int(np.prod(shape)), -1)
     flat = band.reshape(-1)
     present = np.flatnonzero(flat >= 0)
@@ -209,7 +209,10 @@ def move(equation: Equation, indices: Sequence[np.ndarray]) -> list[np.ndarray]:
 
 
 def normalized(relation: Relation) -> Relation:
-    """Bands in which a row never names a column twice, nor a band a column; DENSE past MAX_BANDS."""
+    """The relation as bands without repeated entries, each column at most once per band.
+
+    DENSE if it needs more than MAX_BANDS.
+    """
     if isinstance(relation, DenseRelation):
         return DENSE
     bands: list[np.ndarray] = []
@@ -227,7 +230,7 @@ def normalized(relation: Relation) -> Relation:
 
 
 def _injective(band: np.ndarray) -> Iterable[np.ndarray]:
-    """Splits a band so that no part names a column twice."""
+    """Splits a band into parts that contain each column at most once."""
     rest = band.reshape(-1).copy()
     while np.any(rest >= 0):
         present = np.flatnonzero(rest >= 0)

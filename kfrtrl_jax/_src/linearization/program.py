@@ -1,8 +1,8 @@
 """A cell's step as one flat list of equations.
 
-Every value has a role: a constant, a function of parameters alone, or data (anything that depends on
-the carry or the input). Equations where parameters meet data are what the rest looks at. All values are
-real: complex ones are in two parts, see `complex_numbers`.
+Every value has a role: it is a constant, a function of parameters alone, or data, which depends on the
+carry or the input. The rest of the linearization works on the equations in which parameters meet data.
+All values are real: complex ones are split in two parts, see `complex_numbers`.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ class Role(enum.Enum):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Variable:
-    """A value inside a step: known by identity.
+    """A value inside a step, compared by identity.
 
     Attributes:
       shape: of the value.
       dtype: of the value.
       role: what it depends on.
-      fixed: whether, depending on parameters alone, it depends on none that has derivatives.
+      fixed: whether it depends on parameters, but on none that has derivatives.
     """
 
     shape: tuple[int, ...]
@@ -45,7 +45,7 @@ class Variable:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Constant:
-    """A value known when the step was traced."""
+    """A value that was known when the step was traced."""
 
     value: Any
     role: Role = Role.CONSTANT
@@ -81,7 +81,7 @@ class Equation:
 
     @property
     def is_meeting(self) -> bool:
-        """Whether parameters meet data here, in a way that has a derivative by the parameters."""
+        """Whether parameters that have derivatives meet data here."""
         return meet(self.inputs)
 
     def apply(self, values: Sequence[Any]) -> Sequence[Any]:
@@ -94,7 +94,8 @@ class Program:
     """A step (params, carry, x) -> (carry, output), flat.
 
     Attributes:
-      parameters: the leaves of params, each complex one as two, see `complex_numbers`; so below.
+      parameters: the leaves of params. Here and below a complex leaf counts as two, see
+        `complex_numbers`.
       paths: their paths in the user's tree.
       carry: the leaves of the carry.
       inputs: the leaves of x.
@@ -141,11 +142,11 @@ def read(environment: Environment, atom: Atom) -> Any:
 
 
 def evaluate(equations: Sequence[Equation], environment: Environment) -> Environment:
-    """The environment with the equations' outputs, except those it already has, added to it.
+    """The environment, extended by those outputs of the equations that it does not have yet.
 
     Args:
       equations: in order of evaluation.
-      environment: the values that are known.
+      environment: the known values.
     """
     environment = dict(environment)
     for equation in equations:
@@ -157,11 +158,11 @@ def evaluate(equations: Sequence[Equation], environment: Environment) -> Environ
 
 
 def needed(
-    equations: Sequence[Equation], wanted: Sequence[Atom], given: Sequence[Variable] = ()
+    equations: Sequence[Equation], targets: Sequence[Atom], given: Sequence[Variable] = ()
 ) -> list[Equation]:
-    """Those of the equations that the wanted values depend on, in order, short of given values."""
+    """The equations that the targets depend on, in order, with the given values as known."""
     cut = set(given)
-    live = {atom for atom in wanted if isinstance(atom, Variable)} - cut
+    live = {atom for atom in targets if isinstance(atom, Variable)} - cut
     kept = []
     for equation in reversed(equations):
         if not live.isdisjoint(equation.outputs):
@@ -265,12 +266,12 @@ class Loop(Equation):
         return jax.lax.scan(one, carry, xs, length=self.length, reverse=reverse)
 
 
-# An operation that is kept whole as a function has this before its place in that function's name.
+# The name of a function that holds a whole operation is this prefix and the operation's origin.
 WHOLE = "kfrtrl_jax whole "
 
 
 def origin(equation: Equation) -> str:
-    """What an equation is and where in the user's code it comes from: "max at file.py:12"."""
+    """The name of an equation and its place in the user's code: "max at file.py:12"."""
     name = str(equation.params.get("name", ""))
     if name.startswith(WHOLE):
         return name.removeprefix(WHOLE)

@@ -1,8 +1,8 @@
-"""Raw PRNG keys in the carry: arrays of uint32 that the step draws random numbers from.
+"""Raw PRNG keys in the carry: arrays of uint32 from which the step draws random numbers.
 
-A typed key (`jax.random.key`) says that it is one. A raw one (`jax.random.PRNGKey`) is known by its
-form, as JAX itself knows it; the step is read to make sure that what has the form is one, and nothing
-else is.
+The dtype of a typed key (`jax.random.key`) shows that it is a key. A raw key (`jax.random.PRNGKey`) is
+recognized by its shape and dtype, as in JAX itself; the step is read to verify that exactly the leaves
+of this form are used as keys.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from kfrtrl_jax._src.linearization.program import Program, Variable
 
 
 def check_raw_keys(program: Program, carry: Any) -> None:
-    """Refuses a carry in which the form of a leaf says one thing of it and the step another.
+    """Refuses a carry with a leaf that looks like a raw key and is not used as one, or the reverse.
 
     Raises:
-      UnsupportedCellError: for a leaf of the form of a raw key that nothing is drawn from, or one of
-        another form that is read as raw key.
+      UnsupportedCellError: for a leaf in the form of a raw key from which nothing is drawn, or a leaf
+        of another form that is read as a raw key.
     """
     leaves = jax.tree_util.tree_flatten_with_path(carry)[0]
     variables = iter(program.carry)
@@ -43,8 +43,8 @@ def check_raw_keys(program: Program, carry: Any) -> None:
         integers = leaf.dtype == jax.numpy.uint32 and not is_raw_key(leaf)
         if integers and _drawn_from(program, variable, moved=True):
             raise UnsupportedCellError(
-                f"carry: {name} is {kind} and is read as a raw PRNG key, but has not the form of one; "
-                f"use jax.random.key"
+                f"carry: {name} is {kind} and is read as a raw PRNG key, but does not have the form of "
+                f"one; use jax.random.key"
             )
 
 
@@ -54,7 +54,7 @@ def _drawn_from(program: Program, variable: Variable, *, moved: bool) -> bool:
     Args:
       program: the step.
       variable: in its carry.
-      moved: count only what reaches the drawing as it is, if need be at another place.
+      moved: whether to count only elements that reach the draw unchanged, perhaps at another place.
     """
     reached = {variable}
     for equation in program.equations:

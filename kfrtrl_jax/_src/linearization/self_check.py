@@ -1,8 +1,8 @@
-"""Is what the linearization says of a cell what JAX's own differentiation of the cell says?
+"""Checks the linearization of a cell against JAX's own differentiation of it.
 
-A gradient that is wrong shows itself to nobody: training goes on, only worse. So J, every parameter's
-part in the new state and the gradient of a whole segment are compared with `jax.vjp` of the cell as it
-is, at random points.
+A wrong gradient is silent: training continues, only worse. So J, the derivative of the new state by
+every parameter, and the gradient of a whole segment are compared with `jax.vjp` of the unmodified cell,
+at random points.
 """
 
 from __future__ import annotations
@@ -27,28 +27,28 @@ from kfrtrl_jax._src.linearization.suspect import suspect
 from kfrtrl_jax._src.matrices import BlockColumns
 from kfrtrl_jax._src.xla import known
 
-# One lane goes on from where a few steps led, one from beside that; one is at the cell's initial state,
-# and one starts anew there.
+# The first lane continues from where a few steps led, the second from near that point; the third is at
+# the cell's initial state, and the fourth starts anew there.
 _LANES = 4
 _KEEP = (1.0, 1.0, 1.0, 0.0)
-# Sizes of the cotangents: a rule that is linear for small ones only is none.
+# Sizes of the cotangents; a large one reveals derivative rules that are linear only for small ones.
 _SIZES = (1.0, 100.0, 1.0, 1.0)
 _STEPS = 3
-# Compiling well would take longer than the run.
+# An optimizing compilation would take longer than the run.
 _QUICKLY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
 class Check(NamedTuple):
-    """What was compared, each as |difference| / |what `jax.vjp` says|; `str` of it is one line.
+    """The deviations |difference| / |result of `jax.vjp`|; `str` of it is one line.
 
     Attributes:
-      precision: of the numbers, "float64" where the cell and the platform allow it.
+      precision: of the numbers, "float64" if the cell and the platform allow it.
       jacobian: the largest deviation of J.
-      parameters: by path, the deviation of the parameter's part in the new state.
+      parameters: by path, the deviation of the derivative of the new state by the parameter.
       segment: the largest deviation of the gradient of a segment, by parameters and by its first carry.
-      tolerance: which of these are still rounding.
-      points: at how many of the points `jax.vjp` was finite, and so could be compared.
-      seconds: that it took.
+      tolerance: the largest deviation that counts as rounding.
+      points: the number of points at which `jax.vjp` was finite and could be compared.
+      seconds: the duration of the check.
     """
 
     precision: str
@@ -71,7 +71,7 @@ def check(cell: Cell, example_input: Any, *, seed: int = 0) -> Check:
     """Compares a cell's linearization with JAX's own differentiation of it.
 
     Parameters, carries and inputs are drawn at random; the cell's own initial state and restarts are
-    among the points. Where `jax.vjp` is not finite, nothing is compared. Integer inputs are 0 and 1.
+    among the points. Points where `jax.vjp` is not finite are not compared. Integer inputs are 0 or 1.
 
     Args:
       cell: for one lane.
@@ -79,8 +79,8 @@ def check(cell: Cell, example_input: Any, *, seed: int = 0) -> Check:
       seed: of the draws.
 
     Raises:
-      UnsupportedCellError: if the cell has no linearization, see `make_linearizer`, or it is not what
-        `jax.vjp` says: with the parameter and the operation.
+      UnsupportedCellError: if the cell has no linearization, see `make_linearizer`, or if that differs
+        from `jax.vjp`, naming the parameter and the operation.
     """
     began = time.perf_counter()
     with contextlib.ExitStack() as stack:
@@ -91,7 +91,7 @@ def check(cell: Cell, example_input: Any, *, seed: int = 0) -> Check:
         draws = _draw(cell, example_input, np.random.default_rng(seed))
         example = jax.tree.map(lambda x: x[0, 0], draws.inputs)
         linearizer = make_linearizer(cell, example, _LANES)
-        # One program: on the CPU every operation by itself would be compiled, one after the other.
+        # One program, as op-by-op execution would compile every operation separately.
         compare = jax.jit(
             functools.partial(_compare, cell, linearizer, seed), compiler_options=known(_QUICKLY)
         )
@@ -103,16 +103,16 @@ def _on_host(leaf: Any) -> Any:
 
 
 class _Draws(NamedTuple):
-    """What is drawn at random before the cell is asked for anything.
+    """The random numbers of a check, drawn before the cell is called.
 
     Attributes:
       inputs: [T, B, ...].
       cotangents: of the new state, [B, n].
-      parameters: for each float leaf of the parameters, by what it is changed from the first ones: a
-        factor and an addition.
+      parameters: for each float leaf of the parameters, its change from the initial value: a factor and
+        an addend.
       carry: for each float leaf of the carry [B, ...], the same.
       outputs: the weights of the real leaves of the output in the segment's loss.
-      last: those of the real leaves of the last carry.
+      last: the weights of the real leaves of the last carry in it.
     """
 
     inputs: Any
@@ -124,7 +124,7 @@ class _Draws(NamedTuple):
 
 
 class _Points(NamedTuple):
-    """Where it is compared: parameters, carry [B, ...], inputs [T, B, ...], reset [T, B]."""
+    """The points of comparison: parameters, carry [B, ...], inputs [T, B, ...], reset [T, B]."""
 
     params: Any
     carry: Any
@@ -133,14 +133,14 @@ class _Points(NamedTuple):
 
 
 class _Pair(NamedTuple):
-    """What the linearization says, and what JAX says."""
+    """A result of the linearization, and that of JAX."""
 
     ours: Any
     theirs: Any
 
 
 def _floats(tree: Any) -> tuple[list[Any], Any]:
-    """The float leaves, and a function from them to the tree."""
+    """The float leaves, and a function that puts such leaves back into the tree."""
     leaves, treedef = jax.tree.flatten(tree)
     places = [i for i, x in enumerate(leaves) if jnp.issubdtype(x.dtype, jnp.inexact)]
 
@@ -154,7 +154,7 @@ def _floats(tree: Any) -> tuple[list[Any], Any]:
 
 
 def _widened(leaf: Any) -> Any:
-    """An array, or its shape and type, in double precision."""
+    """An array, or its shape and dtype, in double precision."""
     leaf = _array(leaf)
     dtype = leaf.dtype
     if jnp.issubdtype(dtype, jnp.inexact):
@@ -165,7 +165,7 @@ def _widened(leaf: Any) -> Any:
 
 
 def _in_double(cell: Cell, example_input: Any) -> Cell | None:
-    """The cell in double precision; None if it, or the device, insists on another."""
+    """The cell in double precision; None if the cell or the device does not support that."""
     if jax.default_backend() not in ("cpu", "gpu"):
         return None
     wide = cell._replace(
@@ -185,7 +185,7 @@ def _in_double(cell: Cell, example_input: Any) -> Cell | None:
         try:
             before, after = jax.eval_shape(one_step)
         except Exception:
-            return None  # in its own precision it says itself what is wrong
+            return None  # in its own precision the cell raises its own error
     return wide if types(before) == types(after) else None
 
 
@@ -252,7 +252,7 @@ def _changed(tree: Any, changes: Sequence[tuple[Any, Any]]) -> Any:
 
 
 def _points(cell: Cell, seed: int, draws: _Draws) -> _Points:
-    """Parameters near the first ones, carries where they lead and near that, and the initial one."""
+    """Parameters near the initial ones; carries that they lead to, or near that, or initial ones."""
     params = _changed(cell.init(jax.random.key(seed)), draws.parameters)
     first = initial_lanes(cell, _LANES)
 
@@ -284,7 +284,7 @@ def _compare(cell: Cell, linearizer: Linearizer, seed: int, draws: _Draws) -> di
 def _compare_step(
     cell: Cell, linearizer: Linearizer, points: _Points, draws: _Draws
 ) -> dict[str, Any]:
-    """v^T J for every lane, and what every parameter has in v^T s, summed over lanes."""
+    """v^T J for every lane, and the derivative of v^T s by every parameter, summed over lanes."""
     params, carry, v = points.params, points.carry, draws.cotangents
     x = jax.tree.map(lambda leaf: leaf[0], points.inputs)
     structure = linearizer.structure
@@ -293,7 +293,7 @@ def _compare_step(
     jacobian = linearization.jacobian
     ours = jnp.concatenate([block.vector_times(v) for block in jacobian.blocks], axis=-1)
     starts = ours[-1]
-    # What the structure says is zero is taken at its word, as estimators do.
+    # Entries that are zero by the structure are set to zero, as estimators ignore them.
     if structure.jacobian_mask is not None:
         nonzero = jnp.where(structure.jacobian_mask.array, jacobian.dense(), 0)
         ours = jnp.einsum("bn,bnm->bm", v, nonzero)
@@ -305,7 +305,7 @@ def _compare_step(
     params_floats, join_params = _floats(params)
 
     def theirs(lane: Any) -> tuple[Any, Any]:
-        """Lane by lane, and not under `jax.vmap`, which takes all branches of conditionals."""
+        """For one lane: under `jax.vmap` all branches of conditionals would be taken."""
         carry, x, v = lane
         floats, join = _floats(carry)
 
@@ -349,12 +349,12 @@ def _compare_step(
 
 
 def _compare_segment(cell: Cell, linearizer: Linearizer, points: _Points, draws: _Draws) -> _Pair:
-    """The gradient of a random linear function of outputs and last carry, with a restart in between."""
+    """The gradient of a random linear function of outputs and last carry, over a restart."""
     taps, params = linearizer.taps, points.params
     params_floats, join_params = _floats(params)
 
     def weighted(tree: Any, weights: Sequence[Any]) -> Array:
-        """A random linear function of what a lane gives."""
+        """A random linear function of one lane's output or carry."""
         leaves = [x for x in real_leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]
         return sum((jnp.sum(x * w) for x, w in zip(leaves, weights)), start=jnp.zeros(()))
 
@@ -403,7 +403,7 @@ def _compare_segment(cell: Cell, linearizer: Linearizer, points: _Points, draws:
 
 
 def _deviation(pair: _Pair, scale: float = 0.0) -> float:
-    """|ours - theirs| / |theirs| where theirs is finite; infinite where ours is not and theirs is."""
+    """|ours - theirs| / |theirs| where theirs is finite; infinite if ours is not finite there."""
     total, size = 0.0, 0.0
     for ours, theirs in zip(jax.tree.leaves(pair.ours), jax.tree.leaves(pair.theirs), strict=True):
         finite = np.isfinite(theirs)
@@ -427,7 +427,7 @@ def _report(cell: Cell, linearizer: Linearizer, found: dict[str, Any], began: fl
         if jnp.issubdtype(leaf.dtype, jnp.inexact)
     ]
     pair = found["parameters"]
-    # A parameter with next to no part beside the others is measured by theirs.
+    # The deviation of a parameter with a negligible gradient is relative to the whole gradient.
     whole = math.sqrt(sum(float(np.sum(np.abs(g.astype(np.complex128)) ** 2)) for g in pair.theirs))
     parameters = {
         path: _deviation(_Pair(ours, theirs), 1e-3 * whole)
@@ -477,6 +477,6 @@ def _message(
     where = suspect(cell, points.params, lane[0], x, list(wrong))
     return (
         f"the linearization of this cell is not its derivative: {what} differs by {error:.1e} of its "
-        f"size from that of jax.vjp{where}; any gradient would be silently wrong. This is a fault of "
-        f"the library: write that operation in another way, and report the cell"
+        f"size from that of jax.vjp{where}; gradients would be silently wrong. This is a bug in the "
+        f"library: please report the cell, and rewrite that operation as a workaround"
     )

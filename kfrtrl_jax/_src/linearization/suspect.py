@@ -1,4 +1,4 @@
-"""Which operation of a step a wrong linearization comes from."""
+"""Finds the operation of a step that causes a wrong linearization."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ from kfrtrl_jax._src.linearization.program import (
 )
 from kfrtrl_jax._src.linearization.trace import trace
 
-# No Jacobian of more entries is looked at.
+# Jacobians with more entries are not examined.
 _MAX_ENTRIES = 2**22
 
 
 def suspect(cell: Cell, params: Any, carry: Any, x: Any, paths: Sequence[str]) -> str:
-    """Where a wrong linearization may come from, as part of a message; "" if that is not to be seen.
+    """The likely origin of a wrong linearization, as part of a message; "" if none is found.
 
-    The first operation whose derivative is where its pattern says it cannot be; else where the
-    parameters of these paths meet data; else what reads the state.
+    It is the first operation whose Jacobian has a non-zero entry outside its pattern; else the places
+    where the parameters of these paths meet data; else the operations that read the state.
     """
     program = trace(cell.step, params, carry, x)
     variables = (*program.parameters, *program.carry, *program.inputs)
@@ -99,7 +99,7 @@ def _jacobian(
 
 
 def _meetings(program: Program, paths: Sequence[str]) -> str:
-    """The operations in which parameters of these paths meet data, with their lines."""
+    """The operations, with their lines, in which parameters of these paths meet data."""
     behind = {v for v, path in zip(program.parameters, program.paths) if path in paths}
     found: dict[str, None] = {}
     for equation in program.equations:

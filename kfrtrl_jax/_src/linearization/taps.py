@@ -12,7 +12,7 @@ there: it is read from a second copy of the parameters, by which the loss is dif
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -74,9 +74,7 @@ def make_taps(
     """
     results = [*program.new_carry, *program.output]
     schedule = _Schedule(discovery, program.equations, results, program.parameters)
-    live = tuple(
-        i for i, v in enumerate(program.parameters) if v in schedule.reads and is_inexact(v)
-    )
+    live = _parameters_among(schedule.reads, program)
     prefix = [e for e in program.equations if all(v.role is not Role.DATA for v in e.outputs)]
     variables = (*program.parameters, *program.carry, *program.inputs)
     tapped = discovery.tapped()
@@ -105,6 +103,11 @@ def make_taps(
 
     zeros = tuple(jnp.zeros((*iterations, *v.shape), v.dtype) for v, iterations in tapped)
     return Taps(zeros, live, step, site_gradients)
+
+
+def _parameters_among(values: Collection[Variable], program: Program) -> tuple[int, ...]:
+    """The numbers of the float parameters among some values."""
+    return tuple(i for i, v in enumerate(program.parameters) if v in values and is_inexact(v))
 
 
 class _Schedule:

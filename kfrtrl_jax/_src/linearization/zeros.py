@@ -1,7 +1,8 @@
-"""Zeros that no parameter changes: a fixed mask on the weights, and what is made of masked weights.
+"""Zeros whatever the parameters are: fixed masks on weights, and values computed from masked weights.
 
-Only values of parameters and constants are looked at, and of the parameters only where they are, never
-what they are. An operation that no rule here knows makes values that may all be non-zero.
+Only values that depend on parameters and constants alone are considered; the parameters themselves
+count as non-zero everywhere. The outputs of an operation without a rule here may be non-zero
+everywhere.
 """
 
 from __future__ import annotations
@@ -25,16 +26,16 @@ from kfrtrl_jax._src.linearization.program import (
 )
 
 # f(0) = 0, element by element.
-_KEEPS_ZERO = frozenset(
+_ZERO_PRESERVING_UNARY = frozenset(
     """abs asin asinh atan atanh cbrt ceil conj convert_element_type copy copy_p erf erf_inv expm1 floor
     imag log1p name neg real reduce_precision round sign sin sinh sqrt square stop_gradient tan
     tanh""".split()
 )
 # f(0, 0) = 0, element by element.
-_KEEPS_ZEROS = frozenset("add add_any max min sub".split())
-# Sums of products of the inputs' elements, and choices among them: a mask of zeros and ones in the
-# place of every input gives zero exactly where zeros are known.
-_COUNTS = frozenset(
+_ZERO_PRESERVING_BINARY = frozenset("add add_any max min sub".split())
+# Sums of products of the inputs' elements, and selections of elements: applied to masks of zeros and
+# ones in place of the inputs, they give zero exactly where zeros are known.
+_ZERO_PRESERVING_LINEAR = frozenset(
     """broadcast_in_dim concatenate cumsum dot_general dynamic_slice dynamic_update_slice expand_dims
     gather pad reduce_sum reshape rev scatter scatter-add slice split squeeze transpose""".split()
 )
@@ -48,7 +49,7 @@ def nonzero_masks(prefix: Sequence[Equation]) -> dict[Variable, np.ndarray]:
     """For every parameter-only value with known zeros, a boolean array of where it can be non-zero.
 
     Args:
-      prefix: the parameter-only equations and the constants that they need, in order.
+      prefix: the parameter-only equations and those of the constants that they need, in order.
     """
     masks: dict[Variable, np.ndarray] = {}
     constants = _Constants(prefix)
@@ -70,14 +71,14 @@ def nonzero_masks(prefix: Sequence[Equation]) -> dict[Variable, np.ndarray]:
 
 
 class _Constants:
-    """Values that were known when the step was traced, worked out where they are asked for."""
+    """Values that were known when the step was traced, computed on demand."""
 
     def __init__(self, equations: Sequence[Equation]):
         self._equations = equations
         self._values: dict[Variable, Any] = {}
 
     def value(self, atom: Atom) -> Any | None:
-        """The value; None if it depends on one that is traced from outside."""
+        """The value; None if it depends on a tracer from outside the step."""
         if isinstance(atom, Constant):
             return None if jax_internals.is_traced(atom.value) else atom.value
         if atom not in self._values:
@@ -93,11 +94,11 @@ class _Constants:
 def _apply(equation: Equation, mask_of: _MaskOf, constants: _Constants) -> Sequence[_Mask]:
     """The mask of each output."""
     name, inputs = equation.name, equation.inputs
-    if name in _KEEPS_ZERO:
+    if name in _ZERO_PRESERVING_UNARY:
         return [mask_of(inputs[0])]
     if name == "integer_pow":
         return [mask_of(inputs[0]) if equation.params["y"] > 0 else None]
-    if name in _KEEPS_ZEROS:
+    if name in _ZERO_PRESERVING_BINARY:
         return [_union(mask_of, inputs)]
     if name == "mul":
         known = [mask for mask in map(mask_of, inputs) if mask is not None]
@@ -106,8 +107,8 @@ def _apply(equation: Equation, mask_of: _MaskOf, constants: _Constants) -> Seque
         return [mask_of(inputs[0])]
     if name == "select_n":
         return [_chosen(inputs, mask_of, constants)]
-    if name in _COUNTS:
-        return _counted(equation, mask_of, constants)
+    if name in _ZERO_PRESERVING_LINEAR:
+        return _through_linear(equation, mask_of, constants)
     return [None] * len(equation.outputs)
 
 
@@ -130,8 +131,8 @@ def _chosen(inputs: Sequence[Atom], mask_of: _MaskOf, constants: _Constants) -> 
     return np.choose(np.asarray(chosen).astype(int), masks)
 
 
-def _counted(equation: Equation, mask_of: _MaskOf, constants: _Constants) -> Sequence[_Mask]:
-    """Applies the operation to masks in the place of its inputs, indices as they are."""
+def _through_linear(equation: Equation, mask_of: _MaskOf, constants: _Constants) -> Sequence[_Mask]:
+    """Applies the operation to the masks of its inputs; index inputs keep their values."""
     masks = [mask_of(atom) if _is_inexact(atom) else None for atom in equation.inputs]
     if all(mask is None for mask in masks):
         return [None] * len(equation.outputs)

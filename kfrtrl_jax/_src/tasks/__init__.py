@@ -1,1 +1,1 @@
-"""Sources of sequences, made on the device inside the scan."""
+"""Tasks: streams of sequences, generated on the device inside the scan."""

@@ -8,21 +8,22 @@ import jax
 import jax.numpy as jnp
 
 from kfrtrl_jax._src.base import Array, Batch, Key, Task
+from kfrtrl_jax._src.shapes import require_key, require_shape
 
 START, FILLER = 2, 3
 VOCABULARY_SIZE = 4
 
 
 class CopyState(NamedTuple):
-    """Where every lane is in its string, and how far the curriculum has come.
+    """Each lane's position in its string, and the progress of the curriculum.
 
     Attributes:
-      position: [B], of the time step before in its sequence, counted from 0.
+      position: [B], the position of the previous time step in its sequence, counted from 0.
       length: [B], T of the lane's sequence.
-      bits: [B] keys, from which a sequence's bits are drawn again where they are needed.
+      bits: [B] keys, from which the bits of a sequence are drawn again whenever they are needed.
       sequence_length: T*, a scalar.
       running_loss: the exponential average of the loss, in bits.
-      started: whether a step was made before.
+      started: whether a step has been made.
     """
 
     position: Array
@@ -45,20 +46,21 @@ def copy(
     """Repeats T random bits after T + 1 fillers; T grows with success.
 
     A sequence has 2T + 2 steps: inputs [2, b_1..b_T, 3, ..., 3], targets T + 1 times 3, then
-    [2, b_1..b_T]. Sequences run back to back in every lane. T* starts at 1; a new sequence draws
-    T = max(1, T* - U{0..shortening}); where the running loss is below the threshold as a lane starts a
-    sequence, T* goes up by one and the running loss is set to `restart`. Nothing bounds T*.
+    [2, b_1..b_T]. Sequences follow each other without gaps in every lane. T* starts at 1, and a new
+    sequence draws T = max(1, T* - U{0..shortening}). If the running loss is below the threshold when a
+    lane starts a sequence, T* increases by one and the running loss is set to `restart`. T* has no
+    upper bound.
 
     Args:
       batch_size: B, the number of lanes.
       threshold: in bits per character.
       restart: in bits per character.
       decay: of the running loss's exponential average.
-      shortening: the most by which a sequence is shorter than T*.
-      initial_loss: the running loss before the first step, in bits; two are those of guessing.
+      shortening: the largest amount by which a sequence is shorter than T*.
+      initial_loss: the running loss before the first step, in bits; guessing has a loss of two bits.
 
     Raises:
-      ValueError: if batch_size is less than 1 or shortening negative.
+      ValueError: if batch_size is less than 1 or shortening is negative.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
@@ -66,6 +68,7 @@ def copy(
         raise ValueError(f"shortening must not be negative, got {shortening}")
 
     def init(key: Key) -> CopyState:
+        require_key("key", key)
         return CopyState(
             # Past the end of a sequence of length 1: every lane starts one at the first step.
             position=jnp.full(batch_size, 3, jnp.int32),
@@ -77,7 +80,9 @@ def copy(
         )
 
     def sample(state: CopyState, key: Key, loss: Array) -> tuple[CopyState, Batch]:
-        # Few draws: on a CPU each costs as much as a small product. A new key is itself random bits.
+        require_shape("loss", loss, hint="pass the mean over lanes, in bits")
+        # One split in place of several draws, each of which costs as much as a small product on a CPU:
+        # a new key is itself random bits.
         fresh = jax.random.split(key, 2 * batch_size)
         averaged = decay * state.running_loss + (1 - decay) * loss
         running_loss = jnp.where(state.started, averaged, state.running_loss)
@@ -86,12 +91,12 @@ def copy(
         up = jnp.any(reset) & (running_loss < threshold)
         sequence_length = state.sequence_length + up
         running_loss = jnp.where(up, restart, running_loss).astype(state.running_loss.dtype)
-        # 2^32 is no multiple of the number of lengths; the difference is nothing.
+        # Biased, as 2^32 is no multiple of the number of lengths, but negligibly so.
         shorter = (_words(fresh[batch_size:]) % (shortening + 1)).astype(jnp.int32)
         drawn = jnp.maximum(1, sequence_length - shorter)
         length = jnp.where(reset, drawn, state.length)
         position = jnp.where(reset, 0, position)
-        # Lane by lane, for keys of the raw kind have an axis more.
+        # Mapped over lanes, as raw keys have one more axis.
         bits = jax.vmap(jnp.where)(reset, fresh[:batch_size], state.bits)
 
         presenting = position <= length

@@ -34,19 +34,19 @@ def fetch(
     """Puts one file into a folder, whole and verified or not at all.
 
     Args:
-      folder: made where it is not there.
-      name: the file's.
-      url: what the name is appended to.
+      folder: created if it does not exist.
+      name: of the file.
+      url: the address of its folder, to which the name is appended.
       checksums: SHA-256 digests in hexadecimal, by file name.
-      force: whether a file that is there with other content is replaced.
+      force: whether to replace an existing file with other content.
       timeout: for connecting and for every read, in seconds.
 
     Returns:
-      Whether it was fetched; a correct file is left as it is.
+      Whether it was fetched; an existing file with the right content is kept.
 
     Raises:
-      DataError: if the file that is there is another one, if the address does not answer with the
-        right one, or if it cannot be written.
+      DataError: if a file with other content exists, if the address does not answer with the right
+        content, or if the file cannot be written.
     """
     path = pathlib.Path(folder) / name
     try:
@@ -55,13 +55,13 @@ def fetch(
             return False
         if there is not None and not force:
             raise DataError(
-                f"{path} is not the file it should be (SHA-256 {there}, expected "
-                f"{checksums[name]}); --force replaces it"
+                f"{path} has the wrong content (SHA-256 {there}, expected {checksums[name]}); --force "
+                f"replaces it"
             )
         content = _download(url.rstrip("/") + "/" + name, timeout)
         if _sha256(content) != checksums[name]:
             raise DataError(
-                f"{url.rstrip('/')}/{name} is not the file it should be ({len(content)} bytes, SHA-256 "
+                f"{url.rstrip('/')}/{name} has the wrong content ({len(content)} bytes, SHA-256 "
                 f"{_sha256(content)}, expected {checksums[name]}); nothing was written"
             )
         _write(path, content)
@@ -79,7 +79,7 @@ def _download(address: str, timeout: float) -> bytes:
         with urllib.request.urlopen(address, timeout=timeout) as response:
             return response.read()
     except (OSError, http.client.HTTPException, ValueError) as error:
-        # ValueError: an address that is none.
+        # ValueError: a malformed address.
         raise DataError(f"{address} cannot be fetched: {error or type(error).__name__}") from error
 
 

@@ -1,4 +1,4 @@
-"""Tasks by the names that configs use."""
+"""Tasks by their names in configs."""
 
 from collections.abc import Callable
 

@@ -18,7 +18,7 @@ PENN_TREEBANK_FILES = {
     "valid": "ptb.valid.txt",
     "test": "ptb.test.txt",
 }
-# Of a text that comes in one: what of it goes where.
+# The split of a text that comes in one file.
 _SHARES = {"train": 0.9, "valid": 0.05, "test": 0.05}
 
 
@@ -29,7 +29,7 @@ class Corpus(NamedTuple):
       train: [N] tokens.
       valid: tokens held out for validation.
       test: tokens held out for the test.
-      characters: the vocabulary, a character for each token.
+      characters: the vocabulary, one character per token.
     """
 
     train: np.ndarray
@@ -43,7 +43,7 @@ class TextState(NamedTuple):
 
     Attributes:
       position: [B], in the training text.
-      started: whether a step was made before.
+      started: whether a step has been made.
     """
 
     position: Array
@@ -56,13 +56,13 @@ def text(*, batch_size: int, data_dir: str = "", reset_every: int = 100) -> Task
     Args:
       batch_size: B; lane i starts at the i-th of B equally spaced positions and wraps around.
       data_dir: a text file, of which the last tenth is held out; or a folder with one .txt file each
-        for train, valid and test in its name; or "", for the documentation topics that come with
-        every Python (they differ a little between its versions).
+        with "train", "valid" and "test" in its name; or "", for the documentation topics that come with
+        every Python and differ slightly between its versions.
       reset_every: a lane starts anew where its position is a multiple of this.
 
     Raises:
-      DataError: if the text is missing, is not UTF-8, is too short, or holds out a character that is
-        not in its training part.
+      DataError: if the text is missing, is not UTF-8, is too short, or has a character in a held-out
+        part that is not in its training part.
       ValueError: if batch_size or reset_every is less than 1.
     """
     return _task(read_corpus(data_dir), batch_size, reset_every)
@@ -73,8 +73,8 @@ def penn_treebank(*, batch_size: int, data_dir: str = "", reset_every: int = 100
 
     Args:
       batch_size: B; lane i starts at the i-th of B equally spaced positions and wraps around.
-      data_dir: the folder of ptb.train.txt, ptb.valid.txt and ptb.test.txt; "" for the one that the
-        environment variable KFRTRL_DATA_DIR names.
+      data_dir: the folder of ptb.train.txt, ptb.valid.txt and ptb.test.txt; "" for the folder named by
+        the environment variable KFRTRL_DATA_DIR.
       reset_every: a lane starts anew where its position is a multiple of this.
 
     Raises:
@@ -107,8 +107,8 @@ def read_penn_treebank(data_dir: str = "") -> Corpus:
 def read_corpus(data_dir: str = "") -> Corpus:
     """The corpus that `text` reads.
 
-    Of a folder the vocabulary is that of the training file; of one file, and of the documentation
-    topics, it is that of the whole text, held-out parts included. Line ends are left as they are.
+    For a folder, the vocabulary is that of the training file; for a single file and for the
+    documentation topics it is that of the whole text, including held-out parts. Line ends are kept.
 
     Raises:
       DataError: see `text`.
@@ -149,8 +149,8 @@ def read_corpus(data_dir: str = "") -> Corpus:
 def _documentation_topics() -> dict[str, str]:
     """Whole topics, in the order of their names, to the part that lacks most of its share.
 
-    Topics quote one another at length: a paragraph is taken the first time only, so that what is held
-    out is not in the training text too.
+    Topics quote one another at length. Repeated paragraphs are dropped, so that no held-out text is
+    also in the training text.
     """
     from pydoc_data.topics import topics
 
@@ -211,7 +211,8 @@ def _task(corpus: Corpus, batch_size: int, reset_every: int) -> Task:
     size = len(corpus.train)
     if size < 2 * batch_size:
         raise DataError(
-            f"{size} characters are too few for {batch_size} lanes: at least {2 * batch_size} needed"
+            f"{size} characters are too few for {batch_size} lanes, which need at least "
+            f"{2 * batch_size}"
         )
     tokens = jnp.asarray(corpus.train)
     starts = np.arange(batch_size, dtype=np.int64) * size // batch_size

@@ -1,4 +1,4 @@
-"""The same training with BrainTrace (Wang et al., 2026), as its documentation has one write it."""
+"""The same training with BrainTrace (Wang et al., 2026), written as its documentation recommends."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import braintrace
 import jax
 import jax.numpy as jnp
 
-# Ours -> theirs. With more than one lane, its UORO keeps one pair of factors for all of them together.
+# Our names -> theirs. With more than one lane, its UORO keeps a single pair of factors for all of them.
 ALGORITHMS: dict[str, dict[str, Any]] = {
     "snap": {"algorithm": braintrace.SnAp, "n": 1},
     "rtrl": {"algorithm": braintrace.SnAp, "n": 2},
@@ -25,8 +25,8 @@ def make_training(
     """A tanh network with these weights [inputs + n + 1, n], whose last row is the bias.
 
     Returns:
-      (xs [T, B, inputs], ys [T, B, n]) -> None, which makes T steps with an update at each, and a
-      function that tells the present weights.
+      (xs [T, B, inputs], ys [T, B, n]) -> None, which makes T steps with an update at each; and a
+      function that returns the current weights.
     """
     inputs, n = weights.shape[0] - weights.shape[1] - 1, weights.shape[1]
     cell = braintrace.nn.ValinaRNNCell(inputs, n, activation="tanh")

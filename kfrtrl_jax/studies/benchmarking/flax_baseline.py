@@ -1,4 +1,4 @@
-"""Truncated backpropagation as one writes it with Flax alone: its RNN over a segment, and jax.grad."""
+"""Truncated backpropagation written with Flax alone: its RNN over a segment, and `jax.grad`."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ Unroll = Callable[[Any, Any, Array], tuple[Any, Array]]
 def flax_training(config: Any) -> Floor:
     """The fastest of Linen's and NNX's RNN with an OptimizedLSTMCell, in the training run of a config.
 
-    The same task, sizes, readout, loss and optimizer. Sequences that begin inside a segment do not
-    reset the carry, which Flax's RNN has no argument for. Either is compiled with the compiler's
-    options as they come, and with those that our training runs under.
+    Task, sizes, readout, loss and optimizer are the same. Sequences that begin inside a segment do not
+    reset the carry, as Flax's RNN has no argument for that. Each is compiled with the default compiler
+    options and with those of our training.
     """
     makers = {"linen.RNN": _linen, "nnx.RNN": _nnx}
     floor = timing.fastest(

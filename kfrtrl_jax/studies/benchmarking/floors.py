@@ -1,4 +1,7 @@
-"""What the device takes for the work that an estimator cannot avoid: products and memory passes."""
+"""Floors: the time the device needs for the work that an estimator cannot avoid.
+
+That work is matrix products and passes over memory.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +18,8 @@ from kfrtrl_jax.base import Array
 from kfrtrl_jax.studies.benchmarking import timing
 from kfrtrl_jax.studies.benchmarking.timing import Floor, Work
 
-# How the two factors of a product can lie in memory: einsum, and whether J and A are transposed. In
-# each the result lies as A does, so that it can be the A of the next step.
+# The memory layouts of a product's two factors: its einsum, and whether J and A are transposed. The
+# result always has the layout of A, so that it can be the A of the next step.
 _LAYOUTS = (
     ("bij,bjk->bik", "J A"),
     ("bji,bjk->bik", "J A, J transposed"),
@@ -30,9 +33,9 @@ def product(
 ) -> Floor:
     """The batched products J A_1, J A_2, ...: the fastest of the equivalent programs on this device.
 
-    They differ in how J and the A lie in memory, in whether each A is the last product or stays the
-    same (no step then waits for the one before), in whether the A lie side by side as one, in whether
-    the lanes are one batched product or separate ones, and in the compiler's options.
+    They differ in the memory layouts of J and the A; in whether each A is the previous product or stays
+    the same (no step then waits for the previous one); in whether the A are concatenated; in whether
+    the lanes are one batched product or separate products; and in the compiler options.
 
     Args:
       batch: B, lanes.
@@ -40,7 +43,7 @@ def product(
       inner: columns of J and rows of every A, [B, inner, width].
       widths: columns of each A.
       dtype: of both.
-      steps: products a call; by their size if None.
+      steps: products per call; chosen by their size if None.
     """
     work = 2 * batch * rows * inner * sum(widths)
     steps = steps or _even(5e9 / work)
@@ -73,12 +76,12 @@ def product(
 
 
 def passes(shapes: Sequence[tuple[int, ...]], dtype: Any, steps: int | None = None) -> Floor:
-    """One pass that reads and writes arrays of these shapes, as any x <- x + a must.
+    """One pass that reads and writes arrays of these shapes, as in x <- x + a.
 
     Args:
       shapes: of the arrays.
-      dtype: of all.
-      steps: passes a call; by their size if None.
+      dtype: of all arrays.
+      steps: passes per call; chosen by their size if None.
     """
     size = sum(math.prod(shape) for shape in shapes)
     steps = steps or _even(1e8 / size)
@@ -98,13 +101,13 @@ def passes(shapes: Sequence[tuple[int, ...]], dtype: Any, steps: int | None = No
 
 
 def copy_bandwidth(size: int = 2**28, tries: int = 5) -> float:
-    """Bytes read and written in a second by the copy of an array of `size` bytes."""
+    """Bytes read and written per second while copying an array of `size` bytes."""
     floor = timing.fastest([("copy", _pass([(size // 4,)], jnp.float32, 8, {}))], tries)
     return 2 * size / floor.seconds
 
 
 def option_sets() -> dict[str, dict[str, Any]]:
-    """The compiler's options as they come and, where they differ, those that training chooses from."""
+    """The default compiler options and, if they differ, those that training chooses from."""
     ours = {f", {words}": options for words, options in xla.option_sets().items() if options}
     return {"": {}, **ours}
 
@@ -130,7 +133,7 @@ def _product(
 
     def multiply(jacobian: Array, factor: Array) -> Array:
         first, second = (jacobian, factor) if first_is_j else (factor, jacobian)
-        # Not einsum, which may change the order of the two.
+        # Not einsum, which may swap the two.
         contract = (left.index("j"),), (right.index("j"),)
         return jax.lax.dot_general(first, second, (contract, ((0,), (0,))))
 
@@ -164,16 +167,16 @@ def _scan(
     feed: bool,
     options: dict[str, Any],
 ) -> Work:
-    """`steps` steps, each of the result of the one before (feed) or of the same arrays."""
+    """`steps` steps, each applied to the previous result (if feed) or to the same arrays."""
 
     def fed(jacobian: Any, arrays: Any) -> Any:
-        # Two steps a turn of the loop: their results can take each other's place without a copy.
+        # Two steps per iteration, so that their results can swap buffers without a copy.
         body = lambda a, _: (step(jacobian, a), None)  # noqa: E731
         return jax.lax.scan(body, arrays, length=steps, unroll=2)[0]
 
     def kept(jacobian: Any, arrays: Any) -> Any:
         def body(carry: Any, _: None) -> Any:
-            # The barrier makes the product depend on the turn, else it is done but once.
+            # The barrier makes the product depend on the iteration; otherwise it is computed only once.
             arrays, _ = jax.lax.optimization_barrier(carry)
             return (arrays, step(jacobian, arrays)), None
 
@@ -181,7 +184,7 @@ def _scan(
         results = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
         return jax.lax.scan(body, (arrays, results), length=steps)[0][1]
 
-    # The factors are arguments: as constants they could be transposed once and for all.
+    # The factors are arguments; constants could be transposed at compile time.
     run = jax.jit(fed if feed else kept).lower(jacobian, start).compile(options)
     return Work(lambda: run(jacobian, start), steps)
 
@@ -210,7 +213,7 @@ def _pass(
 
 
 def _random(shape: Sequence[int], inner: int, dtype: Any) -> Array:
-    # J shrinks what it is multiplied with: A stays a normal float, with which products are fast.
+    # J shrinks A only slowly: A stays in the range of normal floats, in which products are fast.
     return (jax.random.normal(jax.random.key(0), tuple(shape)) * (0.8 / inner**0.5)).astype(dtype)
 
 

@@ -1,4 +1,4 @@
-"""What an estimator keeps and a run needs at its peak, in bytes, against the factors themselves."""
+"""Memory of an estimator's state and of a run's peak, relative to the factors themselves."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import jax
 from kfrtrl_jax._src import xla
 from kfrtrl_jax.studies.benchmarking import steps
 from kfrtrl_jax.studies.benchmarking.steps import Case
-from kfrtrl_jax.studies.benchmarking.timing import Row, median
+from kfrtrl_jax.studies.benchmarking.timing import Measurement, median
 from kfrtrl_jax.training import config as configs
 from kfrtrl_jax.training import program as programs
 
@@ -26,18 +26,18 @@ MEMORY_SUITE = (
 )
 STATE_TARGET, PEAK_TARGET = 1.1, 2.2
 _STEPS = 20
-# The same program at a size at which arrays are nothing: what is left is Python, JAX and the compiler.
+# The same program at a size with negligible arrays: the rest is Python, JAX and the compiler.
 _TINY = {"n": 4, "batch": 1}
 
 
-def measure(case: Case, config: Any, *, suite: str, rounds: int = 3) -> list[Row]:
-    """Three rows for KF-RTRL: its state, the compiled program's memory, and the process's.
+def measure_memory(case: Case, config: Any, *, suite: str, rounds: int = 3) -> list[Measurement]:
+    """Three measurements of KF-RTRL: memory of its state, of the compiled program and of the process.
 
     Args:
       case: what to measure.
       config: a config of the copy task to start from.
       suite: the suite's name.
-      rounds: processes that are started at either size.
+      rounds: the number of processes started at each size.
     """
     resolved = steps.resolve(config, case, _STEPS)
     structure = programs.build(resolved).structure
@@ -50,23 +50,23 @@ def measure(case: Case, config: Any, *, suite: str, rounds: int = 3) -> list[Row
     compiled = compiled_bytes(resolved)
     grown = [_growth(resolved) for _ in range(rounds)]
     return [
-        _row(case, suite, "state a lane", state, factors, "the factors u and A", STATE_TARGET),
+        _row(case, suite, "state per lane", state, factors, "the factors u and A", STATE_TARGET),
         _row(case, suite, "peak, compiled", compiled, old_and_new, pair, PEAK_TARGET),
         _row(case, suite, "peak, process", median(grown), old_and_new, pair, PEAK_TARGET, grown),
     ]
 
 
 def state_bytes(resolved: Any) -> int:
-    """What the estimator keeps for all lanes."""
-    program = programs.build(resolved)
-    return _bytes(jax.eval_shape(lambda: program.init(0).learner.influence))
+    """Bytes of the estimator's state, for all lanes."""
+    experiment = programs.build(resolved)
+    return _bytes(jax.eval_shape(lambda: experiment.init(0).learner.influence))
 
 
 def compiled_bytes(resolved: Any) -> int:
-    """What a chunk needs at its peak, by XLA's own account, with the state it is given and returns."""
-    program = programs.build(resolved)
-    state = jax.eval_shape(lambda: program.init(0))
-    chunk = xla.jit(program.run_chunk, donate_argnums=0)
+    """Peak bytes of a chunk by XLA's own analysis, including the state it receives and returns."""
+    experiment = programs.build(resolved)
+    state = jax.eval_shape(lambda: experiment.init(0))
+    chunk = xla.jit(experiment.run_chunk, donate_argnums=0)
     compiled = chunk.lower(state).compile()
     analysis: Any = compiled.memory_analysis()
     return int(
@@ -78,14 +78,14 @@ def compiled_bytes(resolved: Any) -> int:
 
 
 def _growth(resolved: Any) -> float:
-    """How much more memory a process of its own takes for the run than for a tiny one."""
+    """Bytes that a separate process needs for the run beyond those for a tiny run."""
     tiny = resolved.to_dict()
     tiny["cell"]["hidden_size"], tiny["task"]["batch_size"] = _TINY["n"], _TINY["batch"]
     return process_growth(resolved.to_dict()) - process_growth(tiny)
 
 
 def process_growth(config: dict[str, Any]) -> int:
-    """Bytes by which the peak of a process in RAM grows as it makes three chunks, once all is compiled.
+    """Bytes by which three chunks raise a process's peak in RAM, after everything is compiled.
 
     Raises:
       RuntimeError: with the end of its standard error, if the process fails.
@@ -100,17 +100,17 @@ def process_growth(config: dict[str, Any]) -> int:
         check=False,
     )
     if process.returncode:
-        raise RuntimeError(f"a run for its memory failed: {process.stderr.strip()[-500:]}")
+        raise RuntimeError(f"the process under test failed: {process.stderr.strip()[-500:]}")
     return int(process.stdout.split()[-1])
 
 
 def _run_in_process(config: dict[str, Any]) -> int:
-    program = programs.build(configs.resolve(config))
-    abstract = jax.eval_shape(lambda: program.init(0))
-    jitted = xla.jit(program.run_chunk, donate_argnums=0)
+    experiment = programs.build(configs.resolve(config))
+    abstract = jax.eval_shape(lambda: experiment.init(0))
+    jitted = xla.jit(experiment.run_chunk, donate_argnums=0)
     chunk = jitted.lower(abstract).compile()
-    init = jax.jit(program.init).lower(0).compile()
-    before = _forget_peak()
+    init = jax.jit(experiment.init).lower(0).compile()
+    before = _reset_peak_rss()
     state = init(0)
     for _ in range(3):
         state, metrics = chunk(state)
@@ -118,8 +118,8 @@ def _run_in_process(config: dict[str, Any]) -> int:
     return _peak() - before
 
 
-def _forget_peak() -> int:
-    """Makes the present memory the peak, where the system lets us: compiling takes a lot."""
+def _reset_peak_rss() -> int:
+    """Resets the peak to the present memory if the system allows it, as compiling needs a lot."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
     return _peak()
@@ -130,7 +130,7 @@ def _peak() -> int:
         lines = Path("/proc/self/status").read_text().splitlines()
         return 1024 * int(next(line for line in lines if line.startswith("VmHWM:")).split()[1])
     except (OSError, StopIteration):
-        # Of the whole process since its start; on Linux it may even be that of its parent.
+        # The peak since the start of the process; on Linux it may even be that of its parent.
         import resource
 
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -146,10 +146,10 @@ def _row(
     words: str,
     target: float,
     samples: list[float] | None = None,
-) -> Row:
+) -> Measurement:
     samples = samples or [measured]
     ratio = measured / floor
-    return Row(
+    return Measurement(
         suite,
         f"{case.name}, {what}",
         case.n,

@@ -1,4 +1,4 @@
-"""The same mathematics in other people's tools: a tanh network, a step of state, push, pull and update.
+"""The same training step in other packages: state, push, pull and update of a tanh network.
 
 A step reads an input x and a target y for every lane, contracts the gradient of |h - y|^2 / (2 B) with
 the updated influence (the papers' form, immediate="estimated") and takes a step of gradient descent.
@@ -24,21 +24,21 @@ from kfrtrl_jax.estimators import ESTIMATORS
 from kfrtrl_jax.learning import Learner, LearnerState, make_learner
 from kfrtrl_jax.readouts import Readout
 from kfrtrl_jax.studies.benchmarking import floors, timing
-from kfrtrl_jax.studies.benchmarking.timing import Floor, Row, Work
+from kfrtrl_jax.studies.benchmarking.timing import Floor, Measurement, Work
 
 INPUTS, RATE = 32, 1e-3
 
 
 class Peer(NamedTuple):
-    """A row: our estimator against another package's.
+    """A comparison of our estimator with another package's.
 
     Attributes:
       package: "torch" or "braintrace".
       estimator: our name for it.
       n: units.
       batch: lanes.
-      target: the ratio ours / theirs that is to be reached, at most.
-      product: whether J A alone stands in place of our step, which shows what ratio can be had.
+      target: the largest ratio ours / theirs that counts as reached.
+      product: whether J A alone takes the place of our step, which shows the best possible ratio.
     """
 
     package: str
@@ -76,7 +76,7 @@ def require(packages: set[str]) -> None:
     """Refuses packages that are not installed.
 
     Raises:
-      ConfigError: with what to install.
+      ConfigError: naming the packages to install.
     """
     missing = []
     for package in sorted(packages):
@@ -91,7 +91,7 @@ def require(packages: set[str]) -> None:
         )
 
 
-def measure(peer: Peer, *, suite: str, rounds: int = 9, steps: int = 20) -> Row:
+def measure_peer(peer: Peer, *, suite: str, rounds: int = 9, steps: int = 20) -> Measurement:
     """Measures our training steps against another package's.
 
     Raises:
@@ -129,7 +129,7 @@ def problem(n: int, batch: int, steps: int) -> tuple[Array, Array, Array]:
 
 
 def our_learner(estimator: str, weights: Array, batch: int) -> tuple[Learner, LearnerState]:
-    """Our side of the problem, and its state before the first step."""
+    """Our learner for the problem, and its state before the first step."""
     rows, n = weights.shape
     learner = make_learner(
         vanilla(input_size=rows - n - 1, hidden_size=n),
@@ -142,7 +142,7 @@ def our_learner(estimator: str, weights: Array, batch: int) -> tuple[Learner, Le
         loss=lambda h, y: jnp.sum((h - y) ** 2) / 2,
     )
     start = learner.init(jax.random.key(0))
-    # A copy: the caller's weights are not to be donated.
+    # A copy, as the caller's weights must not be donated.
     parameters = {**start.parameters, "cell": {"weights": jnp.array(weights)}}
     return learner, start._replace(parameters=parameters)
 
@@ -209,5 +209,5 @@ def _braintrace(peer: Peer, weights: Array, xs: Array, ys: Array) -> tuple[Any, 
 
 
 def cores() -> int:
-    """How many cores this process may use."""
+    """The number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,4 +1,4 @@
-"""How the time of a step grows with width, lanes and OK's rank, beside the power laws of the theory."""
+"""The time of a step against width, lanes and OK's rank, beside the power laws of the theory."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from matplotlib.figure import Figure
 
 from kfrtrl_jax.studies.benchmarking import steps
 from kfrtrl_jax.studies.benchmarking.steps import Case
-from kfrtrl_jax.studies.benchmarking.timing import Row
+from kfrtrl_jax.studies.benchmarking.timing import Measurement
 
 
 class Series(NamedTuple):
     """Cases that differ in one size.
 
     Attributes:
-      name: of the estimator and the rest of the sizes.
+      name: the estimator and the fixed sizes.
       variable: "n", "batch" or "rank".
-      predicted: the exponent of the step's work in that size, for large ones.
+      predicted: the exponent of the step's work in that size, in the limit of large sizes.
       cases: by size.
     """
 
@@ -32,19 +32,19 @@ class Series(NamedTuple):
     cases: Mapping[int, Case]
 
 
-class Fit(NamedTuple):
+class PowerLaw(NamedTuple):
     """A power law through measured times.
 
     Attributes:
       name: of the series.
-      variable: what was varied.
+      variable: the size that was varied.
       predicted: the exponent of the work.
       exponent: of the time of a step, over all sizes.
-      exponent_large: over the larger half of the sizes, where what is constant matters less.
-      floor_exponent: of the bare product over all sizes: what the device makes of the same work.
+      exponent_large: over the larger half of the sizes, where constant costs matter less.
+      floor_exponent: of the time of the bare product, over all sizes.
       sizes: of the points.
-      seconds: of a step at each.
-      floor_seconds: of the bare product at each.
+      seconds: of a step at each size.
+      floor_seconds: of the bare product at each size.
     """
 
     name: str
@@ -88,24 +88,24 @@ SCALING_SUITE = (
 )
 
 
-def measure(
+def measure_scaling(
     series: Series, config: Any, *, suite: str, rounds: int = 9, steps_each: int | None = None
-) -> tuple[list[Row], Fit]:
+) -> tuple[list[Measurement], PowerLaw]:
     """Measures every case of a series against its product, and fits the power law."""
     rows = [
-        steps.measure(case, config, suite=suite, rounds=rounds, steps=steps_each)
+        steps.measure_step(case, config, suite=suite, rounds=rounds, steps=steps_each)
         for case in series.cases.values()
     ]
     return rows, fit(series, rows)
 
 
-def fit(series: Series, rows: Sequence[Row]) -> Fit:
-    """The exponents of a series that was measured."""
+def fit(series: Series, rows: Sequence[Measurement]) -> PowerLaw:
+    """The power law of a measured series."""
     sizes = list(series.cases)
     seconds = [row.seconds or math.nan for row in rows]
     floors = [row.floor_seconds or math.nan for row in rows]
     half = len(sizes) // 2
-    return Fit(
+    return PowerLaw(
         series.name,
         series.variable,
         series.predicted,
@@ -119,7 +119,7 @@ def fit(series: Series, rows: Sequence[Row]) -> Fit:
 
 
 def exponent(sizes: Sequence[float], values: Sequence[float]) -> float:
-    """The slope of the line of least squares through the points' logarithms.
+    """The slope of a least-squares line through the points' logarithms.
 
     Raises:
       ValueError: for fewer than two different sizes.
@@ -132,8 +132,8 @@ def exponent(sizes: Sequence[float], values: Sequence[float]) -> float:
     return covariance / sum((x - x_mean) ** 2 for x in xs)
 
 
-def plot(fits: Sequence[Fit], path: Path) -> None:
-    """A panel for each series: step, product, and the theory's line through the last point."""
+def plot(fits: Sequence[PowerLaw], path: Path) -> None:
+    """Plots a panel per series: step, product, and the theory's line through the last point."""
     figure = Figure(figsize=(3.6 * len(fits), 3.4), layout="constrained")
     for axes, series in zip(figure.subplots(1, len(fits), squeeze=False)[0], fits):
         largest = series.sizes[-1]
@@ -150,7 +150,7 @@ def plot(fits: Sequence[Fit], path: Path) -> None:
             axes.loglog(series.sizes, milliseconds, "o-", color=colour, ms=4, label=label)
         axes.set_title(series.name, loc="left", fontsize=10)
         axes.set_xlabel(series.variable)
-        axes.set_ylabel("ms a time step")
+        axes.set_ylabel("ms per time step")
         axes.set_xticks(series.sizes, [str(size) for size in series.sizes])
         axes.xaxis.set_minor_locator(mpl.ticker.NullLocator())
         axes.grid(color="0.9")

@@ -1,4 +1,4 @@
-"""From the start of `experiments.train` to its first finished chunk, with a cold and a warm cache."""
+"""Time from the start of `experiments.train` to its first chunk, with a cold and a warm cache."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from kfrtrl_jax.studies.benchmarking.timing import Row, median
+from kfrtrl_jax.studies.benchmarking.timing import Measurement, median
 from kfrtrl_jax.training.metrics import METRICS
 
-# What is measured and within how many seconds it is wanted.
+# What is measured, and its target in seconds.
 COMPILE_SUITE = {"cold cache": 10.0, "warm cache": 5.0, "imports alone": None}
 _ROOT = Path(__file__).parents[3]
-_PATIENCE = 600
+_TIMEOUT_SECONDS = 600
 
 
-def measure(
+def measure_startup(
     what: str, arguments: Sequence[str], *, suite: str, n: int, batch: int, rounds: int = 3
-) -> Row:
-    """Measures one of COMPILE_SUITE. The floor is the wanted time; its ratio is wanted below 1.
+) -> Measurement:
+    """Measures an entry of COMPILE_SUITE. The floor is the target time, so the target ratio is 1.
 
     Args:
       what: a key of COMPILE_SUITE.
       arguments: of experiments.train, such as --config=configs/copy.py.
       suite: the suite's name.
-      n: of that config, for the row.
-      batch: of that config, for the row.
-      rounds: processes that are timed.
+      n: of that config, for the record.
+      batch: of that config, for the record.
+      rounds: the number of processes timed.
     """
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
@@ -50,7 +50,7 @@ def measure(
     target = COMPILE_SUITE[what]
     limit = target or median(seconds)
     ratio = median(seconds) / limit
-    return Row(
+    return Measurement(
         suite,
         f"start of training, {what}",
         n,
@@ -68,10 +68,10 @@ def measure(
 
 
 def first_chunk_seconds(arguments: Sequence[str], workdir: Path, cache: Path) -> float:
-    """Until the first line of metrics is there; the process is then ended.
+    """Seconds until the first line of metrics is written; the process is then killed.
 
     Raises:
-      RuntimeError: if there is none after all.
+      RuntimeError: if no line appears.
     """
     environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(cache)}
     command = [sys.executable, "-m", "experiments.train", *arguments, f"--workdir={workdir}"]
@@ -81,7 +81,7 @@ def first_chunk_seconds(arguments: Sequence[str], workdir: Path, cache: Path) ->
             command, cwd=_ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=errors
         )
         try:
-            while time.perf_counter() < start + _PATIENCE:
+            while time.perf_counter() < start + _TIMEOUT_SECONDS:
                 metrics = workdir / METRICS
                 if metrics.exists() and b"\n" in metrics.read_bytes():
                     return time.perf_counter() - start
@@ -96,7 +96,7 @@ def first_chunk_seconds(arguments: Sequence[str], workdir: Path, cache: Path) ->
 
 
 def import_seconds() -> float:
-    """A process that imports the training program and ends."""
+    """Seconds for a process that only imports the training program."""
     start = time.perf_counter()
     subprocess.run([sys.executable, "-c", "import experiments.train"], cwd=_ROOT, check=True)
     return time.perf_counter() - start

@@ -1,4 +1,4 @@
-"""Whole training steps (task, cell, estimator, readout, optimizer) against what they need at least."""
+"""Whole training steps (task, cell, estimator, readout, optimizer) against the work they must do."""
 
 from __future__ import annotations
 
@@ -16,32 +16,32 @@ from kfrtrl_jax.cells import CELLS, on_tokens
 from kfrtrl_jax.linearization import make_linearizer
 from kfrtrl_jax.studies.benchmarking import floors, timing
 from kfrtrl_jax.studies.benchmarking.flax_baseline import flax_training
-from kfrtrl_jax.studies.benchmarking.timing import Floor, Row, Work
+from kfrtrl_jax.studies.benchmarking.timing import Floor, Measurement, Work
 from kfrtrl_jax.training import config as configs
 from kfrtrl_jax.training import program as programs
 
 
 class Case(NamedTuple):
-    """What a row measures: a training step, on the copy task if the row does not say otherwise.
+    """A training step to measure, on the copy task unless `config` says otherwise.
 
     Attributes:
       cell: its name in the registry.
       estimator: its name in the registry.
       n: the cell's hidden size.
       batch: lanes.
-      floor: "product" is J A for every site, with the columns of J that are dense, times the rank;
-        "single product" is that for one product; "influence" is J G; "every step" is the same training
-        with the influence pushed at every step;
-        "passes" is one reading and writing of all that the estimator keeps for the parameters; "flax"
-        is the same training written with Flax's own RNN and jax.grad; "alone" is for seeds; anything
-        else is another cell, whose training step is the floor.
-      target: the ratio to be reached, at most.
+      floor: "product" is J A for every site, with the dense columns of J, times the rank; "single
+        product" is the same at rank one; "influence" is J G; "every step" is the same training with the
+        influence pushed at every step; "passes" is one read and write of everything that the estimator
+        keeps for the parameters; "flax" is the same training written with Flax's own RNN and
+        `jax.grad`; "alone" is the runs of `seeds` one after another; anything else names another cell,
+        whose training step is the floor.
+      target: the largest ratio that counts as reached.
       arguments: of the estimator.
       segment_length: K.
-      update_every: U; 0 is K.
-      seeds: how many runs make one program, against the same runs one after another.
-      config: the module in configs/ that the row starts from.
-      steps: time steps in each run; by the sizes if None.
+      update_every: U; 0 means K.
+      seeds: the number of runs in one program, compared with the same runs one after another.
+      config: the module in configs/ to start from.
+      steps: time steps per run; chosen by the sizes if None.
     """
 
     cell: str
@@ -80,7 +80,7 @@ STEP_SUITE = (
     Case("recurrent_highway", "uoro", 256, 32, floor="passes", target=2.0),
     Case("recurrent_highway", "rtrl", 64, 8, floor="influence", target=1.3),
     Case("recurrent_highway", "snap", 256, 32, "passes", 2.0, {"order": 1}),
-    # The same steps without any influence: what is left for an estimator.
+    # The same steps without any influence: the part of a step that is not the estimator's.
     Case("recurrent_highway", "truncated", 128, 16),
     Case("recurrent_highway", "truncated", 256, 32),
     Case("flax_optimized_lstm", "truncated", 256, 32, "flax", 1.0, segment_length=25),
@@ -97,8 +97,8 @@ STEP_SUITE = (
     Case("recurrent_highway", "snap", 256, 32, "every step", 0.4, {"order": 1}, 16, 1),
     Case("recurrent_highway", "truncated", 128, 16, "every step", 3.0, {}, 8, 1),
 )
-# What is asked of an accelerator alone. The third row's nine rounds are 36,000 steps, from which
-# `experiments.benchmark` tells the time of a million.
+# For accelerators only. The third row's nine rounds are 36,000 steps, from which
+# `experiments.benchmark` extrapolates the time of a million.
 GPU_SUITE = (
     Case("recurrent_highway", "kf_rtrl", 256, 32, target=1.5),
     Case("recurrent_highway", "kf_rtrl", 1024, 64, target=1.25),
@@ -111,17 +111,17 @@ FLAX_SUITE = (
 )
 
 
-def measure(
+def measure_step(
     case: Case, config: Any, *, suite: str, rounds: int = 9, steps: int | None = None
-) -> Row:
+) -> Measurement:
     """Measures a case against its floor.
 
     Args:
       case: what to measure.
       config: the config to start from.
-      suite: the suite's name, for the row.
-      rounds: how often either is run.
-      steps: time steps a run; by the case's size if None.
+      suite: the suite's name, for the record.
+      rounds: how often each of the two is run.
+      steps: time steps per run; chosen by the case's size if None.
     """
     steps = steps or case.steps or _steps(case)
     steps = -(-steps // case.segment_length) * case.segment_length
@@ -143,7 +143,7 @@ def measure(
 
 
 def resolve(config: Any, case: Case, steps: int) -> Any:
-    """The config of a case, whose chunks make `steps` time steps."""
+    """The config of a case, with chunks of `steps` time steps."""
     config = config.copy_and_resolve_references()
     with config.unlocked():
         config.cell = {"name": case.cell, "hidden_size": case.n}
@@ -156,17 +156,17 @@ def resolve(config: Any, case: Case, steps: int) -> Any:
 
 
 def training(resolved: Any) -> Work:
-    """A run that goes on for a chunk each time it is called."""
-    program = programs.build(resolved)
-    return _going_on(
-        xla.jit(program.run_chunk, donate_argnums=0),
-        jax.jit(program.init)(0),
+    """A run that continues by one chunk per call."""
+    experiment = programs.build(resolved)
+    return _resumable(
+        xla.jit(experiment.run_chunk, donate_argnums=0),
+        jax.jit(experiment.init)(0),
         resolved.log_every,
     )
 
 
 def linearization(case: Case) -> Linearization:
-    """The shapes of the cell's linearization, and which blocks are dense."""
+    """The shapes of the cell's linearization, including which blocks of J are dense."""
     cell = CELLS[case.cell](input_size=VOCABULARY_SIZE, hidden_size=case.n)
     cell = on_tokens(cell, VOCABULARY_SIZE)
     linearizer = make_linearizer(cell, jnp.int32(0), case.batch)
@@ -183,16 +183,16 @@ def linearization(case: Case) -> Linearization:
 
 
 def dense_columns(linearized: Linearization) -> int:
-    """Columns of J that are no mere diagonals: those that a product is needed for."""
+    """The number of columns of J in dense blocks, which need a matrix product."""
     blocks = linearized.jacobian.blocks
     return sum(block.shape[1] for block in blocks if not isinstance(block, Banded))
 
 
 def influence_shapes(estimator: str, structure: Any) -> list[tuple[int, ...]]:
-    """What an estimator of rank one or order one keeps for the parameters, as shapes.
+    """The shapes of the arrays that an estimator of rank one or order one keeps for the parameters.
 
     Raises:
-      ValueError: for an estimator that is bound by products, not by memory.
+      ValueError: for an estimator whose speed is limited by products, not by memory.
     """
     if estimator not in ("uoro", "snap"):
         raise ValueError(f"passes are a floor of uoro and snap, not of {estimator!r}")
@@ -238,18 +238,18 @@ def _floor(case: Case, resolved: Any, config: Any, steps: int) -> Floor:
     return floors.product(b, n, columns, widths, dtype)
 
 
-def _population(program: programs.Program, seeds: int, steps: int) -> Work:
-    states = jax.jit(jax.vmap(program.init))(jnp.arange(seeds))
-    return _going_on(xla.jit(jax.vmap(program.run_chunk), donate_argnums=0), states, steps)
+def _population(experiment: programs.Experiment, seeds: int, steps: int) -> Work:
+    states = jax.jit(jax.vmap(experiment.init))(jnp.arange(seeds))
+    return _resumable(xla.jit(jax.vmap(experiment.run_chunk), donate_argnums=0), states, steps)
 
 
-def _one_after_another(program: programs.Program, seeds: int, steps: int) -> Floor:
-    init, chunk = jax.jit(program.init), xla.jit(program.run_chunk, donate_argnums=0)
-    runs = [_going_on(chunk, init(seed), steps) for seed in range(seeds)]
+def _one_after_another(experiment: programs.Experiment, seeds: int, steps: int) -> Floor:
+    init, chunk = jax.jit(experiment.init), xla.jit(experiment.run_chunk, donate_argnums=0)
+    runs = [_resumable(chunk, init(seed), steps) for seed in range(seeds)]
     return Floor(f"{seeds} runs one after another", Work(lambda: [r.run() for r in runs], steps))
 
 
-def _going_on(chunk: Callable[[Any], tuple[Any, Any]], start: Any, steps: int) -> Work:
+def _resumable(chunk: Callable[[Any], tuple[Any, Any]], start: Any, steps: int) -> Work:
     state = [start]
 
     def run() -> Any:
@@ -260,7 +260,7 @@ def _going_on(chunk: Callable[[Any], tuple[Any, Any]], start: Any, steps: int) -
 
 
 def _steps(case: Case) -> int:
-    """Fewer for larger cells, but enough that what is done once a chunk is nothing."""
+    """Fewer steps for larger cells, but enough to make the costs per chunk negligible."""
     rank = case.arguments.get("rank", 1)
     steps = min(50, max(20, 2e10 / (4 * case.batch * case.n**3 * rank)))
     return round(steps if jax.default_backend() == "cpu" else 20 * steps)

@@ -1,8 +1,8 @@
-"""Two programs timed in turn, and the row of a table that comes of it.
+"""Timing of two programs in alternation, and the resulting measurement.
 
-Absolute times say little on a shared machine. Runs of the thing measured alternate with runs of its
-floor in one process, and a row is the ratio of their medians, with the smallest and the largest of the
-rounds.
+Absolute times say little on a shared machine. Runs of the measured program alternate with runs of its
+floor in one process. The result is the ratio of their medians, with the smallest and largest ratio of a
+round.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from typing import Any, NamedTuple
 
 import jax
 
-# A run is made at least this long by calling it several times: clocks and schedulers are coarse.
+# A run is repeated until it takes at least this long, as clocks and schedulers are coarse.
 _LEAST_SECONDS = 0.1
 
 
 class Work(NamedTuple):
-    """Something that can be run again and again.
+    """A program that can be run repeatedly.
 
     Attributes:
-      run: what to call; it returns arrays to wait for.
+      run: the function to call; it returns arrays to wait for.
       steps: time steps that one call makes.
     """
 
@@ -30,12 +30,12 @@ class Work(NamedTuple):
 
 
 class Floor(NamedTuple):
-    """What a measurement is compared with.
+    """The reference that a measurement is compared with.
 
     Attributes:
-      words: what it is.
-      work: the same as a program.
-      seconds: for one time step, as far as is known before the rounds.
+      words: its description.
+      work: its program.
+      seconds: for one time step, if known before the rounds.
     """
 
     words: str
@@ -43,27 +43,27 @@ class Floor(NamedTuple):
     seconds: float = float("nan")
 
 
-class Row(NamedTuple):
-    """One measurement. What a suite does not measure is None.
+class Measurement(NamedTuple):
+    """One measurement, a row of the table. Quantities that a suite does not measure are None.
 
     Attributes:
       suite: the suite's name.
-      name: what was measured.
+      name: of the measured program.
       n: the cell's hidden size.
       batch: lanes.
-      ratio: what was measured over its floor, of medians.
-      ratio_min: the smallest of a round.
-      ratio_max: the largest of a round.
-      floor_seconds: of the floor, for one time step.
-      seconds: of what was measured, for one time step.
-      target: the ratio that is to be reached, at most.
-      met: whether it is reached.
-      floor: what the floor is, in words.
+      ratio: the median of the measured program over the median of its floor.
+      ratio_min: the smallest ratio of a round.
+      ratio_max: the largest ratio of a round.
+      floor_seconds: of the floor, per time step.
+      seconds: of the measured program, per time step.
+      target: the largest ratio that counts as reached.
+      met: whether the target is reached.
+      floor: the description of the floor.
       samples: every round's (seconds, floor seconds), or bytes.
-      bytes: what was measured, where that is memory.
-      floor_bytes: its floor, where that is memory.
-      segment_length: K, time steps for each push of the influence.
-      update_every: U, time steps for each update.
+      bytes: the measured memory, if memory was measured.
+      floor_bytes: the floor's memory, if memory was measured.
+      segment_length: K, time steps per push of the influence.
+      update_every: U, time steps per update.
     """
 
     suite: str
@@ -86,9 +86,9 @@ class Row(NamedTuple):
 
 
 def alternate(work: Work, floor: Work, rounds: int) -> list[tuple[float, float]]:
-    """Seconds for one time step of either, a pair for each round.
+    """Seconds per time step of both programs, one pair per round.
 
-    Either goes first in every other round: what the one leaves in caches and clock rates meets both.
+    They take turns in going first, so that the state of caches and clock rates affects both alike.
     """
     calls = _calls(work), _calls(floor)
     samples = []
@@ -114,13 +114,13 @@ def compare(
     rounds: int,
     segment_length: int = 1,
     update_every: int = 1,
-) -> Row:
+) -> Measurement:
     """Times a program against its floor."""
     samples = alternate(work, floor.work, rounds)
     seconds, floor_seconds = (median(column) for column in zip(*samples))
     ratio, low, high = ratios(samples)
     met = None if target is None else ratio <= target
-    return Row(
+    return Measurement(
         suite=suite,
         name=name,
         n=n,
@@ -140,18 +140,18 @@ def compare(
 
 
 def ratios(samples: Sequence[tuple[float, float]]) -> tuple[float, float, float]:
-    """The ratio of medians, and the smallest and the largest ratio of a round."""
+    """The ratio of medians, and the smallest and largest ratio of a round."""
     measured, floors = zip(*samples)
     each = [a / b for a, b in samples]
     return median(measured) / median(floors), min(each), max(each)
 
 
 def fastest(candidates: Iterable[tuple[str, Callable[[], Work]]], tries: int = 4) -> Floor:
-    """The one of several equivalent programs that takes the least time for a step.
+    """The fastest of several equivalent programs, per step.
 
     Args:
-      candidates: (what it is, what makes the program); all are made, but no more than two are kept at
-        a time.
+      candidates: pairs of a description and a function that makes the program; all are made, but at
+        most two are kept at a time.
       tries: runs of each, of which the shortest counts.
     """
     best = None
@@ -166,14 +166,14 @@ def fastest(candidates: Iterable[tuple[str, Callable[[], Work]]], tries: int = 4
 
 
 def median(values: Iterable[float]) -> float:
-    """The middle value, or the mean of the two in the middle."""
+    """The median of the values."""
     ordered = sorted(values)
     middle = len(ordered) // 2
     return ordered[middle] if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2
 
 
 def _calls(work: Work) -> int:
-    """How many calls make a run long enough; also the warm-up."""
+    """The number of calls that make a run long enough; also warms up."""
     _timed(work.run, 1)
     return max(1, round(_LEAST_SECONDS / max(_timed(work.run, 1), 1e-6)))
 

@@ -1,6 +1,6 @@
-"""KF-RTRL and UORO for a tanh network in PyTorch, eager, as one writes them down from the papers.
+"""KF-RTRL and UORO for a tanh network in eager PyTorch, written directly from the papers.
 
-The mathematics is that of `learner.step` with immediate="estimated", the loss |h - y|^2 / 2 and plain
+They compute the same as `learner.step` with immediate="estimated", the loss |h - y|^2 / 2 and plain
 gradient descent. Names and shapes are those of `estimators.kf_rtrl` and `estimators.uoro`.
 """
 
@@ -50,7 +50,7 @@ def signs(name: str, batch: int, n: int, like: torch.Tensor) -> torch.Tensor:
 def kf_rtrl_step(
     state: KfRtrl, x: torch.Tensor, y: torch.Tensor, c: torch.Tensor, rate: float
 ) -> KfRtrl:
-    """State, push, pull and update: x [B, inputs], targets y [B, n], signs c [2, B]."""
+    """A step of state, push, pull and update: x [B, inputs], targets y [B, n], signs c [2, B]."""
     weights, h, u, A = state
     a = torch.cat([x, h, torch.ones_like(h[:, :1])], dim=1)
     new = torch.tanh(a @ weights)
@@ -69,7 +69,7 @@ def kf_rtrl_step(
 
 
 def uoro_step(state: Uoro, x: torch.Tensor, y: torch.Tensor, nu: torch.Tensor, rate: float) -> Uoro:
-    """State, push, pull and update: x [B, inputs], targets y [B, n], signs nu [B, n]."""
+    """A step of state, push, pull and update: x [B, inputs], targets y [B, n], signs nu [B, n]."""
     weights, h, s, theta = state
     a = torch.cat([x, h, torch.ones_like(h[:, :1])], dim=1)
     new = torch.tanh(a @ weights)
@@ -91,7 +91,7 @@ STEPS: dict[str, Any] = {"kf_rtrl": kf_rtrl_step, "uoro": uoro_step}
 
 @torch.no_grad()
 def train(name: str, state: Any, xs: torch.Tensor, ys: torch.Tensor, rate: float) -> Any:
-    """A step for every x of xs [T, B, inputs], with targets ys [T, B, n]."""
+    """Makes a step for every x of xs [T, B, inputs], with targets ys [T, B, n]."""
     step = STEPS[name]
     for x, y in zip(xs, ys):
         state = step(state, x, y, signs(name, len(x), y.shape[1], y), rate)

@@ -1,4 +1,4 @@
-"""How far each estimator is from the exact influence matrix, and what it costs."""
+"""The error of each estimator against the exact influence matrix, and its cost."""
 
 from kfrtrl_jax._src.trajectory import (
     Reference,
@@ -13,7 +13,7 @@ from kfrtrl_jax.studies.fidelity.cells import CERTIFIED_CELLS
 from kfrtrl_jax.studies.fidelity.certificate import (
     LIMIT,
     Certificate,
-    Row,
+    CertificateRow,
     Size,
     certify,
     deviations,
@@ -27,9 +27,9 @@ __all__ = [
     "CERTIFIED_CELLS",
     "LIMIT",
     "Certificate",
+    "CertificateRow",
     "Named",
     "Reference",
-    "Row",
     "Size",
     "Trajectory",
     "certify",

@@ -1,8 +1,8 @@
-"""The cells of the certificate: those of the library, and some whose derivatives are easily wrong.
+"""The cells of the certificate: those of the library, and some that are difficult to linearize.
 
-These are written as their users would write them, in plain JAX: with a derivative rule of their own, in
-complex numbers, with an output that reads what the state is made of, with a loop that uses every weight
-many times in a step.
+The latter are written in plain JAX, as users would write them: with a custom derivative rule, in
+complex numbers, with an output that reads more than the new state, and with a loop that uses every
+weight several times per step.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from kfrtrl_jax.cells import CELLS
 
 @jax.custom_vjp
 def _spike(excess: Array) -> Array:
-    """1 where a membrane is above its threshold; backward the triangle 0.3 max(0, 1 - |excess|)."""
+    """1 above the threshold, else 0; its derivative is the triangle 0.3 max(0, 1 - |excess|)."""
     return (excess > 0).astype(excess.dtype)
 
 
@@ -53,9 +53,9 @@ def spiking(
     Args:
       input_size: length of x.
       hidden_size: the number of units, so that n is three times this.
-      leak: of the membrane u in a step.
-      adaptation_leak: of the adaptation a in a step.
-      adaptation: how much of a is added to the threshold.
+      leak: of the membrane u per step.
+      adaptation_leak: of the adaptation a per step.
+      adaptation: the factor of a in the threshold.
       threshold: without adaptation.
     """
 
@@ -90,8 +90,8 @@ def complex_lru(*, input_size: int, hidden_size: int) -> Cell:
     z' = lambda * z + (gamma * B)^T x with lambda = exp(-exp(nu) + i exp(theta)); the output is
     Re(C^T z') + D^T x. The carry z is a complex vector of hidden_size, so that n is twice this; B
     [input_size, hidden_size] and C [hidden_size, hidden_size] are complex too, and nu, theta, log gamma
-    and D [input_size, hidden_size] real. At first gamma^2 = 1 - |lambda|^2. The same recurrence in real
-    numbers is `cells.lru`.
+    and D [input_size, hidden_size] real. Initially gamma^2 = 1 - |lambda|^2. The same recurrence in
+    real numbers is `cells.lru`.
 
     Args:
       input_size: length of x.
@@ -124,14 +124,14 @@ def complex_lru(*, input_size: int, hidden_size: int) -> Cell:
 def output_skip(*, input_size: int, hidden_size: int, gated: bool = True) -> Cell:
     """A tanh network (Elman, 1990) whose output reads more than the new state.
 
-    u = W^T x, h' = tanh(u + R^T h + b), and the output is sigmoid(G^T [x; h']) * h' + u. So u is a
-    summand of the pre-activation and is read by the output, and G reaches the output alone. The carry
+    u = W^T x, h' = tanh(u + R^T h + b), and the output is sigmoid(G^T [x; h']) * h' + u. So u is both a
+    summand of the pre-activation and an input of the output, and G reaches the output alone. The carry
     h and the output have length hidden_size.
 
     Args:
       input_size: length of x.
       hidden_size: n, length of h.
-      gated: whether there is G; without, the output is h' + u.
+      gated: whether to use G; without it the output is h' + u.
     """
 
     def init(key: Key) -> dict[str, Array]:
@@ -174,8 +174,8 @@ def ode(
       input_size: length of x.
       hidden_size: n, length of h.
       time_constant: of the leak.
-      step_size: the time that one substep takes.
-      substeps: of a step, in a loop.
+      step_size: the duration of a substep.
+      substeps: substeps per step, in a loop.
     """
 
     def init(key: Key) -> dict[str, Array]:

@@ -29,37 +29,38 @@ from kfrtrl_jax.linearization import compose
 from kfrtrl_jax.studies.benchmarking import timing
 from kfrtrl_jax.studies.fidelity.names import Named
 
-# Standard errors from which on an estimator that claims to be unbiased is not.
+# An estimator that claims to be unbiased fails if it deviates by more standard errors than this.
 LIMIT = 4.0
-# Draws that are made at once, and points of a curve over time that are kept.
+# The number of draws made at once, and the number of points in a curve over time.
 _CHUNK = 256
 _POINTS = 64
 
 
-class Row(NamedTuple):
-    """One estimator on one cell.
+class CertificateRow(NamedTuple):
+    """The result for one estimator on one cell.
 
     Attributes:
       cell: its name.
-      estimator: how it was named.
-      segment_length: K, the steps that were pushed at once.
+      estimator: its name, with arguments.
+      segment_length: K, the number of steps pushed at once.
       claims_unbiased: whether its mean should be the exact gradient.
-      unbiased: whether it is, as far as these draws can tell; None where that is not claimed.
-      bias_z: the largest deviation of a few fixed random projections of the mean, in standard errors;
-        for an estimator without randomness 0 if it is exact, else None.
-      relative_bias: |mean - G|_F / |G|_F; for an unbiased one, what is left after so many draws.
+      unbiased: whether it is, as far as these draws can tell; None if that is not claimed.
+      bias_z: the largest deviation of a few fixed random projections of the mean, in standard errors.
+        For an estimator without randomness it is 0 if that is exact, else None.
+      relative_bias: |mean - G|_F / |G|_F; for an unbiased estimator, the error left by the number of
+        draws.
       relative_noise: E|G~ - E G~|_F^2 / |G|_F^2.
-      cosine: of a draw's gradient with the exact one at the end, the mean over draws and a few fixed
-        random cotangents.
-      times: steps at which the cosine is given below, counted from 1.
-      cosine_over_time: the same after each of them.
+      cosine: between a draw's gradient and the exact one at the end, the mean over draws and a few
+        fixed random cotangents.
+      times: the steps of `cosine_over_time`, counted from 1.
+      cosine_over_time: the cosine after each of them.
       state_bytes: of the estimator's state.
-      flops_per_step: floating-point operations of a push and a pull by K, as XLA counts them before it
-        optimizes.
-      time_ratio: time of a push and a pull by K over that of `kf_rtrl` with K = 1 on the same cell, at
-        the size for timing: the ratio of medians of alternating runs. None where it was not measured or
-        `kf_rtrl` does not take the cell.
-      seconds_per_step: the median that goes into it.
+      flops_per_step: floating-point operations of a push and a pull, divided by K, as XLA counts them
+        before it optimizes.
+      time_ratio: time of a push and a pull, divided by K, over that of `kf_rtrl` with K = 1 on the same
+        cell, at the size for timing: the ratio of medians of alternating runs. None if it was not
+        measured or if `kf_rtrl` does not take the cell.
+      seconds_per_step: the median in the numerator of that ratio.
     """
 
     cell: str
@@ -80,7 +81,7 @@ class Row(NamedTuple):
 
 
 class Refusal(NamedTuple):
-    """An estimator that does not take a cell, and why."""
+    """An estimator that refuses a cell, with the reason."""
 
     cell: str
     estimator: str
@@ -88,7 +89,7 @@ class Refusal(NamedTuple):
 
 
 class Size(NamedTuple):
-    """How large a cell is and how long it runs.
+    """The size of a cell and the length of its run.
 
     Attributes:
       input_size: length of the inputs.
@@ -104,14 +105,14 @@ class Size(NamedTuple):
 
 
 class Certificate(NamedTuple):
-    """What came out.
+    """The results for all estimators and cells.
 
     Attributes:
-      rows: an entry for every estimator on every cell that it takes.
-      refusals: the others.
+      rows: one for every estimator on every cell that it takes.
+      refusals: one for every estimator on every cell that it refuses.
     """
 
-    rows: list[Row]
+    rows: list[CertificateRow]
     refusals: list[Refusal]
 
 
@@ -119,12 +120,12 @@ _Race = Callable[[InfluenceEstimator, int], tuple[float | None, float | None]]
 
 
 class _Draws(NamedTuple):
-    """What many draws of an estimator on one trajectory say. P counts the weights of all sites.
+    """Statistics of many draws of an estimator on one trajectory. P counts the weights of all sites.
 
     Attributes:
       mean: of G~ after the last step, [B n, P].
       squared_error: E|G~ - G|_F^2.
-      projected: of G~ for every draw, [draws, projections].
+      projected: random projections of G~ for every draw, [draws, projections].
       cosines: with the exact gradient after every push, [T / K].
     """
 
@@ -150,12 +151,12 @@ def certify(
     Args:
       cells: by name, functions of `input_size` and `hidden_size`.
       named: the estimators.
-      size: of the trajectories, the last lane of which starts anew in the middle.
-      segment_lengths: K, how many steps are pushed at once: each divides the number of steps.
+      size: of the trajectories, whose last lane starts anew in the middle.
+      segment_lengths: K, the numbers of steps pushed at once; each divides the number of steps.
       draws: of every estimator; rounded up to a multiple of 256 beyond that number.
       seed: of parameters, inputs and draws.
-      timed: the size at which times are taken, in single precision; None to take none.
-      rounds: alternating runs for a time.
+      timed: the size for timing, in single precision; None for no timing.
+      rounds: alternating runs per timing.
     """
 
     def along(make: Callable[..., Cell], size: Size) -> Trajectory:
@@ -196,20 +197,21 @@ def deviations(
 ) -> np.ndarray:
     """How far off the mean is: fixed random projections of it, [projections], in standard errors.
 
-    Each is sum_ij c_i G_ij d_j for one of the probes c and a random d. Where all draws are alike it is
-    0 if they are right, else infinite.
+    Each is sum_ij c_i G_ij d_j for one of the probes c and a random d. If all draws are equal, it is 0
+    if they are right, else infinite.
 
     Args:
-      estimator: any.
-      exact: with as many probes as projections, or more.
+      estimator: any estimator.
+      exact: with at least as many probes as projections.
       draws: of the estimator; rounded up to a multiple of 256 beyond that number.
       seed: of the draws and directions.
-      segment_length: K, the steps that are pushed at once.
-      projections: how many.
-      compiler_options: of `jax.jit`; at small sizes compiling well takes longer than the draws.
+      segment_length: K, the number of steps pushed at once.
+      projections: their number.
+      compiler_options: for `jax.jit`; at small sizes an optimizing compilation takes longer than the
+        draws.
     """
-    probes, wanted = exact.probes[:projections], exact.gradients[-1, :projections]
-    directions = jax.random.normal(jax.random.key(seed + 1), wanted.shape, wanted.dtype)
+    probes, target = exact.probes[:projections], exact.gradients[-1, :projections]
+    directions = jax.random.normal(jax.random.key(seed + 1), target.shape, target.dtype)
 
     def one(key: Array, linearizations: Linearization) -> Array:
         along = exact.trajectory._replace(linearizations=linearizations)
@@ -224,10 +226,10 @@ def deviations(
 
     keys = _chunks(draws, seed)
     projected = all_draws(keys, exact.trajectory.linearizations).reshape(keys.size, projections)
-    return standardized(np.asarray(projected), np.asarray(jnp.sum(directions * wanted, axis=1)))
+    return standardized(np.asarray(projected), np.asarray(jnp.sum(directions * target, axis=1)))
 
 
-def violations(certificate: Certificate) -> list[Row]:
+def violations(certificate: Certificate) -> list[CertificateRow]:
     """The rows whose estimator claims to be unbiased and is not."""
     return [row for row in certificate.rows if row.unbiased is False]
 
@@ -251,7 +253,7 @@ def markdown(certificate: Certificate) -> str:
         "| " + " | ".join(entry.ljust(width) for entry, width in zip(line, widths)) + " |"
         for line in lines
     ]
-    # A refusal stands after its cell's rows.
+    # Each refusal follows the rows of its cell.
     last = {row.cell: i for i, row in enumerate(certificate.rows, start=2)}
     for refusal in reversed(certificate.refusals):
         reason = refusal.reason.replace("|", "\\|")
@@ -268,18 +270,18 @@ def _row(
     race: _Race | None,
     draws: int,
     seed: int,
-) -> Row:
+) -> CertificateRow:
     directions = jax.random.normal(jax.random.key(seed + 2), (8, *exact.influence.shape))
     got = _draw(one.estimator, segment_length, exact, directions, draws, seed + 3)
-    wanted = np.asarray(jnp.sum(directions * exact.influence, axis=(1, 2)))
-    z = float(np.max(standardized(got.projected, wanted)))
+    target = np.asarray(jnp.sum(directions * exact.influence, axis=(1, 2)))
+    z = float(np.max(standardized(got.projected, target)))
     total = float(jnp.sum(exact.influence**2))
     bias = float(np.sum((got.mean - np.asarray(exact.influence)) ** 2))
     kept = np.unique(np.linspace(0, len(got.cosines) - 1, _POINTS).round().astype(int))
     ratio, seconds = race(one.estimator, segment_length) if race else (None, None)
     structure = exact.trajectory.structure
     state = jax.eval_shape(lambda: one.estimator.init(structure))
-    return Row(
+    return CertificateRow(
         cell=cell,
         estimator=one.name,
         segment_length=segment_length,
@@ -311,14 +313,14 @@ def _draw(
     Exact = tuple[Linearization, Array, Array]
 
     def one(key: Array, exact: Exact) -> tuple[Array, Array, Array, Array]:
-        segments, wanted, influence = exact
+        segments, targets, influence = exact
 
         def step(state: Any, xs: tuple[Linearization, Array, Array]) -> tuple[Any, Array]:
-            steps, wanted, key = xs
+            steps, target, key = xs
             state = estimator.push(state, compose(steps), key)
-            return state, _cosine(gradients(estimator, state, probes), wanted)
+            return state, _cosine(gradients(estimator, state, probes), target)
 
-        xs = (segments, wanted, jax.random.split(key, along.steps // segment_length))
+        xs = (segments, targets, jax.random.split(key, along.steps // segment_length))
         state, cosines = jax.lax.scan(step, estimator.init(along.structure), xs)
         got = gradients(estimator, state, everything)
         projected = jnp.sum(directions * got, axis=(1, 2))
@@ -330,8 +332,8 @@ def _draw(
         return jnp.sum(got, axis=0), jnp.sum(squared), projected, jnp.sum(cosines, axis=0)
 
     keys = _chunks(draws, seed)
-    wanted = exact.gradients[segment_length - 1 :: segment_length]
-    given = (in_segments(along, segment_length), wanted, exact.influence)
+    targets = exact.gradients[segment_length - 1 :: segment_length]
+    given = (in_segments(along, segment_length), targets, exact.influence)
     chunks = [[np.asarray(x) for x in chunk(k, given)] for k in keys]
     got, squared, projected, cosines = zip(*chunks)
     count = keys.size
@@ -344,31 +346,31 @@ def _draw(
 
 
 def _chunks(draws: int, seed: int) -> Array:
-    """Keys for so many draws or a little more, [chunks, draws in one]."""
+    """Keys for at least this many draws, [chunks, draws per chunk]."""
     size = min(draws, _CHUNK)
     chunks = -(-draws // size)
     return jax.random.split(jax.random.key(seed), (chunks, size))
 
 
-def standardized(projected: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """|mean - wanted| in standard errors, for draws [draws, k] and wanted [k]."""
+def standardized(projected: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """|mean - target| in standard errors, for draws [draws, k] and target [k]."""
     spread = projected.std(axis=0, ddof=1)
-    off = np.abs(projected.mean(axis=0) - wanted)
-    # Draws that are all alike, to rounding, have no standard error: they are right or they are not.
-    scale = np.abs(wanted).max() + np.finfo(float).tiny
+    off = np.abs(projected.mean(axis=0) - target)
+    # Draws that are equal up to rounding have no standard error: they are either right or wrong.
+    scale = np.abs(target).max() + np.finfo(float).tiny
     alike = spread < 1e-9 * scale
     error = np.where(alike, 1, spread) / math.sqrt(len(projected))
     return np.where(alike, np.where(off < 1e-8 * scale, 0.0, np.inf), off / error)
 
 
-def _cosine(got: Array, wanted: Array) -> Array:
-    """The mean cosine of the rows of [C, P], 0 where one of two rows is."""
-    norms = jnp.linalg.norm(got, axis=1) * jnp.linalg.norm(wanted, axis=1)
-    return jnp.mean(jnp.sum(got * wanted, axis=1) / jnp.where(norms > 0, norms, 1))
+def _cosine(got: Array, target: Array) -> Array:
+    """The mean cosine between rows of [C, P]; 0 for a row of zeros."""
+    norms = jnp.linalg.norm(got, axis=1) * jnp.linalg.norm(target, axis=1)
+    return jnp.mean(jnp.sum(got * target, axis=1) / jnp.where(norms > 0, norms, 1))
 
 
 def _flops(estimator: InfluenceEstimator, along: Trajectory, segment_length: int) -> float:
-    """Of a push and a pull for each step, before XLA optimizes."""
+    """Floating-point operations of a push and a pull, per step, before XLA optimizes."""
     structure = along.structure
     state = jax.eval_shape(lambda: estimator.init(structure))
     cotangent = jax.ShapeDtypeStruct((structure.batch_size, structure.state_size), structure.dtype)
@@ -386,7 +388,7 @@ def _flops(estimator: InfluenceEstimator, along: Trajectory, segment_length: int
 
 
 def _race(along: Trajectory, rounds: int) -> _Race:
-    """What times an estimator along a trajectory: (time over that of `kf_rtrl`, seconds of a step)."""
+    """A function that times an estimator: (time over that of `kf_rtrl`, seconds per step)."""
     try:
         floor = _work(estimators.kf_rtrl(), along, 1)
     except UnsupportedCellError:

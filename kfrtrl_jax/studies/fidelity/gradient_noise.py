@@ -1,7 +1,8 @@
-"""The noise of the whole gradient of an update, by how many steps are pushed at once.
+"""The noise of the whole gradient of an update, against the number of steps pushed at once.
 
-With an update at every step (U = 1) a loss is exact along the steps of its own segment: the longer the
-segment, the less of the gradient is left to the estimator, and the fewer reductions have made it noisy.
+With an update at every step (U = 1), the gradient of a loss is exact along the steps of its own
+segment. The longer the segment, the less of the gradient is left to the estimator, and the fewer pushes
+have added noise to it.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ class Noise(NamedTuple):
     Attributes:
       estimator: its name.
       segment_length: K.
-      relative_noise: E|g~ - g|^2 / |g|^2 of the cell's part of the gradient, the mean over the steps of
-        the later half, numerator and denominator apart.
+      relative_noise: E|g~ - g|^2 / |g|^2 of the cell's part of the gradient, with numerator and
+        denominator each summed over the second half of the steps.
       standard_error: of that, over draws.
     """
 
@@ -37,7 +38,7 @@ class Noise(NamedTuple):
     standard_error: float
 
 
-def measure(
+def measure_noise(
     cell: Cell,
     estimators: Mapping[str, InfluenceEstimator],
     segment_lengths: Sequence[int],
@@ -51,7 +52,7 @@ def measure(
     """Measures the noise of each estimator at each segment length, parameters held fixed.
 
     Args:
-      cell: reading vectors of `input_size`, with a vector as its output.
+      cell: a cell that reads vectors of length `input_size` and outputs a vector.
       estimators: by name.
       segment_lengths: K; each divides the number of steps.
       input_size: of the inputs, standard normal.
@@ -70,7 +71,7 @@ def measure(
     readout = readouts.linear(input_size=output_size, output_size=input_size)
 
     def gradients(estimator: InfluenceEstimator, length: int) -> Any:
-        """A function of a key: the cell's gradients at every step of the later half, [T / 2, P]."""
+        """A function of a key: the cell's gradients at every step of the second half, [T / 2, P]."""
         learner = make_learner(
             cell,
             readout,
@@ -114,7 +115,7 @@ def measure(
 
 
 def markdown(rows: Sequence[Noise]) -> str:
-    """A line for each estimator, a column for each segment length."""
+    """A table with a line per estimator and a column per segment length."""
     lengths = list(dict.fromkeys(row.segment_length for row in rows))
     lines = [["", *(f"K = {length}" for length in lengths)], ["---"] * (1 + len(lengths))]
     for name in dict.fromkeys(row.estimator for row in rows):

@@ -15,11 +15,11 @@ from kfrtrl_jax.estimators import COMBINATORS, ESTIMATORS, UNBIASED
 
 
 class Named(NamedTuple):
-    """An estimator and what it says of itself.
+    """An estimator read from text.
 
     Attributes:
-      name: how it was written.
-      estimator: itself.
+      name: the text.
+      estimator: the estimator itself.
       claims_unbiased: whether the mean of its estimate should be the influence matrix.
     """
 
@@ -32,10 +32,10 @@ def named(text: str) -> Named:
     """Reads an estimator: a name, with arguments in brackets, by position or by keyword.
 
     An argument is a number, text in quotes, True, False, None, an estimator, or a list of these. A
-    combinator claims to be unbiased if it preserves that and all the estimators in it claim it.
+    combinator claims to be unbiased if it preserves unbiasedness and all estimators in it claim it.
 
     Raises:
-      ConfigError: if there is none of that name, or it takes no such arguments.
+      ConfigError: if there is no estimator of that name, or if it does not take these arguments.
     """
     try:
         node = ast.parse(text.strip(), mode="eval").body
@@ -89,7 +89,7 @@ def _read(node: ast.expr, text: str) -> Named:
 
 
 def _check(factory: Callable[..., Any], bound: inspect.BoundArguments) -> None:
-    """Refuses arguments of another type than the factory's signature says."""
+    """Refuses arguments whose types differ from the factory's signature."""
     hints = typing.get_type_hints(factory)
     for key, value in bound.arguments.items():
         hint = hints.get(key)

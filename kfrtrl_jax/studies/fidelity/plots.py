@@ -1,4 +1,4 @@
-"""The certificate and the theory as pictures."""
+"""Pictures of the certificate and of the theory."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from kfrtrl_jax.studies.fidelity.certificate import LIMIT, Row
+from kfrtrl_jax.studies.fidelity.certificate import LIMIT, CertificateRow
 from kfrtrl_jax.studies.fidelity.theory import Theory
 from kfrtrl_jax.training.plots import COLOURS, STYLE
 
@@ -22,7 +22,7 @@ _MARKERS = "osD^vP*X"
 _DASHES = ["-", "--", ":", "-."]
 
 
-def plot_certificate(rows: Sequence[Row], folder: Path) -> None:
+def plot_certificate(rows: Sequence[CertificateRow], folder: Path) -> None:
     """Writes bias.png, cosine.png and cost.png."""
     if not rows:
         return
@@ -78,7 +78,7 @@ def plot_theory(theory: Theory, folder: Path) -> None:
         axes.set_yscale("log")
         n = sorted({row.hidden_size for row in theory.widths})
         axes.set_xticks(n, [str(value) for value in n])
-        axes.set_xlabel("units n (dotted: as predicted, from the first point)")
+        axes.set_xlabel("units n (dotted: predicted from the first point)")
         axes.set_ylabel("relative noise")
         axes.set_title(f"Noise against width\n{theory.cell}")
         axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
@@ -97,13 +97,13 @@ def plot_theory(theory: Theory, folder: Path) -> None:
 
 
 def _plot_dots(
-    rows: Sequence[Row],
+    rows: Sequence[CertificateRow],
     path: Path,
-    fields: Mapping[str, Callable[[Row], float | None]],
+    fields: Mapping[str, Callable[[CertificateRow], float | None]],
     linear: Iterable[int] = (),
     limit: float | None = None,
 ) -> None:
-    """A panel for every field, a line for every estimator, a mark for every cell."""
+    """A panel per field, a line per estimator, a marker per cell."""
     names = list(dict.fromkeys(row.estimator for row in rows))
     cells = list(dict.fromkeys(row.cell for row in rows))
     figure = Figure(figsize=(12, 1.6 + 0.27 * len(names)), layout="constrained")
@@ -116,7 +116,7 @@ def _plot_dots(
             empty = empty and not points
             style: Any = {"marker": _MARKERS[j % 8], "color": COLOURS[j % 7], "s": 26}
             axes.scatter([x for x, _ in points], [y for _, y in points], label=cell, **style)
-        # Where nothing was measured, as times in a run without them, there is no scale.
+        # A panel without measurements, such as times in a run without timing, has no scale.
         if i not in linear and not empty:
             axes.set_xscale("log")
             axes.xaxis.set_minor_formatter(mpl.ticker.NullFormatter())
@@ -129,15 +129,17 @@ def _plot_dots(
     figure.savefig(path)
 
 
-def _claimed_z(row: Row) -> float | None:
-    """Far to the right where the deviation is no number of standard errors."""
+def _claimed_z(row: CertificateRow) -> float | None:
+    """The deviation in standard errors, clipped at the right of the panel, also if it is infinite."""
     if not row.claims_unbiased:
         return None
     return 2 * LIMIT if row.bias_z is None else min(row.bias_z, 2 * LIMIT)
 
 
-def _verdicts(axes: Axes, rows: Sequence[Row], names: Sequence[str], limit: float) -> None:
-    """The limit as a line, and a word beside every estimator."""
+def _verdicts(
+    axes: Axes, rows: Sequence[CertificateRow], names: Sequence[str], limit: float
+) -> None:
+    """Draws the limit as a line, and a verdict beside every estimator."""
     axes.axvline(limit, color=COLOURS[1], lw=1.2)
     axes.set_xlim(-0.3, 2.6 * limit)
     for i, name in enumerate(names):
@@ -149,8 +151,8 @@ def _verdicts(axes: Axes, rows: Sequence[Row], names: Sequence[str], limit: floa
         axes.text(2.55 * limit, i, word, ha="right", va="center", fontsize=8, color=colour)
 
 
-def _plot_cosines(rows: Sequence[Row], path: Path) -> None:
-    """A panel for every cell, a curve for every estimator."""
+def _plot_cosines(rows: Sequence[CertificateRow], path: Path) -> None:
+    """A panel per cell, a curve per estimator."""
     cells = list(dict.fromkeys(row.cell for row in rows))
     names = list(dict.fromkeys(row.estimator for row in rows))
     styles = dict(zip(names, _line_styles()))

@@ -1,4 +1,4 @@
-"""The flat configs of these experiments."""
+"""Checks of the flat configs of these experiments."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from kfrtrl_jax.base import Cell
 from kfrtrl_jax.cells import CELLS
 from kfrtrl_jax.errors import ConfigError
 
-# Least values other than 1; a spread takes two draws.
+# Least values other than 1; a standard deviation needs two draws.
 _LEAST = {"seed": 0, "timing_rounds": 0, "init_scale": 0, "draws": 2}
 
 
 def checked(given: ConfigDict, defaults: ConfigDict) -> dict[str, Any]:
-    """The given config, whose fields are those of the default and like them.
+    """The given config, completed by defaults, after a check against the fields and types of these.
 
     Raises:
-      ConfigError: if one is not, naming it.
+      ConfigError: naming the field that is unknown or has a wrong type or value.
     """
     settings = {**defaults.to_dict(), **given.to_dict()}
     for key, value in settings.items():
@@ -45,7 +45,7 @@ def check_divides(lengths: Sequence[int], steps: int) -> None:
     """Refuses segment lengths that do not divide the number of steps.
 
     Raises:
-      ConfigError: with the first.
+      ConfigError: naming the first such length.
     """
     for length in lengths:
         if steps % length:
@@ -56,10 +56,10 @@ def check_divides(lengths: Sequence[int], steps: int) -> None:
 
 
 def scaled_cell(name: str) -> Callable[..., Cell]:
-    """The factory of a cell whose weights have a scale.
+    """The factory of a cell that takes `init_scale`.
 
     Raises:
-      ConfigError: if there is none of that name.
+      ConfigError: if there is no such cell of that name.
     """
     scaled = {
         other: make

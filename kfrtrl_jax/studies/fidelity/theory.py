@@ -1,8 +1,8 @@
-"""Noise against width and over time, beside what the analyses of KF-RTRL and UORO promise.
+"""Noise against width and over time, beside the predictions of the analyses of KF-RTRL and UORO.
 
 With |a| and |D| of the order of sqrt(n) and |J| < 1, the noise of KF-RTRL relative to |G|_F^2 stays of
-order 1 as the width n grows, where UORO's grows like n (Mujika, Meier and Steger, 2018,
-arXiv:1805.10842); over time both stay bounded. Whether a cell is in that regime is measured, too.
+order 1 as the width n grows, while UORO's grows like n (Mujika, Meier and Steger, 2018,
+arXiv:1805.10842); over time both stay bounded. Whether a cell is in that regime is measured as well.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from kfrtrl_jax._src.trajectory import Trajectory, gradients, push_all, trajecto
 from kfrtrl_jax.base import Array, Cell, InfluenceEstimator, Linearization, Structure
 from kfrtrl_jax.studies.fidelity.names import Named
 
-# The exponent of n in the relative noise; others have no prediction.
+# The exponent of n in the relative noise; other estimators have no prediction.
 PREDICTED = {"uoro": 1, "kf_rtrl": 0, "average": 0, "ok": 0}
-# Rows of G that are compared at a time: all of them at once may not fit beside it.
+# Rows of G compared at a time, as a second G may not fit in memory.
 _ROWS = 8
 
 
@@ -30,7 +30,7 @@ class Width(NamedTuple):
     """An estimator's noise at one width, at the end of a trajectory.
 
     Attributes:
-      estimator: how it was named.
+      estimator: its name, with arguments.
       hidden_size: n.
       relative_noise: E|G~ - G|_F^2 / |G|_F^2, the mean over draws.
       standard_error: of that mean.
@@ -43,14 +43,14 @@ class Width(NamedTuple):
 
 
 class Regime(NamedTuple):
-    """Whether a trajectory is what the theory speaks of; means over its second half.
+    """Whether a trajectory is in the regime of the theory; means over its second half.
 
     Attributes:
       hidden_size: n.
       input_norm: |a| / sqrt(n), over all sites.
       derivative_norm: |D|_F / sqrt(n), over all sites.
       jacobian_norm: the largest singular value of J.
-      largest_jacobian_norm: the largest of these.
+      largest_jacobian_norm: the largest of these over the second half.
     """
 
     hidden_size: int
@@ -60,13 +60,13 @@ class Regime(NamedTuple):
     largest_jacobian_norm: float
 
 
-class Fit(NamedTuple):
-    """A line through log noise against log n.
+class NoiseExponent(NamedTuple):
+    """The fit of a line to log noise against log n.
 
     Attributes:
-      slope: the exponent of n; None where there is no noise.
-      standard_error: of the slope, by the points' distance from the line.
-      predicted: by theory; None where there is no prediction.
+      slope: the exponent of n; None if there is no noise.
+      standard_error: of the slope, from the points' distances to the line.
+      predicted: by theory; None if there is no prediction.
     """
 
     slope: float | None
@@ -87,23 +87,23 @@ class Drift(NamedTuple):
 
 
 class Theory(NamedTuple):
-    """What came out.
+    """The results of the experiment.
 
     Attributes:
-      cell: in words.
-      widths: an entry for every estimator and width.
-      regimes: one for every width.
+      cell: its description.
+      widths: one entry per estimator and width.
+      regimes: one per width.
       fits: by estimator.
       time_width: n of the long run.
-      times: steps of the long run at which noise was measured.
-      over_time: by estimator, the relative noise at these.
+      times: the steps of the long run at which noise was measured.
+      over_time: by estimator, the relative noise at these steps.
       drifts: by estimator.
     """
 
     cell: str
     widths: list[Width]
     regimes: list[Regime]
-    fits: dict[str, Fit]
+    fits: dict[str, NoiseExponent]
     time_width: int
     times: list[int]
     over_time: dict[str, list[float]]
@@ -121,12 +121,12 @@ def against_width(
 ) -> tuple[list[Width], list[Regime]]:
     """The relative noise of G~ after some steps, for growing cells.
 
-    One lane; its inputs are as long as the state, so that |a| grows with it. G is held once, G~ never
-    as a whole: draws come one by one, and a few rows of theirs at a time.
+    There is one lane. Its inputs are as long as the state, so that |a| grows with the width. G is held
+    in memory once and G~ never as a whole: draws are made one by one, a few rows at a time.
 
     Args:
-      make: width -> cell, reading vectors of that length.
-      named: the estimators, unbiased ones.
+      make: width -> a cell that reads vectors of that length.
+      named: the estimators, which must be unbiased.
       widths: values of n.
       steps: T.
       draws: of every estimator.
@@ -167,15 +167,15 @@ def over_time(
 
     Args:
       make: as in `against_width`.
-      named: the estimators, unbiased ones.
+      named: the estimators, which must be unbiased.
       width: n.
       steps: T, a multiple of `every`.
-      every: steps from one measurement to the next.
+      every: steps per measurement.
       draws: of every estimator.
       seed: of parameters, inputs and draws.
 
     Returns:
-      The steps, counted from 1, and for every estimator the mean over draws at each.
+      The measured steps, counted from 1, and for every estimator the mean over draws at each.
     """
     along = _along(make, width, steps, seed)
     exact = estimators.rtrl()
@@ -193,7 +193,7 @@ def over_time(
         }
         return (truth, states), None
 
-    def measure(carry: Any, xs: tuple[Linearization, Array]) -> tuple[Any, dict[str, Array]]:
+    def measure_noise(carry: Any, xs: tuple[Linearization, Array]) -> tuple[Any, dict[str, Array]]:
         (truth, states), _ = jax.lax.scan(push, carry, xs)
         influence = _flat(truth.influence)[0]
         total = jnp.sum(influence**2)
@@ -216,36 +216,36 @@ def over_time(
         chunks = jax.tree.map(
             lambda x: x.reshape(steps // every, every, *x.shape[1:]), (linearizations, keys)
         )
-        return jax.lax.scan(measure, (exact.init(along.structure), first), chunks)[1]
+        return jax.lax.scan(measure_noise, (exact.init(along.structure), first), chunks)[1]
 
     noise = run(along.linearizations)
     times = [int(t) for t in range(every, steps + 1, every)]
     return times, {name: [float(x) for x in noise[name]] for name in noisy}
 
 
-def fit(rows: Sequence[Width], name: str) -> Fit:
-    """The exponent of n in an estimator's noise, by least squares of the logarithms."""
+def fit(rows: Sequence[Width], name: str) -> NoiseExponent:
+    """The exponent of n in an estimator's noise, by a least-squares fit of the logarithms."""
     points = [row for row in rows if row.estimator == name]
     predicted = PREDICTED.get(name.split("(")[0])
     if any(row.relative_noise <= 0 for row in points):
-        return Fit(None, None, predicted)
+        return NoiseExponent(None, None, predicted)
     x = np.log([row.hidden_size for row in points])
     y = np.log([row.relative_noise for row in points])
     x, y = x - x.mean(), y - y.mean()
     slope = float(x @ y / (x @ x))
     rest = float(np.sum((y - slope * x) ** 2)) / max(len(x) - 2, 1)
-    return Fit(slope, math.sqrt(rest / float(x @ x)), predicted)
+    return NoiseExponent(slope, math.sqrt(rest / float(x @ x)), predicted)
 
 
 def drift(times: Sequence[int], curve: Sequence[float], span: int = 1000) -> Drift:
-    """Noise in the first and the last `span` steps."""
+    """The mean noise in the first and in the last `span` steps."""
     first = [y for t, y in zip(times, curve) if t <= span]
     last = [y for t, y in zip(times, curve) if t > times[-1] - span]
     return Drift(float(np.mean(first)), float(np.mean(last)))
 
 
 def markdown(theory: Theory) -> str:
-    """The figures as tables."""
+    """The results as tables."""
     widths = list(dict.fromkeys(row.hidden_size for row in theory.widths))
     head = ["estimator", *(f"n = {n}" for n in widths), "slope", "predicted"]
     lines = [f"Relative noise E|G~ - G|² / |G|² of the {theory.cell}.", "", *_table_head(head)]
@@ -271,7 +271,7 @@ def markdown(theory: Theory) -> str:
 
 
 def as_dict(theory: Theory) -> Mapping[str, Any]:
-    """For JSON."""
+    """The results as plain values for JSON."""
     return {
         **theory._asdict(),
         "widths": [row._asdict() for row in theory.widths],
@@ -297,7 +297,7 @@ def _along(make: Callable[[int], Cell], width: int, steps: int, seed: int) -> Tr
 def _errors(
     estimator: InfluenceEstimator, along: Trajectory, influence: Array, draws: int, seed: int
 ) -> np.ndarray:
-    """|G~ - G|_F^2 of every draw, one after the other."""
+    """|G~ - G|_F^2 of every draw, computed one by one."""
 
     @jax.jit
     def one(key: Array, linearizations: Linearization, influence: Array) -> Array:
@@ -311,7 +311,7 @@ def _errors(
 def _squared_error(
     estimator: InfluenceEstimator, state: Any, influence: Array, structure: Structure
 ) -> Array:
-    """|G~ - G|_F^2 for influence [n, P] of the one lane, some rows at a time."""
+    """|G~ - G|_F^2 for the influence [n, P] of a single lane, a few rows at a time."""
     n = structure.state_size
     rows = math.gcd(n, _ROWS)
     unit = jnp.eye(n, dtype=structure.dtype).reshape(n // rows, rows, 1, n)
