@@ -320,7 +320,9 @@ class _ProductUse:
         return whole.reshape(*whole.shape[:-1], self.count, -1)
 
     def gradient(self, met: Array, cotangents: Array) -> Array:
-        return jnp.einsum("kbtm,kbtg->mg", met, cotangents)
+        steps, lanes, uses, _ = met.shape
+        together = [x.reshape(steps, lanes * uses, -1) for x in (met, cotangents)]
+        return jnp.einsum("kbm,kbg->mg", *together)
 
     def _elements(self) -> np.ndarray:
         """The element that each column is in each use, of all sources side by side, [count, g]."""
