@@ -11,6 +11,7 @@ import pytest
 
 from kfrtrl_jax import estimators
 from kfrtrl_jax.base import Batch
+from tests.helpers.interpreter import evaluated
 from tests.helpers.learners import learner_of, segments
 from tests.trajectories import BATCH_SIZE, READOUT, SMALL_CELLS, flat, sequence
 
@@ -58,9 +59,8 @@ def learned(cell, estimator, lengths, learning_rate):
         window=window,
     )
     batches = segments(batches_of(), segment_length)
-    state, _ = jax.jit(lambda s, b: jax.lax.scan(learner.step, s, b))(
-        learner.init(jax.random.key(0)), batches
-    )
+    start = evaluated(learner.init, jax.random.key(0))
+    state, _ = evaluated(lambda s, b: jax.lax.scan(learner.step, s, b), start, batches)
     return state.optimizer_state.gradients, state.optimizer_state.parameters
 
 
@@ -81,7 +81,15 @@ def by_pairs_of_steps(cell, parameters, update_every, reach):
       update_every: losses for each update.
       reach: (step t, step j) -> whether the loss at t goes back to j.
     """
-    batches = batches_of()
+    batches = jax.tree.map(np.asarray, batches_of())
+
+    def gradients(parameters):
+        return _by_pairs_of_steps(cell, parameters, batches, update_every, reach)
+
+    return evaluated(gradients, parameters)
+
+
+def _by_pairs_of_steps(cell, parameters, batches, update_every, reach):
     at = [jax.tree.map(lambda p, t=t: p[t], parameters) for t in range(STEPS)]
 
     gradients = []
@@ -122,7 +130,7 @@ def by_pairs_of_steps(cell, parameters, update_every, reach):
         if (t + 1) % update_every == 0:
             gradients.append(flat(total) / update_every / BATCH_SIZE)
             total = jax.tree.map(jnp.zeros_like, total)
-    return np.stack(gradients)
+    return jnp.stack(gradients)
 
 
 def flat_updates(gradients):
@@ -186,7 +194,8 @@ def test_a_gradient_without_updates_has_one_for_each():
     cell, lengths = SMALL_CELLS["recurrent_highway"], {"segment_length": 4, "update_every": 2}
     learner = learner_of(cell, estimators.rtrl(), **lengths)
     segment = jax.tree.map(lambda x: x[0], segments(batches_of(), 4))
-    gradients, _, losses = jax.jit(learner.gradient)(learner.init(jax.random.key(0)), segment)
+    state = evaluated(learner.init, jax.random.key(0))
+    gradients, _, losses = evaluated(learner.gradient, state, segment)
     expected, _ = learned(cell, estimators.rtrl(), (4, 2, 4), learning_rate=0.0)
     np.testing.assert_allclose(flat_updates(gradients), flat_updates(expected)[:2], atol=1e-12)
     assert losses.shape == (4,)

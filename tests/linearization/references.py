@@ -17,7 +17,7 @@ from kfrtrl_jax._src.base import Batch
 from kfrtrl_jax._src.lanes import initial_lanes
 from kfrtrl_jax._src.matrices import places_of_bands
 from kfrtrl_jax.readouts import Readout
-from tests.linearization.interpreter import evaluated, traced
+from tests.helpers.interpreter import evaluated, traced
 
 LANES, TARGETS = 2, 2
 

@@ -13,7 +13,7 @@ from kfrtrl_jax._src.composition import on_leak
 from kfrtrl_jax._src.matrices import Banded
 from kfrtrl_jax.cells import from_function
 from kfrtrl_jax.linearization import compose, make_linearizer
-from tests.linearization.interpreter import evaluated
+from tests.helpers.interpreter import evaluated
 from tests.linearization.test_uses import CELLS as USES
 from tests.trajectories import INPUT_SIZE, SMALL_CELLS, run
 

@@ -17,7 +17,7 @@ from kfrtrl_jax.base import Cell
 from kfrtrl_jax.errors import UnsupportedCellError
 from kfrtrl_jax.learning import make_learner
 from kfrtrl_jax.linearization import make_linearizer
-from tests.linearization.interpreter import evaluated, traced
+from tests.helpers.interpreter import evaluated, traced
 
 N, X, STEPS, LANES = 4, 3, 6, 2
 RESET = np.zeros((STEPS, LANES), bool)

@@ -18,8 +18,8 @@ from kfrtrl_jax._src.lanes import initial_lanes, restarted
 from kfrtrl_jax.base import Cell
 from kfrtrl_jax.errors import UnsupportedCellError
 from kfrtrl_jax.linearization import make_linearizer
+from tests.helpers.interpreter import evaluated
 from tests.linearization.derivative_rules import NOT_LINEAR, UNSUPPORTED
-from tests.linearization.interpreter import evaluated
 from tests.linearization.operations import SINGULAR, N
 from tests.linearization.random_cells import (
     ALL,
