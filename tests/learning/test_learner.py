@@ -10,6 +10,7 @@ from kfrtrl_jax.base import Batch
 from kfrtrl_jax.credit import dni
 from kfrtrl_jax.errors import UnsupportedCellError
 from kfrtrl_jax.learning import predict
+from tests.helpers.interpreter import evaluated, traced
 from tests.helpers.learners import learner_of, segments
 from tests.trajectories import BATCH_SIZE, READOUT, SMALL_CELLS, flat, sequence
 
@@ -53,7 +54,6 @@ def test_rtrl_equals_backpropagation_through_the_whole_past(cell, length, immedi
     batches = Batch(*sequence(STEPS))
     state = learner.init(jax.random.key(0))
 
-    @jax.jit
     def accumulate(state, batches):
         def one(state, segment):
             gradient, state, losses = learner.gradient(state, segment)
@@ -62,9 +62,9 @@ def test_rtrl_equals_backpropagation_through_the_whole_past(cell, length, immedi
         state, (gradients, losses) = jax.lax.scan(one, state, segments(batches, length))
         return jax.tree.map(lambda g: jnp.sum(g, axis=0) * length, gradients), losses
 
-    gradient, losses = accumulate(state, batches)
-    value, exact = jax.jit(jax.value_and_grad(lambda p: loss_of_sequence(cell, p, batches)))(
-        state.parameters
+    gradient, losses = evaluated(accumulate, state, batches)
+    value, exact = evaluated(
+        jax.value_and_grad(lambda p: loss_of_sequence(cell, p, batches)), state.parameters
     )
     np.testing.assert_allclose(jnp.sum(losses), value, rtol=1e-12)
     assert jnp.linalg.norm(flat(exact)) > 0.1
@@ -77,7 +77,7 @@ def test_truncated_equals_backpropagation_inside_the_segment():
     batches = Batch(*sequence(8))
     state = learner.init(jax.random.key(0))
     first, second = (jax.tree.map(lambda x, i=i: x[i], segments(batches, 4)) for i in (0, 1))
-    run = jax.jit(learner.gradient)
+    run = traced(learner.gradient, state, first)
     _, state, _ = run(state, first)
     gradient, _, _ = run(state, second)
 
@@ -94,7 +94,7 @@ def test_truncated_equals_backpropagation_inside_the_segment():
             result += jnp.mean(losses) / 4
         return result
 
-    exact = jax.jit(jax.grad(loss))(state.parameters)
+    exact = evaluated(jax.grad(loss), state.parameters)
     chex.assert_trees_all_close(gradient, exact, rtol=1e-7, atol=1e-12)
 
 
