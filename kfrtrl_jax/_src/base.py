@@ -1,4 +1,4 @@
-"""The types that everything else is made of.
+"""The types that the whole library shares.
 
 Sizes: B lanes (independent sequences, the batch), n the size of the carry, and for every site k an
 input of size m and a pre-activation of size g.
@@ -28,8 +28,8 @@ class Cell(NamedTuple):
       init: key -> params, a pytree of float arrays.
       initial_carry: () -> carry, a pytree of arrays: the state at the start of a sequence.
       step: (params, carry, x) -> (carry, output): one time step.
-      restart: carry -> the carry that the next sequence starts from, if that is more than the initial
-        one: what a cell keeps beside its state. PRNG keys in the carry go on in any case.
+      restart: carry -> the carry that the next sequence starts from, for a cell that keeps more than
+        its state across sequences. PRNG keys are never reset.
     """
 
     init: Callable[[Key], Params]
@@ -50,7 +50,7 @@ class Mask(Index):
 
     @property
     def density(self) -> float:
-        """The part of the entries that can be non-zero."""
+        """The fraction of the entries that can be non-zero."""
         return float(np.mean(self.array))
 
 
@@ -82,7 +82,7 @@ class Site(NamedTuple):
 
 
 class Structure(NamedTuple):
-    """What an estimator has to know of a cell before the first step; all static.
+    """The static facts about a cell that an estimator needs.
 
     Attributes:
       batch_size: B.
@@ -105,13 +105,13 @@ class Structure(NamedTuple):
     leak_mask: Mask | None = None
 
     def without_masks(self) -> Structure:
-        """The same, with nothing known to be zero but what the bands of D leave out."""
+        """The same without masks; only the bands of D still say what is zero."""
         sites = tuple(site._replace(derivative_mask=None, weights_mask=None) for site in self.sites)
         return self._replace(sites=sites, jacobian_mask=None, leak_mask=None)
 
     @property
     def problems(self) -> tuple[str, ...]:
-        """Those of its sites, a line each; empty for a well-structured cell."""
+        """The problems of its sites, one line each; empty for a well-structured cell."""
         return tuple(site.problem for site in self.sites if site.problem)
 
 
@@ -136,7 +136,7 @@ class Linearization(NamedTuple):
     For the state s_T after T steps, by the state s_0 before them and the weights W of each site,
     ds_T = J ds_0 + sum_t a_t (x) D_t dW. `linearization.compose` makes one of many.
 
-    A lane that starts anew in these steps has J = 0: its state owes nothing to its past.
+    A lane that starts anew in these steps has J = 0: its state does not depend on its past.
 
     Attributes:
       jacobian: J = ds_T/ds_0, [B, n, n].
@@ -159,7 +159,7 @@ class Linearization(NamedTuple):
         return self.steps or (self,)
 
     def scaled(self, memory: Array) -> Linearization:
-        """The same steps with J times a number for each lane, [B], or for all, []; 0 is a new start."""
+        """The same steps with J times a number per lane, [B], or one, []; 0 starts the lane anew."""
         memory = jnp.broadcast_to(memory, self.keep.shape)
         jacobian, leak = (m.kept(memory).scaled(memory) for m in (self.jacobian, self.leak))
         keep = jnp.where(memory == 0, 0, self.keep)
@@ -248,7 +248,7 @@ class InfluenceEstimator(NamedTuple):
 
 
 class CreditEstimator(NamedTuple):
-    """An approximation of a state's credit: its part in the losses of its lane that are yet to come.
+    """An approximation of a state's credit: its effect on the future losses of its lane.
 
     Credit is d(sum of those losses)/ds, in nats, whatever B and the segment.
 
@@ -256,7 +256,7 @@ class CreditEstimator(NamedTuple):
       init: (structure, key) -> state.
       predict: (state, carry [B, n]) -> credit [B, n].
       update: (state, carry [B, n], target [B, n]) -> state, the target a better credit of that carry.
-      share: how much of the gradient between segments the credit gives, from 0 to 1; the influence
+      share: the fraction of the gradient between segments that the credit gives; the influence
         estimator gives the rest.
       diagnostics: state -> named scalars worth logging.
     """
@@ -286,7 +286,7 @@ class Task(NamedTuple):
     """A stream of batches as pure functions.
 
     Attributes:
-      vocabulary_size: tokens are below it.
+      vocabulary_size: tokens are less than this.
       batch_size: B.
       init: key -> state, a pytree on the device.
       sample: (state, key, loss) -> (state, batch); loss is a scalar, the mean over lanes of the time

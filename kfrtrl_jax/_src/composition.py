@@ -1,11 +1,11 @@
-"""Many steps as one: the linearization of T steps is again a linearization.
+"""Composition: the linearization of T steps is again a linearization.
 
 With Q_t = J_T .. J_{t+1} and Q_T = 1,
 
     ds_T = J_T .. J_1 ds_0 + sum_t sum_k a_{k,t} (x) (Q_t D_{k,t}) dW_k,
 
-a Jacobian and T Kronecker products for each site in place of one. The products Q_t D_t are not made as
-long as D_t is banded. A lane that starts anew at step t has J_t = 0, and what came before vanishes.
+a Jacobian and T Kronecker products for each site in place of one. Q_t D_t is not multiplied out
+while D_t is banded. A lane that starts anew at step t has J_t = 0, and what came before vanishes.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def compose(steps: Linearization | Sequence[Linearization]) -> Linearization:
         raise ValueError("compose needs at least one step")
     if len(steps) == 1:
         return steps[0]
-    steps = _without_what_is_forgotten([single for step in steps for single in step.singles])
+    steps = _without_forgotten_lanes([single for step in steps for single in step.singles])
     jacobian, derivatives = _composed(
         [step.jacobian for step in steps],
         [[site.derivatives for site in step.sites] for step in steps],
@@ -85,8 +85,8 @@ def on_leak(linearization: Linearization) -> Linearization:
     return compose([step._replace(jacobian=step.leak) for step in linearization.singles])
 
 
-def _without_what_is_forgotten(steps: Sequence[Linearization]) -> list[Linearization]:
-    """The steps, 0 in the lanes that start anew later: chosen, as what stands there may be infinite."""
+def _without_forgotten_lanes(steps: Sequence[Linearization]) -> list[Linearization]:
+    """The steps, set to 0 in the lanes that start anew later, as the values may be infinite."""
     kept = [steps[-1]]
     later = steps[-1].keep
     for step in reversed(steps[:-1]):
@@ -134,7 +134,7 @@ def _product_of(blocks: tuple[Matrix, ...]) -> _Product:
     if _is_banded(blocks):
         return _Product(blocks, None)
     dense = BlockColumns(blocks).dense()
-    # Put together once, not in each of the loops that read it.
+    # Assembled once; otherwise every loop that reads it would do so.
     return _Product(blocks, dense if len(blocks) == 1 else materialized(dense))
 
 

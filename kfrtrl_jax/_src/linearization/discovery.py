@@ -92,7 +92,7 @@ class Discovery:
     """All places where parameters enter the results of equations.
 
     Attributes:
-      equations: those that the results need, parameter-only ones apart.
+      equations: those that the results need, except parameter-only ones.
       prefix: the parameter-only equations (what constants they need is in both); none inside a loop.
       pre_activations: in order of evaluation, but those inside of loops.
       opaque: parameter-only values that meet data in an operation of no known structure, with what the
@@ -214,8 +214,8 @@ def _discovered(
             ):
                 sums[output] = (*sums.pop(left), *sums.pop(right))
         elif equation.name in SELECTING:
-            # Gates are cut out of a product, or parts of one sum out of several: the cut is moved in
-            # front of the products, so that sums are seen as sums. Only if nothing reads the whole.
+            # If slices are the only readers of a product or sum (gates of a fused one), they are moved
+            # in front of the products, so that sums are recognized.
             (whole, *_) = equation.inputs
             if isinstance(whole, Variable) and whole in sums and _only_selected(readers[whole]):
                 places = np.arange(math.prod(whole.shape)).reshape(whole.shape)

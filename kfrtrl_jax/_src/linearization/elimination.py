@@ -1,6 +1,6 @@
 """From the Jacobians between the cuts to J and every D.
 
-Going through the cuts from the last to the first,
+In reverse order of the cuts,
 
     D_k = ds/dz_k (local) + sum_l D_l W_l^T da_l/dz_k,
     J = ds/ds_old (local) + sum_l D_l W_l^T da_l/ds_old,
@@ -142,7 +142,7 @@ class _Walk:
             target = self._local.reads.get((i, j))
             for source, relation in self._jacobians[target].items() if target else ():
                 left, keep = derivative, self._keep_of(source)
-                # Chosen on the factors, so that J itself is written once and nothing done to it.
+                # Set to 0 on the factors, so that J is written once.
                 if keep is not None and isinstance(left, Banded):
                     left = left.kept(keep)
                 elif keep is not None and isinstance(relation.values, np.ndarray):
@@ -262,7 +262,7 @@ class _Factored(NamedTuple):
 
 
 def _merged(terms: Sequence[_Factored], environment: Environment) -> list[FactoredTerm]:
-    """The terms of J, those that read the same vector as one: their D side by side, their W too.
+    """The terms of J, those that read the same vector merged: their D and W are concatenated.
 
     Where the vector holds the state's leaf as it is, the rows of W that meet it are all that is needed.
     """

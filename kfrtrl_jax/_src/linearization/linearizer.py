@@ -1,4 +1,4 @@
-"""From any cell's step to J and its Kronecker sites, by the parts beside this module.
+"""From any cell's step to J and its Kronecker sites, using the other modules of this package.
 
 The step is cut at its pre-activations z_k. Between the cuts lie local relations (`local_jacobians`), of
 the new state and of the products' inputs a_k to the old state and to earlier pre-activations; through
@@ -57,7 +57,7 @@ from kfrtrl_jax._src.matrices import Banded, Index, Terms
 
 Array = jax.Array
 
-# The most entries of Jacobians that it is worth to look for zeros among.
+# Zeros are not looked for in Jacobians with more entries than this.
 _MAX_ENTRIES = 2**28
 
 
@@ -101,7 +101,7 @@ def make_linearizer(cell: Cell, example_input: Any, batch_size: int) -> Lineariz
 
     Raises:
       UnsupportedCellError: if the cell has no carry of floats, has an integer leaf in it that looks
-        like a PRNG key and is none (or the other way round), or holds an operation that JAX cannot
+        like a PRNG key and is not one, or the reverse, or holds an operation that JAX cannot
         differentiate backward or a derivative rule that is no linear map.
     """
     params = jax.eval_shape(cell.init, jax.random.key(0))
@@ -238,7 +238,9 @@ def _not_differentiable(equations: Sequence[Equation], error: Exception) -> Exce
             pullback(equation.primitive, equation.params, equation.inputs)
         except Exception as cause:
             first = str(cause).strip().splitlines()[0]
-            return UnsupportedCellError(f"{origin(equation)} has no derivative backward: {first}")
+            return UnsupportedCellError(
+                f"{origin(equation)} has no reverse-mode derivative: {first}"
+            )
     return error
 
 

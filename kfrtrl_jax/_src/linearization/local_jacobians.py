@@ -37,14 +37,14 @@ from kfrtrl_jax._src.matrices import (
 
 Array = jax.Array
 
-# Rows of one target that share a source element need separate vector-Jacobian products; past this
-# many, one for each row is as good.
+# Rows of one target that share a source element need separate vector-Jacobian products; with more
+# colors than this, one per row is used.
 _MAX_COLORS = 16
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Target:
-    """A flat value whose local Jacobian is wanted: a new state leaf, or what a term reads.
+    """A flat value whose local Jacobian is computed: a new state leaf, or what a term reads.
 
     Attributes:
       value: the variable it comes from.
@@ -105,8 +105,8 @@ class LocalJacobians:
     ) -> dict[Target, dict[Variable, Matrix]]:
         """Every target's local Jacobian by every source it depends on.
 
-        Where keep is 0 those by the old state are 0, however infinite they are: there is no past. What
-        is copied unchanged from the old state has its static ones all the same.
+        Where keep is 0 those by the old state are 0, even if infinite, as there is no past. Entries
+        copied unchanged from the old state are ones all the same.
         """
         targets = [*self.results, *self.reads.values()]
         given: Environment = {v: environment[v] for v in self._given}

@@ -1,4 +1,4 @@
-"""Where J and every D can be non-zero: the elimination over booleans."""
+"""Where J and every D can be non-zero: the elimination in boolean arithmetic."""
 
 from __future__ import annotations
 

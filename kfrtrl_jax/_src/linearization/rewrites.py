@@ -1,7 +1,7 @@
-"""Operations in which parameters meet data, as simpler ones: sums and single products.
+"""Rewrites of operations in which parameters meet data: as sums and single products.
 
 Each function takes an equation of a jaxpr and returns a function of its inputs with the same outputs,
-to be read in its place, or None where the equation stays as it is.
+that replaces it, or None.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ def scan_sizes(eqn: Any) -> tuple[int, int, int]:
     """(number of constants, of carried values, of scanned values) among the inputs of a scan."""
     body = jax_internals.closed(eqn.params["jaxpr"]).jaxpr
 
-    # Which operands and results are scanned over is told by their additional axis: the parameters that
-    # say so have other names in other versions of JAX.
+    # Which operands and results are scanned over is inferred from their additional axis: the parameters
+    # that say so have other names in other versions of JAX.
     def count_scanned(outer: Sequence[Any], inner: Sequence[Any]) -> int:
         return sum(v.aval.ndim > a.aval.ndim for v, a in zip(outer, inner))
 

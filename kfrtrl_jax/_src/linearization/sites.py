@@ -1,6 +1,6 @@
 """The sites of a step: parameters, and all their uses.
 
-Pre-activations with the same inputs share a. So the sites are found as merged as they can be: a cell
+Pre-activations with the same inputs share a. Sites are merged as far as possible: a cell
 written with a matrix for every gate and one for every input costs what the fused one does. What a step
 uses again and again, a convolution's kernel, a weight in the iterations of a solver, is one site with
 as many terms.
@@ -48,7 +48,7 @@ class Use(Protocol):
 
     @property
     def signature(self) -> tuple[Any, ...]:
-        """What tells whether two uses are of the same weights, in the same way."""
+        """A key that is equal iff two uses are of the same weights, in the same way."""
 
     @property
     def input_size(self) -> int:
@@ -143,7 +143,7 @@ class Part:
 
     @property
     def input_key(self) -> tuple[Any, ...]:
-        """What tells whether two parts have the same inputs."""
+        """A key that is equal iff two parts have the same inputs."""
         return frozenset(p.term.data_key for p in self.products), bool(self.biases)
 
     def of_columns(self, values: np.ndarray) -> np.ndarray | None:
@@ -354,7 +354,7 @@ class _ProductUse:
 
     def cotangents(self, block: Array) -> list[tuple[Variable, Array]]:
         rows = self._rows()
-        # One parameter may stand in several places: what each place takes of it is put together.
+        # One parameter may stand in several places: their gradients are combined.
         products: dict[Any, list[tuple[Placed, int]]] = {}
         biases: dict[Any, list[tuple[Placed, int]]] = {}
         for part, columns in self._columns():

@@ -1,11 +1,11 @@
-"""A step whose loss is differentiated by its pre-activations: no parameter in the loop.
+"""A step whose loss is differentiated by its pre-activations: the loop contains no parameters.
 
 Reverse differentiation of a scan adds a product a (x) delta to every parameter at every time step. With
 the parameters held constant and the loss differentiated by a tap, an array of zeros that is added to
 each pre-activation, there are the a and the delta of all time steps instead, and one product for each
 site gives the sum.
 
-A parameter that reaches the new carry or the output by another way than these pre-activations is live
+A parameter that reaches the new carry or the output other than through these pre-activations is live
 there: it is read from a second copy of the parameters, by which the loss is differentiated as well.
 """
 
@@ -41,7 +41,7 @@ class Taps:
     """A cell's step with taps.
 
     Attributes:
-      zeros: what is added where nothing is off, one array for each pre-activation of one lane.
+      zeros: taps of value 0, one array for each pre-activation of one lane.
       live: the numbers, among the real leaves of the parameters, of those that are live somewhere.
       step: (params, live leaves, carry, x, taps) -> (carry, output, data), for one lane; data are what
         the weights of each site meet.

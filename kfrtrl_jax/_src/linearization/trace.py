@@ -1,4 +1,4 @@
-"""From a cell's step to its flat program: its jaxpr, with everything that wraps others looked into."""
+"""From a cell's step to its flat program: its jaxpr, with wrapped jaxprs inlined."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def trace(
       follows: whether a long scan in which parameters meet data may stay one.
 
     Raises:
-      UnsupportedCellError: if the step holds a derivative rule that is no linear map.
+      UnsupportedCellError: if the step holds a derivative rule that is not a linear map.
     """
     closed = jax.make_jaxpr(step)(params, carry, x)
     custom_rules.refuse_nonlinear_rules(closed.jaxpr)
@@ -114,7 +114,7 @@ class _Context:
     Attributes:
       uses: how often a step comes through them: the iterations of the unrolled scans around them.
       taken: whether a step comes through them at all, for those in a branch of a conditional.
-      as_it_is: whether they are kept as they are, but for what wraps others.
+      as_it_is: whether they are kept unchanged, except for inlining.
       prepared: whether derivative rules, and the bodies of scans, are already as they should be.
     """
 
@@ -214,7 +214,7 @@ class _Inliner:
             Variable(tuple(v.aval.shape), v.aval.dtype, role, fixed) for v in eqn.outvars
         )
         if role is not Role.DATA:
-            # What is made of parameters twice, such as a matrix transposed wherever it is used, is one.
+            # Equal expressions of parameters, such as a matrix transposed at every use, are merged.
             key = (eqn.primitive.name, repr(eqn.params), tuple(map(_identity, inputs)))
             known = self._known.setdefault(key, outputs)
             if known is not outputs:
@@ -293,8 +293,8 @@ class _Inliner:
     def _branches(self, eqn: Any, inputs: Sequence[AnyAtom], context: _Context) -> list[AnyAtom]:
         """A conditional as a choice between the results of all its branches.
 
-        A branch that is not taken has no part in the derivative, however infinite its own is: what it
-        reads is guarded.
+        A branch that is not taken has no part in the derivative, even if its own is infinite: its
+        inputs are guarded.
         """
         which, *operands = inputs
         branches = [jax_internals.closed(branch) for branch in eqn.params["branches"]]

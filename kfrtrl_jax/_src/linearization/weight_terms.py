@@ -56,7 +56,7 @@ class Product(NamedTuple):
 
     @property
     def data_key(self) -> tuple[Variable, Index]:
-        """What tells whether two products read the same vectors."""
+        """A key that is equal iff two products read the same vectors."""
         return self.data, self.places
 
     def inputs(self, value: Array) -> Array:
