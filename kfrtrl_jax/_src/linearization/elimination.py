@@ -210,7 +210,8 @@ def _pulled_through(inner: InnerLoop, lefts: list[Array], environment: Environme
     local = local_of(inner)
     inside = [v for v, _ in inner.discovery.tapped()]
     met = inner.discovery.met()
-    size = len(lefts[0])
+    size, dtype = len(lefts[0]), jnp.result_type(*lefts)
+    lefts = [d.astype(dtype) for d in lefts]
 
     def starts(values: Environment, _: Any) -> tuple[Environment, list[Array]]:
         return evaluate(body.equations, values), [values[v] for v in body.starts]
@@ -228,14 +229,14 @@ def _pulled_through(inner: InnerLoop, lefts: list[Array], environment: Environme
             for source, relation in jacobians[target].items():
                 sums[source].append(compose(Dense(left), relation))
         walk = _Walk(local, jacobians, sums, known, size)
-        found = {v: matrix.dense() for v, matrix in walk.through_all().items()}
+        found = {v: m.dense().astype(dtype) for v, m in walk.through_all().items()}
         new = [found[v] for v in carried], [d + found[v] for d, v in zip(by_constants, constants)]
         seen = [found[v] for v in scanned], [found[v] for v in inside]
         return new, (*seen, [walk.environment[v] for v in met])
 
     by_carried, by_stacked = lefts[: len(carried)], lefts[len(carried) :]
     apart = [jnp.moveaxis(d.reshape(size, loop.length, -1), 1, 0) for d in by_stacked]
-    nothing = [jnp.zeros((size, math.prod(v.shape)), v.dtype) for v in constants]
+    nothing = [jnp.zeros((size, math.prod(v.shape)), dtype) for v in constants]
     (by_carried, by_constants), (by_scanned, derivatives, seen) = loop.scan(
         one, (by_carried, nothing), (apart, values), backward=True
     )
