@@ -76,6 +76,13 @@ def two_in_a_sum(p, h, x):
     return h, h.reshape(-1)
 
 
+def cut_to_fit(p, h, x):
+    """The positions of one convolution are the first of another's."""
+    z = conv(h, p["kernel"]) + conv(h, p["other"], padding=[(1, 1), (0, 1)])[:3]
+    h = jnp.tanh(z * x[0])
+    return h, h.reshape(-1)
+
+
 def one_bias_for_all(p, h, x):
     h = jnp.tanh(conv(h, p["kernel"]) * x[0] + conv(h, p["other"]) + p["bias"])
     return h, h.reshape(-1)
@@ -206,6 +213,7 @@ CELLS = {
         cell_of(two_in_a_sum, IMAGE, **KERNEL, w=(X, 18), bias=(2,), whole=IMAGE),
         9,
     ),
+    "cut to fit": (cell_of(cut_to_fit, IMAGE, **KERNEL, other=(2, 2, 2, 2)), 12),
     "one bias for all": (
         cell_of(one_bias_for_all, IMAGE, **KERNEL, other=(1, 1, 2, 2), bias=()),
         9,

@@ -190,9 +190,9 @@ def _join(parts: list[Part], z: PreActivation, product: Product) -> None:
     """Adds a product of several vectors to the part that has its uses, or as a new part."""
     uses, columns = np.divmod(product.select, product.num_columns)
     for i, part in enumerate(parts):
-        common = part.of_columns(columns)
-        rows = np.where(part.elements >= 0, uses[part.elements], np.arange(part.count)[:, None])
-        if common is not None and np.all(rows == np.arange(part.count)[:, None]):
+        common, numbers = part.of_columns(columns), np.arange(part.count)[:, None]
+        same = np.all((uses[part.elements] == numbers) | (part.elements < 0))
+        if product.uses == part.count and same and common is not None:
             placed = Placed(product, product.weights, common)
             parts[i] = dataclasses.replace(part, products=(*part.products, placed))
             return
