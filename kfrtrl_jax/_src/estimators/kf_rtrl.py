@@ -44,13 +44,13 @@ class KfRtrlState(NamedTuple):
 def kf_rtrl() -> InfluenceEstimator:
     """u <- p_0 u + sum_t c_t p_t a_t, A <- (J A) / p_0 + sum_t c_t D_t / p_t, for random signs c_t.
 
-    One Kronecker product takes the place of T + 1, the old one and those of the T steps that are pushed
-    at once: for T = 1 it is the paper's rule. p_0 and p_t make the two factors of each product equal in
-    norm, which makes the noise least. The paper has a sign for each term; only their products matter,
+    One Kronecker product takes the place of T + 1, the old product and one for each of the T terms that
+    are pushed at once; T = 1 is the paper's rule. p_0 and p_t make the two factors of each product equal in
+    norm, which minimizes the noise. The paper has a sign for each term; only their products matter,
     so the old one has none.
 
     Unbiased; O(n g) memory and O(n^2 g) work per lane and site. A site whose input is the constant 1
-    has m = 1 and is kept exactly, with u = 1: there is nothing to factor.
+    has m = 1 and is stored exactly, with u = 1.
 
     Its init raises UnsupportedCellError for a cell with parameters in no product or sum with data.
     """
@@ -106,8 +106,8 @@ def _push_site(
 ) -> Pair:
     """The new pair of one site.
 
-    u (x) A is the same as u / p_0 (x) p_0 A, and that is what is kept: u stays about 1 in norm, and A,
-    by far the largest of all, is written by the product with J alone and then on the places of D.
+    u (x) A equals u / p_0 (x) p_0 A, which is what is stored. So u has norm about 1, and A, by far the
+    largest array, is written only by the product with J and by the update at D's entries.
 
     Args:
       u: [B, m].
@@ -119,18 +119,18 @@ def _push_site(
     length = norm(u).astype(u.dtype)
     unit = u / jnp.where(length > 0, length, 1)[:, None]
     carried = jacobian.scaled(length).times_blocks(factor)
-    goes_on, up, down = _scales(length, joint_norm([norm(rows) for rows in carried]), site)
+    has_past, up, down = _scales(length, joint_norm([norm(rows) for rows in carried]), site)
     new = jnp.einsum("bt,btm->bm", signs * up.astype(u.dtype), site.inputs)
     return (
-        jnp.where(goes_on[:, None], unit, 0) + new,
+        jnp.where(has_past[:, None], unit, 0) + new,
         _add(carried, site.derivatives, signs * down.astype(u.dtype)),
     )
 
 
 def _scales(length: Array, carried_norm: Array, site: SiteJacobian) -> tuple[Array, Array, Array]:
-    """Whether the old pair goes on, [B], and p_t / p_0 and p_0 / p_t, [B, T].
+    """Whether there is an old pair, [B], and p_t / p_0 and p_0 / p_t, [B, T].
 
-    p_0^2 = |J A| / |u| for |u| = 1, and p_0 = 1 where there is nothing to carry on;
+    p_0^2 = |J A| / |u| for |u| = 1, and p_0 = 1 if there is no old pair;
     p_t^2 = |D_t| / |a_t|.
     """
     old, _ = balance(jnp.where(length > 0, 1, 0), carried_norm)

@@ -1,4 +1,4 @@
-"""From p pairs of vectors to r, at random: sum_i v_i b_i^T is right in the mean, and errs least.
+"""Unbiased reduction of p pairs of vectors to r: of sum_i v_i b_i^T, with minimal error.
 
 The reduction of `ok` (Benzing, Gauy, Mujika, Martinsson and Steger, 2019, arXiv:1902.03993). The
 vectors are long, p and r small: all is found from inner products.
@@ -16,14 +16,14 @@ from kfrtrl_jax._src.estimators.common import balance
 
 
 def by_signs(input_gram: Array, state_gram: Array, signs: Array) -> tuple[Array, Array]:
-    """How to make r pairs of r + 1: new v_i = sum_j X_ij v_j and new b_i = sum_j Y_ij b_j.
+    """Mixing matrices from r + 1 pairs to r: new v_i = sum_j X_ij v_j and new b_i = sum_j Y_ij b_j.
 
     E[sum_i new v_i new b_i^T] = sum_j v_j b_j^T =: M, with |error|_F^2 = s^2 / q - sum of sigma^2 for
     every draw of the signs, where sigma are the q + 1 of M's singular values that are mixed and s is
-    their sum. It is the least that any unbiased reduction can have. The new pairs have equal norms.
+    their sum. No unbiased reduction has a smaller error. The new pairs have equal norms.
 
     Directions of the v or of the b whose length relative to the longest is below the square root of
-    the machine precision cannot be told from rounding errors in a Gram matrix, and are dropped.
+    the machine precision cannot be distinguished from rounding errors in a Gram matrix, and are dropped.
 
     Args:
       input_gram: the v_i's inner products, [r + 1, r + 1].
@@ -39,7 +39,7 @@ def by_signs(input_gram: Array, state_gram: Array, signs: Array) -> tuple[Array,
 def by_sampling(
     input_gram: Array, state_gram: Array, uniform: Array, rank: int
 ) -> tuple[Array, Array]:
-    """How to make r pairs of any larger number p, as `by_signs`.
+    """Mixing matrices from any larger number p of pairs to r, as `by_signs`.
 
     The largest singular values of M are kept, as few of them as leave the others no larger than s / q,
     where s is the sum of those others and q the number of pairs left for them. Each of these is picked
@@ -68,10 +68,10 @@ def _mixed(
     balanced = jnp.stack([up[:, None] * input_gram * up, down[:, None] * state_gram * down])
     (root_v, root_b), (inverse_v, inverse_b) = jax.vmap(_root)(balanced)
     left, sigma, right = jnp.linalg.svd(root_v.T @ root_b)
-    # What vanishes must do so exactly: mixed in, a rounding error of size eps makes noise eps^1/2.
+    # Vanishing ones must be exactly 0: mixing turns a rounding error of size eps into noise of eps^1/2.
     sigma = jnp.where(sigma > _rounding_threshold(sigma[0], len(sigma)), sigma, 0)
     mix = mixing(sigma[::-1])
-    # Of the signs that a pair of singular vectors can have LAPACK takes one or the other by rounding.
+    # LAPACK's choice of sign for a pair of singular vectors depends on rounding; fix it.
     inputs = left.T[::-1] @ inverse_v
     largest = jnp.take_along_axis(inputs, jnp.argmax(jnp.abs(inputs), axis=1)[:, None], axis=1)
     mix = jnp.where(largest < 0, -mix, mix)
@@ -134,5 +134,5 @@ def _root(gram: Array) -> tuple[Array, Array]:
 
 
 def _rounding_threshold(largest: Array, size: int) -> Array:
-    """size eps largest: what is below this is a rounding error of an eigenvalue or singular value."""
+    """size eps largest: below it an eigenvalue or singular value counts as a rounding error."""
     return size * jnp.finfo(largest.dtype).eps * largest

@@ -43,13 +43,13 @@ class UoroState(NamedTuple):
 def uoro(noise: Noise = "state") -> InfluenceEstimator:
     """s~ <- rho0 J s~ + rho1 nu, theta~ <- theta~ / rho0 + nu^T I / rho1, for random signs nu.
 
-    rho0 and rho1 make the two factors of either product equal in norm. Unbiased; O(n + P) memory and
+    rho0 and rho1 make the two factors of each product equal in norm. Unbiased; O(n + P) memory and
     O(n^2 + P) work per lane.
 
     Args:
       noise: where the signs are. "state": nu in {+-1}^n, as above and in the paper. "pre_activation":
-        nu_k in {+-1}^g for every term k of every site; s~ takes up rho1 sum_k D_k nu_k and theta~ of
-        its site takes up a_k (x) nu_k / rho1, at the same cost. This is the rank-one form with its
+        nu_k in {+-1}^g for every term k of every site; s~ receives rho1 sum_k D_k nu_k and theta~ of
+        its site receives a_k (x) nu_k / rho1, at the same cost. This is the rank-one form with its
         noise in the space of the pre-activations, on which Cooijmans and Martens (2019,
         arXiv:1902.02405) found their variance reduction; their preUORO goes on to propagate the matrix
         D in place of D nu, which is `kf_rtrl` (with scales and signs that its sites share). Of a step's
@@ -64,7 +64,7 @@ def uoro(noise: Noise = "state") -> InfluenceEstimator:
     project = _by_state if noise == "state" else _by_pre_activation
 
     def push(state: UoroState, linearization: Linearization, key: Key) -> UoroState:
-        # The noise that s~ takes up, and the g-sized parts of what every theta~ takes up, a_t (x)
+        # The noise that s~ receives, and the g-sized parts of what every theta~ receives, a_t (x)
         # part_t.
         nu, parts = project(linearization, key)
         inputs = [site.inputs for site in linearization.sites]
@@ -143,7 +143,7 @@ def accumulate(
     Args:
       state: s~ and theta~.
       linearization: of the step.
-      noise: what s~ takes up, [B, n].
+      noise: what s~ receives, [B, n].
       parts: for every site [B, T, g].
     """
     carried = linearization.times(state.state_vector[..., None])[..., 0]

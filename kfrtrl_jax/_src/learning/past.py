@@ -1,4 +1,4 @@
-"""What a gradient owes to the time before its own steps: to kept ones, and to influence before them."""
+"""The part of a gradient from before its own steps: to kept ones, and to influence before them."""
 
 from __future__ import annotations
 
