@@ -45,9 +45,9 @@ def kf_rtrl() -> InfluenceEstimator:
     """u <- p_0 u + sum_t c_t p_t a_t, A <- (J A) / p_0 + sum_t c_t D_t / p_t, for random signs c_t.
 
     One Kronecker product takes the place of T + 1, the old product and one for each of the T terms that
-    are pushed at once; T = 1 is the paper's rule. p_0 and p_t make the two factors of each product equal in
-    norm, which minimizes the noise. The paper has a sign for each term; only their products matter,
-    so the old one has none.
+    are pushed at once; T = 1 is the paper's rule. p_0 and p_t make the two factors of each product
+    equal in norm, which minimizes the noise. The paper has a sign for each term; only their products
+    matter, so the old one has none.
 
     Unbiased; O(n g) memory and O(n^2 g) work per lane and site. A site whose input is the constant 1
     has m = 1 and is stored exactly, with u = 1.

@@ -23,7 +23,8 @@ def by_signs(input_gram: Array, state_gram: Array, signs: Array) -> tuple[Array,
     their sum. No unbiased reduction has a smaller error. The new pairs have equal norms.
 
     Directions of the v or of the b whose length relative to the longest is below the square root of
-    the machine precision cannot be distinguished from rounding errors in a Gram matrix, and are dropped.
+    the machine precision cannot be distinguished from rounding errors in a Gram matrix: they are
+    dropped.
 
     Args:
       input_gram: the v_i's inner products, [r + 1, r + 1].

@@ -1,4 +1,4 @@
-"""The part of a gradient from before its own steps: to kept ones, and to influence before them."""
+"""The part of a gradient from before its own steps: by kept steps, and the influence before them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from kfrtrl_jax._src.learning.types import Model
 
 
 class Past(NamedTuple):
-    """What an update's gradient owes to the time before its own steps.
+    """What an update's gradient takes from the time before its own steps.
 
     Attributes:
       model: what is trained.
