@@ -91,14 +91,23 @@ class Banded:
 
         Touches no entry of x but those of the bands, where nobody else reads x.
         """
+        return self.add_to_each(x[..., None], scale[..., None])[..., 0]
+
+    def add_to_each(self, x: Array, scales: Array) -> Array:
+        """X_i + scale_i * self for each i, for x: [..., rows, columns, r] and scales: [..., r].
+
+        Touches no entry of x but those of the bands, where nobody else reads x.
+        """
         rows, columns = self.shape
         places = np.arange(rows) * columns + self.columns.array
         present = np.flatnonzero(self.columns.array >= 0)
-        scaled = (scale[..., None, None] * self.values).astype(x.dtype)
-        entries = take(scaled.reshape(*scaled.shape[:-2], self.num_bands * rows), present, axis=-1)
-        flat = x.reshape(*x.shape[:-2], rows * columns)
-        added = flat.at[..., places.reshape(-1)[present]].add(
-            entries, unique_indices=True, mode="promise_in_bounds"
+        lead, r = x.shape[:-3], x.shape[-1]
+        values = take(self.values.reshape(*self.lead, self.num_bands * rows), present, axis=-1)
+        entries = (values[..., None] * scales[..., None, :]).astype(x.dtype)
+        added = (
+            x.reshape(*lead, rows * columns, r)
+            .at[..., places.reshape(-1)[present], :]
+            .add(entries, unique_indices=True, mode="promise_in_bounds")
         )
         return added.reshape(x.shape)
 

@@ -95,13 +95,13 @@ class Terms:
         return x
 
     def add_to_each(self, x: Array, scales: Array) -> Array:
-        """X_i + sum_t scale_it D_t for each i, for x: [B, r, n, g] and scales: [B, r, T]."""
-        if self.count == 1 and not isinstance(self.groups[0], Composed):
-            # With an axis for r, not under vmap, which would move that of x to the front.
-            group = self.groups[0]
-            values = group.values.reshape(group.values.shape[-3:])[:, None]
-            return dataclasses.replace(group, values=values).add_to(x, scales[..., 0])
-        return x + jnp.einsum("brt,btng->brng", scales, self.dense())
+        """X_i + sum_t scale_it D_t for each i, for x: [B, n, g, r] and scales: [B, r, T]."""
+        group = self.groups[0]
+        if self.count == 1 and isinstance(group, Banded):
+            values = group.values.reshape(group.values.shape[-3:])
+            return dataclasses.replace(group, values=values).add_to_each(x, scales[..., 0])
+        terms = self.dense().reshape(len(x), self.count, -1)
+        return x + jnp.einsum("btk,brt->bkr", terms, scales).reshape(x.shape)
 
     def rows(self, start: int, stop: int) -> Terms:
         """Some of their rows."""
