@@ -63,6 +63,14 @@ def sum_of_first(x: Array) -> Array:
     return sum(x[1:], x[0])
 
 
+def weighted_sum_of_first(weights: Array, x: Array) -> Array:
+    """sum_i weights_i x_i over the first axes, in one pass: XLA would write all the products first."""
+    if len(x) > _FEW_TERMS:
+        return jnp.sum(weights * x, axis=0)
+    terms = [weights[i] * x[i] for i in range(len(x))]
+    return sum(terms[1:], terms[0])
+
+
 def in_place_if(condition: Array, change: Callable[[Any], Any], x: Any) -> Any:
     """change(x) where a condition holds, else x.
 

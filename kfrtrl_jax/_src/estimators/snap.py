@@ -29,7 +29,7 @@ from kfrtrl_jax._src.matrices import (
     places_of_bands,
     take,
 )
-from kfrtrl_jax._src.xla import materialized, outer_sum, sum_of_first
+from kfrtrl_jax._src.xla import materialized, outer_sum, weighted_sum_of_first
 
 
 @jax.tree_util.register_dataclass
@@ -192,7 +192,7 @@ def _pull(influence: Matrix | OnPattern, cotangent: Array) -> Array:
     if isinstance(influence, Banded):
         flat = influence.values.reshape(*influence.values.shape[:2], -1)
         weights = materialized(jnp.tile(cotangent, (1, influence.num_bands)))
-        by_row = sum_of_first(flat * weights[:, None]).reshape(influence.values.shape[1:])
+        by_row = weighted_sum_of_first(weights[:, None], flat).reshape(influence.values.shape[1:])
         return dataclasses.replace(influence, values=by_row).vector_times(
             jnp.ones_like(cotangent, shape=cotangent.shape[1:])
         )

@@ -73,14 +73,23 @@ class Banded:
 
     def vector_times(self, v: Array) -> Array:
         """The product of v: [..., rows] with this matrix, giving [..., columns]."""
-        terms = [
-            take(v * self.values[..., band, :], rows, axis=-1)
-            for band, rows in enumerate(self.rows_of_columns())
-        ]
+        products = v[..., None, :] * self.values
+        flat = products.reshape(*products.shape[:-2], self.num_bands * self.shape[0])
+        terms = [take(flat, places, axis=-1) for places in self._entries_of_columns()]
         if not terms:
-            lead = jnp.broadcast_shapes(v.shape[:-1], self.lead)
-            return jnp.zeros((*lead, self.num_columns), v.dtype)
+            return jnp.zeros((*products.shape[:-2], self.num_columns), products.dtype)
         return sum(terms[1:], terms[0])
+
+    def _entries_of_columns(self) -> np.ndarray:
+        """The places of each column's entries among all values, [entries at most, columns], static.
+
+        Absent ones, -1, come last: where all columns have one entry it is no sum over bands.
+        """
+        rows = self.rows_of_columns()
+        places = np.where(rows >= 0, rows + np.arange(self.num_bands)[:, None] * self.shape[0], -1)
+        present_first = np.argsort(rows < 0, axis=0, kind="stable")
+        most = int(np.sum(rows >= 0, axis=0).max(initial=0))
+        return np.take_along_axis(places, present_first, axis=0)[:most]
 
     def squared_norm(self) -> Array:
         """The squared Frobenius norm, [...], accumulated in at least float32."""
