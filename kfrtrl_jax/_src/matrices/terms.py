@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kfrtrl_jax._src.matrices.banded import Banded
-from kfrtrl_jax._src.matrices.composed import Composed
+from kfrtrl_jax._src.matrices.composed import Composed, stretch
 from kfrtrl_jax._src.matrices.dense import Dense
 from kfrtrl_jax._src.matrices.index import runs, take
 from kfrtrl_jax._src.xla import sum_of_first
@@ -52,7 +52,18 @@ class Terms:
 
     def dense(self) -> Array:
         """[B, T, n, g]."""
-        return self._side_by_side(lambda group: group.dense())
+        composed = [group.right for group in self.groups if isinstance(group, Composed)]
+        if not composed:
+            return self._side_by_side(lambda group: group.dense())
+        length = stretch(composed)
+
+        def in_stretches(group: Group) -> Array:
+            if isinstance(group, Composed):
+                return group.in_stretches(length)
+            return group.dense().reshape(*group.lead, group.shape[0], -1, length)
+
+        parts = self._side_by_side(in_stretches)
+        return parts.reshape(*parts.shape[:3], self.shape[1])
 
     def squared_norms(self) -> Array:
         """Squared Frobenius norms, [B, T], accumulated in at least float32."""
