@@ -87,9 +87,10 @@ def outer_sum(left: Array, right: Array) -> Array:
     """sum_t left_t right_t^T for [B, T, m] and [B, T, g]: [B, m, g].
 
     Of one term it is no product for a library of products, which would take several times as long.
+    Its factors are written out, or they would be found once for every entry of the result.
     """
     if left.shape[1] == 1:
-        return left[:, 0, :, None] * right[:, 0, None, :]
+        return materialized(left)[:, 0, :, None] * materialized(right)[:, 0, None, :]
     return jnp.einsum("btm,btg->bmg", left, right)
 
 

@@ -219,8 +219,8 @@ def _push_banded(influence: Banded, linearization: Linearization, site: int) -> 
     flat = influence.values.reshape(*influence.values.shape[:2], -1)
     bands = range(influence.num_bands)
     own_entries = materialized(jnp.concatenate([carries[x, x] for x in bands], axis=-1))
-    derivatives = materialized(derivatives.reshape(*derivatives.shape[:2], -1))
-    immediate = outer_sum(materialized(linearization.sites[site].inputs), derivatives)
+    derivatives = derivatives.reshape(*derivatives.shape[:2], -1)
+    immediate = outer_sum(linearization.sites[site].inputs, derivatives)
     values = (own_entries[:, None] * flat + immediate).reshape(influence.values.shape)
     others = {pair: c[:, None] for pair, c in carries.items() if pair[0] != pair[1]}
     if others:

@@ -58,10 +58,8 @@ def recovered(
 
 
 def all_finite(gradients: SiteGradients) -> Array:
-    """Whether all entries are."""
-    if not gradients:
-        return jnp.ones((), bool)
-    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(g)) for g in gradients]))
+    """Whether all entries are, and their sum, which is found much faster than whether each is."""
+    return jnp.isfinite(sum(jnp.sum(g) for g in gradients))
 
 
 @jax.custom_batching.custom_vmap
