@@ -257,6 +257,8 @@ def _along_the_steps(
         terms.insert(0, entries if carries is None else apply(carries, entries))
         own = carries_of(step.jacobian)
         carries = own if carries is None else compose(carries, own)
+        # Written out, or each step would find those of all later ones again.
+        carries = jax.tree.map(materialized, carries)
     assert carries is not None
     return carries, jnp.concatenate(terms, axis=1)
 

@@ -73,11 +73,15 @@ class Banded:
 
     def vector_times(self, v: Array) -> Array:
         """The product of v: [..., rows] with this matrix, giving [..., columns]."""
-        products = v[..., None, :] * self.values
-        flat = products.reshape(*products.shape[:-2], self.num_bands * self.shape[0])
-        terms = [take(flat, places, axis=-1) for places in self._entries_of_columns()]
+        flat = self.values.reshape(*self.lead, self.num_bands * self.shape[0])
+        terms = [
+            take(v, np.where(places < 0, -1, places % self.shape[0]), axis=-1)
+            * take(flat, places, axis=-1)
+            for places in self._entries_of_columns()
+        ]
         if not terms:
-            return jnp.zeros((*products.shape[:-2], self.num_columns), products.dtype)
+            lead = jnp.broadcast_shapes(v.shape[:-1], self.lead)
+            return jnp.zeros((*lead, self.num_columns), v.dtype)
         return sum(terms[1:], terms[0])
 
     def _entries_of_columns(self) -> np.ndarray:
