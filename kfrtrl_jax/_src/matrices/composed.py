@@ -130,13 +130,16 @@ class Composed:
           the one that it meets, [k]; static, -1 for none.
         """
         rows = self.right.rows_of_columns()
-        for i, first in enumerate(rows):
-            for j, second in enumerate(rows[: i + 1]):
-                both = (first >= 0) & (second >= 0)
-                if both.any():
+        for i in range(len(rows)):
+            for j in range(i + 1):
+                both = (rows[i] >= 0) & (rows[j] >= 0)
+                # The smaller row first, so that two columns of Q meet but once, whatever the bands.
+                for a, b, here in ((i, j, rows[i] <= rows[j]), (j, i, rows[j] < rows[i])):
+                    first, second = (np.where(both & here, rows[x], -1) for x in (a, b))
                     partner = np.full(self.right.shape[0], -1)
-                    partner[first[both]] = second[both]
-                    yield i, j, first, second, partner
+                    partner[first[first >= 0]] = second[first >= 0]
+                    if np.any(first >= 0):
+                        yield a, b, first, second, partner
 
     def _pairs(self) -> Iterator[tuple[np.ndarray, Array]]:
         """The pairs of Q's columns that meet in a column of Q D, and how much, to get squared norms.
