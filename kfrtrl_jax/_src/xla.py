@@ -63,6 +63,14 @@ def sum_of_first(x: Array) -> Array:
     return sum(x[1:], x[0])
 
 
+def weighted_sum_of_first(weights: Array, x: Array) -> Array:
+    """sum_i weights_i x_i over the first axes, in one pass: XLA would write all the products first."""
+    if len(x) > _FEW_TERMS:
+        return jnp.sum(weights * x, axis=0)
+    terms = [weights[i] * x[i] for i in range(len(x))]
+    return sum(terms[1:], terms[0])
+
+
 def in_place_if(condition: Array, change: Callable[[Any], Any], x: Any) -> Any:
     """change(x) if the condition holds, else x.
 
@@ -78,10 +86,11 @@ def in_place_if(condition: Array, change: Callable[[Any], Any], x: Any) -> Any:
 def outer_sum(left: Array, right: Array) -> Array:
     """sum_t left_t right_t^T for [B, T, m] and [B, T, g]: [B, m, g].
 
-    For a single term this avoids the matrix product library, which would take several times as long.
+    For a single term this avoids the matrix product library, which would take several times as long. The
+    factors are written out first, or they would be computed once for every entry of the result.
     """
     if left.shape[1] == 1:
-        return left[:, 0, :, None] * right[:, 0, None, :]
+        return materialized(left)[:, 0, :, None] * materialized(right)[:, 0, None, :]
     return jnp.einsum("btm,btg->bmg", left, right)
 
 

@@ -104,10 +104,10 @@ def test_one_push_errs_by_the_formula():
     (site,) = linearization.sites
     jacobian = linearization.jacobian.dense()
     target = jnp.einsum(
-        "brm,bkn,brng->bmkg", state.input_factors[0], jacobian, state.state_factors[0]
+        "brm,bkn,bngr->bmkg", state.input_factors[0], jacobian, state.state_factors[0]
     ) + jnp.einsum("bm,bng->bmng", site.inputs[:, 0], site.derivatives.dense()[:, 0])
     new = jax.jit(estimator.push)(state, linearization, jax.random.key(2))
-    product = jnp.einsum("brm,brng->bmng", new.input_factors[0], new.state_factors[0])
+    product = jnp.einsum("brm,bngr->bmng", new.input_factors[0], new.state_factors[0])
     for error, lane in zip(np.asarray(product - target), np.asarray(target), strict=True):
         sigma = np.linalg.svd(lane.reshape(lane.shape[0], -1), compute_uv=False)[:4]
         np.testing.assert_allclose(np.sum(error**2), least_noise(sigma), rtol=1e-8)

@@ -226,10 +226,10 @@ def test_terms(names):
     close(m.scaled(scales).dense(), scales[..., None, None] * d)
     close(m.rows(1, 4).dense(), d[:, :, 1:4])
     close(m.entries_at(np.arange(N)[:, None], np.arange(3)), d[:, :, :, :3])
-    a, each = random(B, N, G), random(B, 2, N, G)
+    a, each = random(B, N, G), random(B, N, G, 2)
     close(m.add_to(a, scales), a + np.einsum("bt,btng->bng", scales, d))
     mixes = random(B, 2, t)
-    close(m.add_to_each(each, mixes), each + np.einsum("brt,btng->brng", mixes, d))
+    close(m.add_to_each(each, mixes), each + np.einsum("brt,btng->bngr", mixes, d))
 
 
 @pytest.mark.parametrize("kind", ["dense", "mixed"])
@@ -237,9 +237,9 @@ def test_a_single_term(kind):
     matrix = kinds()[kind]
     m, d = single(matrix), whole(matrix)
     close(m.dense(), d[:, None])
-    each, mixes = random(B, 2, N, G), random(B, 2, 1)
-    close(m.add_to_each(each, mixes), each + mixes[..., None] * d[:, None])
-    close(m.add_to(each[:, 0], mixes[:, 0]), each[:, 0] + mixes[:, 0, :, None] * d)
+    each, mixes = random(B, N, G, 2), random(B, 2, 1)
+    close(m.add_to_each(each, mixes), each + np.einsum("brt,bng->bngr", mixes, d))
+    close(m.add_to(each[..., 0], mixes[:, 0]), each[..., 0] + mixes[:, 0, :, None] * d)
 
 
 def test_one_left_factor_serves_several_right_ones():
@@ -274,7 +274,7 @@ def test_several_terms_as_one_matrix_are_as_good_as_apart(kind):
         lambda m: m.rows(1, 4).dense(),
         lambda m: m.entries_at(np.arange(N)[:, None], np.array([2, -1, 0])),
         lambda m: m.add_to(a, scales),
-        lambda m: m.add_to_each(random(B, 3, N, G // 2), random(B, 3, 2)),
+        lambda m: m.add_to_each(random(B, N, G // 2, 3), random(B, 3, 2)),
     ):
         close(of(m), of(apart))
 

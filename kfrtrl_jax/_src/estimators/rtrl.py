@@ -57,6 +57,13 @@ def rtrl() -> InfluenceEstimator:
         return RtrlState(tuple(influence))
 
     def pull(state: RtrlState, cotangent: Array) -> SiteGradients:
-        return tuple(jnp.einsum("bn,bnmg->mg", cotangent, g) for g in state.influence)
+        # Lane by lane: in one product of all, each result would be added up over B n rows of memory.
+        by_lane = [
+            jnp.einsum("bn,bnk->bk", cotangent, g.reshape(*g.shape[:2], -1))
+            for g in state.influence
+        ]
+        return tuple(
+            jnp.sum(x, axis=0).reshape(g.shape[2:]) for x, g in zip(by_lane, state.influence)
+        )
 
     return InfluenceEstimator(init, push, pull)

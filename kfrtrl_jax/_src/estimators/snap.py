@@ -29,7 +29,7 @@ from kfrtrl_jax._src.matrices import (
     places_of_bands,
     take,
 )
-from kfrtrl_jax._src.xla import materialized, outer_sum, sum_of_first
+from kfrtrl_jax._src.xla import materialized, outer_sum, weighted_sum_of_first
 
 
 @jax.tree_util.register_dataclass
@@ -192,7 +192,7 @@ def _pull(influence: Matrix | OnPattern, cotangent: Array) -> Array:
     if isinstance(influence, Banded):
         flat = influence.values.reshape(*influence.values.shape[:2], -1)
         weights = materialized(jnp.tile(cotangent, (1, influence.num_bands)))
-        by_row = sum_of_first(flat * weights[:, None]).reshape(influence.values.shape[1:])
+        by_row = weighted_sum_of_first(weights[:, None], flat).reshape(influence.values.shape[1:])
         return dataclasses.replace(influence, values=by_row).vector_times(
             jnp.ones_like(cotangent, shape=cotangent.shape[1:])
         )
@@ -219,8 +219,8 @@ def _push_banded(influence: Banded, linearization: Linearization, site: int) -> 
     flat = influence.values.reshape(*influence.values.shape[:2], -1)
     bands = range(influence.num_bands)
     own_entries = materialized(jnp.concatenate([carries[x, x] for x in bands], axis=-1))
-    derivatives = materialized(derivatives.reshape(*derivatives.shape[:2], -1))
-    immediate = outer_sum(materialized(linearization.sites[site].inputs), derivatives)
+    derivatives = derivatives.reshape(*derivatives.shape[:2], -1)
+    immediate = outer_sum(linearization.sites[site].inputs, derivatives)
     values = (own_entries[:, None] * flat + immediate).reshape(influence.values.shape)
     others = {pair: c[:, None] for pair, c in carries.items() if pair[0] != pair[1]}
     if others:
@@ -257,6 +257,8 @@ def _along_the_steps(
         terms.insert(0, entries if carries is None else apply(carries, entries))
         own = carries_of(step.jacobian)
         carries = own if carries is None else compose(carries, own)
+        # Written out, or each step would find those of all later ones again.
+        carries = jax.tree.map(materialized, carries)
     assert carries is not None
     return carries, jnp.concatenate(terms, axis=1)
 

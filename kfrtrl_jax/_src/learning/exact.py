@@ -110,7 +110,10 @@ def run_segment(
             influence = in_place_if(
                 anywhere(jnp.any(lost)), lambda influence: forget(influence, starts), influence
             )
-    steps = kept.oldest(ring, lengths.segment) if lengths.keeps else ring
+    steps = ring
+    if lengths.keeps:
+        # Without earlier steps the ring is the segment's, from its first place on.
+        steps = kept.oldest(ring, lengths.segment) if lengths.earlier else ring.steps
     influence = model.estimator.push(influence, compose(steps), key)
     state = state._replace(influence=influence, kept=ring if lengths.earlier else ())
     return reports, state, losses.reshape(lengths.segment, -1)

@@ -14,6 +14,10 @@ import jax.numpy as jnp
 from kfrtrl_jax._src.base import Array, Linearization, SiteGradients
 from kfrtrl_jax._src.learning.types import Model
 
+# A product of as many steps at a time gives their gradients: one of all that could be kept would be
+# mostly of zeros, and one a step would read and write the sum for every step.
+_RUN = 4
+
 
 class Kept(NamedTuple):
     """A ring of linearizations.
@@ -79,36 +83,46 @@ def backpropagate(kept: Kept, cotangent: Array, count: Any, careful: bool) -> Ba
     """
     size = len(kept.steps.keep)
     sites = kept.steps.sites
+    run = min(_RUN, size)
 
-    def back(i: Any, state: tuple[Array, Any, Array]) -> tuple[Array, Any, Array]:
-        c, deltas, used = state
+    def back(i: Any, state: tuple[Array, list[Array], list[Array]]) -> Any:
+        c, inputs, deltas = state
         t = (kept.next - 1 - i) % size
         step = jax.tree.map(
             lambda ring: jax.lax.dynamic_index_in_dim(ring, t, axis=0, keepdims=False), kept.steps
         )
-        lanes = jnp.any(c != 0, axis=1) if careful else jnp.ones(len(c), bool)
+        lanes = jnp.any(c != 0, axis=1)
 
         def choose(x: Array) -> Array:
             return jnp.where(lanes.reshape(-1, *[1] * (x.ndim - 1)), x, 0) if careful else x
 
-        deltas = [
-            jax.lax.dynamic_update_index_in_dim(
-                delta, choose(site.derivatives.vector_times(c)), t, axis=0
-            )
-            for delta, site in zip(deltas, step.sites)
-        ]
-        used = jax.lax.dynamic_update_index_in_dim(used, lanes, t, axis=0)
-        return choose(step.jacobian.vector_times(c)), deltas, used
+        def write(found: list[Array], new: list[Array]) -> list[Array]:
+            return [
+                jax.lax.dynamic_update_index_in_dim(buffer, choose(x), i % run, axis=0)
+                for buffer, x in zip(found, new)
+            ]
 
-    deltas = [
-        jnp.zeros((*site.inputs.shape[:-1], shape[1]), cotangent.dtype)
-        for site, shape in ((s, s.derivatives.shape) for s in sites)
-    ]
-    used = jnp.zeros(kept.steps.keep.shape, bool)
-    cotangent, deltas, used = jax.lax.fori_loop(0, count, back, (cotangent, deltas, used))
-    gradients = tuple(
-        jnp.einsum("lbtm,lbtg->mg", jnp.where(used[:, :, None, None], site.inputs, 0), delta)
-        for site, delta in zip(sites, deltas)
+        inputs = write(inputs, [site.inputs for site in step.sites])
+        deltas = write(deltas, [site.derivatives.vector_times(c) for site in step.sites])
+        return choose(step.jacobian.vector_times(c)), inputs, deltas
+
+    def back_a_run(j: Any, state: tuple[Array, SiteGradients]) -> tuple[Array, SiteGradients]:
+        c, gradients = state
+        inputs = [jnp.zeros((run, *s.inputs.shape[1:]), s.inputs.dtype) for s in sites]
+        deltas = [
+            jnp.zeros((*x.shape[:-1], s.derivatives.shape[1]), cotangent.dtype)
+            for x, s in zip(inputs, sites)
+        ]
+        stop = jnp.minimum((j + 1) * run, count)
+        c, inputs, deltas = jax.lax.fori_loop(j * run, stop, back, (c, inputs, deltas))
+        new = (jnp.einsum("lbtm,lbtg->mg", x, delta) for x, delta in zip(inputs, deltas))
+        return c, tuple(map(jnp.add, gradients, new))
+
+    zeros = tuple(
+        jnp.zeros((s.inputs.shape[-1], s.derivatives.shape[1]), cotangent.dtype) for s in sites
+    )
+    cotangent, gradients = jax.lax.fori_loop(
+        0, (count + run - 1) // run, back_a_run, (cotangent, zeros)
     )
     age = (kept.next - 1 - jnp.arange(size)) % size
     started = jnp.any((kept.steps.keep == 0) & (age < count)[:, None], axis=0)

@@ -73,14 +73,27 @@ class Banded:
 
     def vector_times(self, v: Array) -> Array:
         """The product of v: [..., rows] with this matrix, giving [..., columns]."""
+        flat = self.values.reshape(*self.lead, self.num_bands * self.shape[0])
         terms = [
-            take(v * self.values[..., band, :], rows, axis=-1)
-            for band, rows in enumerate(self.rows_of_columns())
+            take(v, np.where(places < 0, -1, places % self.shape[0]), axis=-1)
+            * take(flat, places, axis=-1)
+            for places in self._entries_of_columns()
         ]
         if not terms:
             lead = jnp.broadcast_shapes(v.shape[:-1], self.lead)
             return jnp.zeros((*lead, self.num_columns), v.dtype)
         return sum(terms[1:], terms[0])
+
+    def _entries_of_columns(self) -> np.ndarray:
+        """The places of each column's entries among all values, [entries at most, columns], static.
+
+        Absent ones, -1, come last: where all columns have one entry it is no sum over bands.
+        """
+        rows = self.rows_of_columns()
+        places = np.where(rows >= 0, rows + np.arange(self.num_bands)[:, None] * self.shape[0], -1)
+        present_first = np.argsort(rows < 0, axis=0, kind="stable")
+        most = int(np.sum(rows >= 0, axis=0).max(initial=0))
+        return np.take_along_axis(places, present_first, axis=0)[:most]
 
     def squared_norm(self) -> Array:
         """The squared Frobenius norm, [...], accumulated in at least float32."""
@@ -91,14 +104,23 @@ class Banded:
 
         Touches no entry of x but those of the bands, where nobody else reads x.
         """
+        return self.add_to_each(x[..., None], scale[..., None])[..., 0]
+
+    def add_to_each(self, x: Array, scales: Array) -> Array:
+        """X_i + scale_i * self for each i, for x: [..., rows, columns, r] and scales: [..., r].
+
+        Touches no entry of x but those of the bands, where nobody else reads x.
+        """
         rows, columns = self.shape
         places = np.arange(rows) * columns + self.columns.array
         present = np.flatnonzero(self.columns.array >= 0)
-        scaled = (scale[..., None, None] * self.values).astype(x.dtype)
-        entries = take(scaled.reshape(*scaled.shape[:-2], self.num_bands * rows), present, axis=-1)
-        flat = x.reshape(*x.shape[:-2], rows * columns)
-        added = flat.at[..., places.reshape(-1)[present]].add(
-            entries, unique_indices=True, mode="promise_in_bounds"
+        lead, r = x.shape[:-3], x.shape[-1]
+        values = take(self.values.reshape(*self.lead, self.num_bands * rows), present, axis=-1)
+        entries = (values[..., None] * scales[..., None, :]).astype(x.dtype)
+        added = (
+            x.reshape(*lead, rows * columns, r)
+            .at[..., places.reshape(-1)[present], :]
+            .add(entries, unique_indices=True, mode="promise_in_bounds")
         )
         return added.reshape(x.shape)
 

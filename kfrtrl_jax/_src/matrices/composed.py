@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from kfrtrl_jax._src.matrices.banded import Banded
-from kfrtrl_jax._src.matrices.dense import Dense
 from kfrtrl_jax._src.matrices.index import chosen, runs, take
-from kfrtrl_jax._src.matrices.operations import compose
-from kfrtrl_jax._src.xla import at_least_float32, sum_of_rows
+from kfrtrl_jax._src.xla import at_least_float32, materialized, sum_of_rows
 
 Array = jax.Array
+
+# With more than these the columns are gathered.
+_MAX_STRETCHES = 32
 
 
 @jax.tree_util.register_dataclass
@@ -46,7 +48,44 @@ class Composed:
 
     def dense(self) -> Array:
         """[..., rows, columns]."""
-        return compose(Dense(self.left), self.right).values
+        stretches = self.in_stretches(stretch([self.right]))
+        return stretches.reshape(*stretches.shape[:-2], self.right.num_columns)
+
+    def in_stretches(self, length: int) -> Array:
+        """[..., rows, columns / length, length], for a length that `stretch` gives.
+
+        All stretches that take the same columns of Q do so in one pass, without a choice for each
+        entry: as long as nothing else has to be done in the same pass to the array in two axes.
+        """
+        terms = [
+            take(self.left, of_left, axis=-1)[..., None, :] * weights[..., None, :, :]
+            for of_left, weights in self._stretches(length)
+        ]
+        if not terms:
+            shape = (*self.lead, self.shape[0], self.shape[1] // length, length)
+            return jnp.zeros(shape, self.left.dtype)
+        return sum(terms[1:], terms[0])
+
+    def _stretches(self, length: int) -> Iterator[tuple[np.ndarray, Array]]:
+        """What stretches of columns take of Q.
+
+        Yields:
+          Columns of Q, [length], static, -1 for none, and by what each stretch multiplies them,
+          [..., columns / length, length].
+        """
+        right, count = self.right, self.right.num_columns // length
+        found: dict[bytes, tuple[np.ndarray, list[Array | None]]] = {}
+        for band, rows in enumerate(right.rows_of_columns()):
+            for place, here in enumerate(rows.reshape(count, length)):
+                if np.any(here >= 0):
+                    _, weights = found.setdefault(here.tobytes(), (here, [None] * count))
+                    new, old = take(right.values[..., band, :], here, axis=-1), weights[place]
+                    weights[place] = new if old is None else old + new
+        nothing = jnp.zeros((*right.lead, length), right.values.dtype)
+        for here, weights in found.values():
+            # Written out, as they are read for every row.
+            parts = [nothing if w is None else w for w in weights]
+            yield here, materialized(jnp.stack(parts, axis=-2))
 
     def times(self, x: Array) -> Array:
         """The product with x: [..., columns, k], giving [..., rows, k]."""
@@ -91,13 +130,16 @@ class Composed:
           the one that it meets, [k]; static, -1 for none.
         """
         rows = self.right.rows_of_columns()
-        for i, first in enumerate(rows):
-            for j, second in enumerate(rows[: i + 1]):
-                both = (first >= 0) & (second >= 0)
-                if both.any():
+        for i in range(len(rows)):
+            for j in range(i + 1):
+                both = (rows[i] >= 0) & (rows[j] >= 0)
+                # The smaller row first, so that two columns of Q meet but once, whatever the bands.
+                for a, b, here in ((i, j, rows[i] <= rows[j]), (j, i, rows[j] < rows[i])):
+                    first, second = (np.where(both & here, rows[x], -1) for x in (a, b))
                     partner = np.full(self.right.shape[0], -1)
-                    partner[first[both]] = second[both]
-                    yield i, j, first, second, partner
+                    partner[first[first >= 0]] = second[first >= 0]
+                    if np.any(first >= 0):
+                        yield a, b, first, second, partner
 
     def _pairs(self) -> Iterator[tuple[np.ndarray, Array]]:
         """The pairs of Q's columns that meet in a column of Q D, and how much, to get squared norms.
@@ -150,6 +192,14 @@ class Composed:
             entries = self.left[..., np.where(present, rows, 0), place]
             result = result + jnp.where(present, entries * self.right.values[..., band, place], 0)
         return result
+
+
+def stretch(matrices: Sequence[Banded]) -> int:
+    """A length of stretches of columns, in each of which every band's rows are a run or absent."""
+    columns = matrices[0].num_columns
+    bands = [rows for matrix in matrices for rows in matrix.rows_of_columns()]
+    length = math.gcd(columns, *(length for rows in bands for _, length in runs(rows)))
+    return length if columns <= length * _MAX_STRETCHES else columns
 
 
 def _is_identity(partner: np.ndarray) -> bool:

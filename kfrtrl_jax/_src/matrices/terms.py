@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kfrtrl_jax._src.matrices.banded import Banded
-from kfrtrl_jax._src.matrices.composed import Composed
+from kfrtrl_jax._src.matrices.composed import Composed, stretch
 from kfrtrl_jax._src.matrices.dense import Dense
 from kfrtrl_jax._src.matrices.index import runs, take
 from kfrtrl_jax._src.matrices.shared import Shared
@@ -53,7 +53,18 @@ class Terms:
 
     def dense(self) -> Array:
         """[B, T, n, g]."""
-        return self._side_by_side(lambda group: group.dense())
+        composed = [group.right for group in self.groups if isinstance(group, Composed)]
+        if not composed:
+            return self._side_by_side(lambda group: group.dense())
+        length = stretch(composed)
+
+        def in_stretches(group: Group) -> Array:
+            if isinstance(group, Composed):
+                return group.in_stretches(length)
+            return group.dense().reshape(*group.lead, group.shape[0], -1, length)
+
+        parts = self._side_by_side(in_stretches)
+        return parts.reshape(*parts.shape[:3], self.shape[1])
 
     def squared_norms(self) -> Array:
         """Squared Frobenius norms, [B, T], accumulated in at least float32."""
@@ -96,13 +107,13 @@ class Terms:
         return x
 
     def add_to_each(self, x: Array, scales: Array) -> Array:
-        """X_i + sum_t scale_it D_t for each i, for x: [B, r, n, g] and scales: [B, r, T]."""
+        """X_i + sum_t scale_it D_t for each i, for x: [B, n, g, r] and scales: [B, r, T]."""
         group = self.groups[0]
-        if self.count == 1 and isinstance(group, Dense | Banded):
-            # With an axis for r, not under vmap, which would move that of x to the front.
-            values = group.values.reshape(group.values.shape[-3:])[:, None]
-            return dataclasses.replace(group, values=values).add_to(x, scales[..., 0])
-        return x + jnp.einsum("brt,btng->brng", scales, self.dense())
+        if self.count == 1 and isinstance(group, Banded):
+            values = group.values.reshape(group.values.shape[-3:])
+            return dataclasses.replace(group, values=values).add_to_each(x, scales[..., 0])
+        terms = self.dense().reshape(len(x), self.count, -1)
+        return x + jnp.einsum("btk,brt->bkr", terms, scales).reshape(x.shape)
 
     def rows(self, start: int, stop: int) -> Terms:
         """Some of their rows."""
