@@ -104,11 +104,6 @@ class Structure(NamedTuple):
     leaf_sizes: tuple[int, ...] = ()
     leak_mask: Mask | None = None
 
-    def without_masks(self) -> Structure:
-        """The same without masks; only the bands of D still say what is zero."""
-        sites = tuple(site._replace(derivative_mask=None, weights_mask=None) for site in self.sites)
-        return self._replace(sites=sites, jacobian_mask=None, leak_mask=None)
-
     @property
     def problems(self) -> tuple[str, ...]:
         """The problems of its sites, one line each; empty for a well-structured cell."""

@@ -86,8 +86,8 @@ def in_place_if(condition: Array, change: Callable[[Any], Any], x: Any) -> Any:
 def outer_sum(left: Array, right: Array) -> Array:
     """sum_t left_t right_t^T for [B, T, m] and [B, T, g]: [B, m, g].
 
-    For a single term this avoids the matrix product library, which would take several times as long. The
-    factors are written out first, or they would be computed once for every entry of the result.
+    For a single term this avoids the matrix product library, which would take several times as long.
+    The factors are written out first, or they would be computed once for every entry of the result.
     """
     if left.shape[1] == 1:
         return materialized(left)[:, 0, :, None] * materialized(right)[:, 0, None, :]

@@ -23,6 +23,7 @@ from kfrtrl_jax._src.matrices import (
     through_weights,
     total,
 )
+from tests.helpers.interpreter import evaluated
 
 B, N, G = 2, 5, 8
 # A diagonal beside another, an off-diagonal with gaps, entries without any order, and no entry at all.
@@ -73,6 +74,15 @@ def whole(matrix):
     return result
 
 
+def close_all(function, args, want):
+    """What a function of arrays and matrices gives is what is expected, by names."""
+    found = evaluated(function, *args)
+    assert found.keys() == want.keys()
+    for name, expected in want.items():
+        assert found[name].shape == expected.shape, name
+        np.testing.assert_allclose(found[name], expected, atol=1e-12, err_msg=name)
+
+
 def close(got, want):
     assert got.shape == want.shape
     np.testing.assert_allclose(got, want, atol=1e-12)
@@ -84,20 +94,37 @@ def test_products_norms_and_parts_are_those_of_the_dense_matrix(kind):
     d = whole(m)
     assert m.shape == (N, G)
     assert m.lead == (B,)
-    close(m.dense(), d)
-    x, v, s = random(B, G, 3), random(B, N), random(B)
-    close(m.times(x), d @ x)
-    close(m.vector_times(v), np.einsum("bn,bng->bg", v, d))
-    close(m.squared_norm(), (d**2).sum((1, 2)))
-    close(m.column_squares(), (d**2).sum(1))
-    close(m.row_squares(), (d**2).sum(2))
-    close(m.rows(1, 4).dense(), d[:, 1:4])
-    close(m.rows(0, N).dense(), d)
-    close(m.scaled(s).dense(), s[:, None, None] * d)
-    close(m.scale_columns(random(B, G)).dense(), d * random(B, G)[:, None])
+    x, v, s, scales = random(B, G, 3), random(B, N), random(B), random(B, G)
     rows, columns = np.array([[0, 4, -1], [2, 3, 1]]), np.array([[0, 2, 1], [7, -1, 6]])
-    expected = np.where((rows >= 0) & (columns >= 0), d[:, rows, columns], 0)
-    close(m.entries_at(rows, columns), expected)
+    close_all(
+        lambda m, x, v, s, scales: {
+            "dense": m.dense(),
+            "times": m.times(x),
+            "vector_times": m.vector_times(v),
+            "squared_norm": m.squared_norm(),
+            "column_squares": m.column_squares(),
+            "row_squares": m.row_squares(),
+            "rows": m.rows(1, 4).dense(),
+            "all rows": m.rows(0, N).dense(),
+            "scaled": m.scaled(s).dense(),
+            "scale_columns": m.scale_columns(scales).dense(),
+            "entries_at": m.entries_at(rows, columns),
+        },
+        (m, x, v, s, scales),
+        {
+            "dense": d,
+            "times": d @ x,
+            "vector_times": np.einsum("bn,bng->bg", v, d),
+            "squared_norm": (d**2).sum((1, 2)),
+            "column_squares": (d**2).sum(1),
+            "row_squares": (d**2).sum(2),
+            "rows": d[:, 1:4],
+            "all rows": d,
+            "scaled": s[:, None, None] * d,
+            "scale_columns": d * scales[:, None],
+            "entries_at": np.where((rows >= 0) & (columns >= 0), d[:, rows, columns], 0),
+        },
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -126,15 +153,14 @@ def square(kind, seed):
 @pytest.mark.parametrize("left", ["dense", "diagonal", "two"])
 def test_products_of_two(left, right):
     a, b = square(left, 3), kinds()[right]
-    product = compose(a, b)
-    close(product.dense(), whole(a) @ whole(b))
+    weights = random(N, G, seed=4)  # [m, g]
+    product, *found = evaluated(
+        lambda a, b: (p := compose(a, b), p.dense(), through_weights(b, weights, a).dense()), a, b
+    )
+    close(found[0], whole(a) @ whole(b))
+    close(found[1], np.einsum("bng,mg,bmc->bnc", whole(b), weights, whole(a)))
     assert isinstance(product, Banded) == isinstance(a, Banded) & isinstance(b, Banded) or (
         right == "mixed"
-    )
-    weights = random(N, G, seed=4)  # [m, g]
-    close(
-        through_weights(b, weights, a).dense(),
-        np.einsum("bng,mg,bmc->bnc", whole(b), weights, whole(a)),
     )
 
 
@@ -180,19 +206,36 @@ def block_columns():
 def test_block_columns():
     m, d = block_columns()
     x, v, s = random(B, N, 3), random(B, N), random(B)
-    close(m.dense(), d)
-    close(m.times(x), d @ x)
-    close(m.times_few(x), d @ x)
-    close(m.times_vector(v), np.einsum("bij,bj->bi", d, v))
-    close(m.vector_times(v), np.einsum("bi,bij->bj", v, d))
-    close(m.rows(1, 4).dense(), d[:, 1:4])
-    close(m.scaled(s).dense(), s[:, None, None] * d)
-    close(jnp.concatenate(m.times_blocks([x[:, :2], x[:, 2:]]), axis=1), d @ x)
     first = BlockColumns(m.rest, m.products[1:])  # with a banded right alone
-    for each in (m, first):
-        close(each.diagonal(), np.einsum("bii->bi", np.asarray(each.dense())))
-    infinite = m.scaled(jnp.array([np.inf, 1.0]))
-    close(infinite.kept(jnp.array([0.0, 1.0])).dense(), d * np.array([0, 1])[:, None, None])
+    close_all(
+        lambda m, first, x, v, s: {
+            "dense": m.dense(),
+            "times": m.times(x),
+            "times_few": m.times_few(x),
+            "times_vector": m.times_vector(v),
+            "vector_times": m.vector_times(v),
+            "rows": m.rows(1, 4).dense(),
+            "scaled": m.scaled(s).dense(),
+            "times_blocks": jnp.concatenate(m.times_blocks([x[:, :2], x[:, 2:]]), axis=1),
+            "diagonal": m.diagonal(),
+            "diagonals": first.diagonal() - jnp.einsum("bii->bi", first.dense()),
+            "kept": m.scaled(jnp.array([np.inf, 1.0])).kept(jnp.array([0.0, 1.0])).dense(),
+        },
+        (m, first, x, v, s),
+        {
+            "dense": d,
+            "times": d @ x,
+            "times_few": d @ x,
+            "times_vector": np.einsum("bij,bj->bi", d, v),
+            "vector_times": np.einsum("bi,bij->bj", v, d),
+            "rows": d[:, 1:4],
+            "scaled": s[:, None, None] * d,
+            "times_blocks": d @ x,
+            "diagonal": np.einsum("bii->bi", d),
+            "diagonals": np.zeros((B, N)),
+            "kept": d * np.array([0, 1])[:, None, None],
+        },
+    )
 
 
 def terms(names):
@@ -217,19 +260,36 @@ def test_terms(names):
     assert m.count == t
     assert m.shape == (N, G)
     scales, x, v = random(B, t), random(B, t, G, 3), random(B, N)
-    close(m.dense(), d)
-    close(m.squared_norms(), (d**2).sum((2, 3)))
-    close(m.column_squares(), (d**2).sum(2))
-    close(m.row_squares(), (d**2).sum(3))
-    close(m.times(x), d @ x)
-    close(m.vector_times(v), np.einsum("bn,btng->btg", v, d))
-    close(m.scaled(scales).dense(), scales[..., None, None] * d)
-    close(m.rows(1, 4).dense(), d[:, :, 1:4])
-    close(m.entries_at(np.arange(N)[:, None], np.arange(3)), d[:, :, :, :3])
-    a, each = random(B, N, G), random(B, N, G, 2)
-    close(m.add_to(a, scales), a + np.einsum("bt,btng->bng", scales, d))
-    mixes = random(B, 2, t)
-    close(m.add_to_each(each, mixes), each + np.einsum("brt,btng->bngr", mixes, d))
+    a, each, mixes = random(B, N, G), random(B, N, G, 2), random(B, 2, t)
+    close_all(
+        lambda m, scales, x, v, a, each, mixes: {
+            "dense": m.dense(),
+            "squared_norms": m.squared_norms(),
+            "column_squares": m.column_squares(),
+            "row_squares": m.row_squares(),
+            "times": m.times(x),
+            "vector_times": m.vector_times(v),
+            "scaled": m.scaled(scales).dense(),
+            "rows": m.rows(1, 4).dense(),
+            "entries_at": m.entries_at(np.arange(N)[:, None], np.arange(3)),
+            "add_to": m.add_to(a, scales),
+            "add_to_each": m.add_to_each(each, mixes),
+        },
+        (m, scales, x, v, a, each, mixes),
+        {
+            "dense": d,
+            "squared_norms": (d**2).sum((2, 3)),
+            "column_squares": (d**2).sum(2),
+            "row_squares": (d**2).sum(3),
+            "times": d @ x,
+            "vector_times": np.einsum("bn,btng->btg", v, d),
+            "scaled": scales[..., None, None] * d,
+            "rows": d[:, :, 1:4],
+            "entries_at": d[:, :, :, :3],
+            "add_to": a + np.einsum("bt,btng->bng", scales, d),
+            "add_to_each": each + np.einsum("brt,btng->bngr", mixes, d),
+        },
+    )
 
 
 @pytest.mark.parametrize("kind", ["dense", "mixed"])
@@ -262,21 +322,25 @@ def test_several_terms_as_one_matrix_are_as_good_as_apart(kind):
     assert (m.count, m.shape) == (2, (N, G // 2))
     a, x, v = random(B, N, G // 2), random(B, 2, G // 2, 3), random(B, N)
     scales, keep = random(B, 2), jnp.array([1.0, 0.0])
-    for of in (
-        lambda m: m.dense(),
-        lambda m: m.squared_norms(),
-        lambda m: m.column_squares(),
-        lambda m: m.row_squares(),
-        lambda m: m.times(x),
-        lambda m: m.vector_times(v),
-        lambda m: m.scaled(scales).dense(),
-        lambda m: m.kept(keep).dense(),
-        lambda m: m.rows(1, 4).dense(),
-        lambda m: m.entries_at(np.arange(N)[:, None], np.array([2, -1, 0])),
-        lambda m: m.add_to(a, scales),
-        lambda m: m.add_to_each(random(B, N, G // 2, 3), random(B, 3, 2)),
-    ):
-        close(of(m), of(apart))
+    each, mixes = random(B, N, G // 2, 3), random(B, 3, 2)
+
+    def all_of(m):
+        return {
+            "dense": m.dense(),
+            "squared_norms": m.squared_norms(),
+            "column_squares": m.column_squares(),
+            "row_squares": m.row_squares(),
+            "times": m.times(x),
+            "vector_times": m.vector_times(v),
+            "scaled": m.scaled(scales).dense(),
+            "kept": m.kept(keep).dense(),
+            "rows": m.rows(1, 4).dense(),
+            "entries_at": m.entries_at(np.arange(N)[:, None], np.array([2, -1, 0])),
+            "add_to": m.add_to(a, scales),
+            "add_to_each": m.add_to_each(each, mixes),
+        }
+
+    close_all(all_of, (m,), evaluated(all_of, apart))
 
 
 @pytest.mark.parametrize("kind", ["dense", "mixed"])

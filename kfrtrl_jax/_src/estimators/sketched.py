@@ -29,7 +29,7 @@ from kfrtrl_jax._src.base import (
     Structure,
 )
 from kfrtrl_jax._src.estimators.common import exact_einsum
-from kfrtrl_jax._src.estimators.snap import SnapState, snap
+from kfrtrl_jax._src.estimators.snap import SnapState, on_bands, snap
 from kfrtrl_jax._src.matrices import Banded, Index, Matrix, places_of_bands, take, total
 from kfrtrl_jax._src.xla import norm
 
@@ -98,7 +98,7 @@ def sketched(rank: int, tolerance: float = 0.0, squarings: int = 0) -> Influence
         b, n, dtype = structure.batch_size, structure.state_size, structure.dtype
         r = min(rank, n)
         # Masks are left out: S needs the bands of D and no more, as L R^T holds the rest.
-        sparse = first_order.init(structure.without_masks()).influence
+        sparse = tuple(on_bands(structure, site) for site in structure.sites)
         return SketchedState(
             sparse=sparse,
             state_factor=jnp.zeros((b, n, r), dtype),

@@ -161,8 +161,9 @@ def _empty_influence(structure: Structure, site: Site, order: int) -> Matrix | O
 
     reach, every_weight = reachable(structure, site, order), site.weights_mask is None
     stays = np.array_equal(reach, _immediate(site, structure.state_size))
-    if every_weight and site.columns is not None and stays:
-        return Banded(zeros(m, *site.columns.array.shape), site.columns, g)
+    # The bands of several uses are mostly empty: each row has an entry of one of them.
+    if every_weight and stays and site.columns is not None and site.uses == 1:
+        return on_bands(structure, site)
     if every_weight and reach.all():
         return Dense(zeros(m, *reach.shape))
     rows = _padded(reach.T)
@@ -171,6 +172,15 @@ def _empty_influence(structure: Structure, site: Site, order: int) -> Matrix | O
     weights = np.ones((m, g), bool) if site.weights_mask is None else site.weights_mask.array
     inputs = _padded(weights.T)
     return OnPattern(zeros(*rows.shape, inputs.shape[1]), Index(rows), Index(inputs), m)
+
+
+def on_bands(structure: Structure, site: Site) -> Matrix:
+    """A site's influence before the first step, on the bands of D; dense if D has none."""
+    b, m, n, g = structure.batch_size, site.input_size, structure.state_size, site.output_size
+    if site.columns is None:
+        return Dense(jnp.zeros((b, m, n, g), structure.dtype))
+    values = jnp.zeros((b, m, *site.columns.array.shape), structure.dtype)
+    return Banded(values, site.columns, g)
 
 
 def _push(
