@@ -49,9 +49,10 @@ def _carried_by(carries: Callable[[Linearization], BlockColumns]) -> InfluenceEs
     def init(structure: Structure) -> SnapState:
         for site in structure.sites:
             if site.columns is None:
+                often = f", which a step uses {site.uses} times," if site.uses > 1 else ""
                 raise UnsupportedCellError(
                     f"a trace local to each unit needs element-wise derivatives, but those by the "
-                    f"pre-activation of {site.label} are dense; use rtrl, uoro or kf_rtrl"
+                    f"pre-activation of {site.label}{often} are not; use rtrl, uoro or kf_rtrl"
                 )
         return local.init(structure)
 

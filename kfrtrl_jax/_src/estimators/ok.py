@@ -1,7 +1,7 @@
 """Optimal Kronecker-sum approximation (Benzing, Gauy, Mujika, Martinsson and Steger, 2019).
 
-arXiv:1902.03993. A sum of p Kronecker products is replaced by one of r, at random, such that its mean
-is right; how is in `reduction`.
+arXiv:1902.03993. A sum of p Kronecker products is replaced by one of r, at random and without
+bias, see `reduction`.
 """
 
 from __future__ import annotations
@@ -47,12 +47,12 @@ class OkState(NamedTuple):
 def ok(rank: int) -> InfluenceEstimator:
     """The best unbiased sum of r products for sum_i u_i (x) J A_i + sum_t a_t (x) D_t, at every push.
 
-    Pushed at every step (T = 1) no unbiased reduction to r products errs less, for any draw. Pushed
-    once in T steps it costs a T-th of the decompositions, inner products and products, and errs as
-    little in the mean over draws.
+    Pushed at every step (T = 1) no unbiased reduction to r products has a smaller error, for any draw.
+    Pushed once in T steps it costs a T-th of the decompositions, inner products and products, and the
+    error is as small on average over draws.
 
     Unbiased; O(r n g) memory and O(r n^2 g + r^2 n g + r^3) work per lane, site and push. A site whose
-    input is the constant 1 has m = 1 and is kept exactly, as one product with u = 1.
+    input is the constant 1 has m = 1 and is stored exactly, as one product with u = 1.
 
     Its init raises UnsupportedCellError for a cell with parameters in no product or sum with data.
 
@@ -155,7 +155,7 @@ class _Sum(NamedTuple):
         )
 
     def exact(self) -> tuple[Array, Array]:
-        """The new pair where m = 1: there is but one direction."""
+        """The new pair where m = 1: there is only one direction."""
         scales = jnp.swapaxes(self.site.inputs, 1, 2)
         return self.inputs, self.site.derivatives.add_to_each(self.carried, scales)
 
@@ -165,7 +165,7 @@ class _Sum(NamedTuple):
 
 
 def _mixes(sums: list[_Sum], key: Key) -> Iterator[tuple[Array, Array]]:
-    """How the products of each site are mixed; one call for all sites with as many terms.
+    """The mixing matrices of each site, computed in one call per number of terms.
 
     Decompositions side by side can block each other on a CPU.
     """

@@ -31,7 +31,7 @@ class RtrlState(NamedTuple):
 def rtrl() -> InfluenceEstimator:
     """G <- J G + I, exactly. O(n P) memory and O(n^2 P) work per lane, for P parameters.
 
-    Pushed once in T steps it takes O(n^2 P / T) work a step, and O(n P) for the T new terms: the
+    Pushed once in T steps it takes O(n^2 P / T) work per step, plus O(n P) for the T new terms: the
     algorithm of Schmidhuber (1992, Neural Computation 4(2)), after Williams and Peng (1990).
     """
 

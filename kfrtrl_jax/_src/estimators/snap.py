@@ -109,7 +109,7 @@ def push_on_pattern(
     linearization: Linearization,
     jacobians: Sequence[BlockColumns] | None = None,
 ) -> SnapState:
-    """The influence after some steps, what leaves its pattern in each left out.
+    """The influence after some steps, dropping the entries that leave its pattern at each step.
 
     Args:
       state: the influence before them.
@@ -293,7 +293,7 @@ class _Meetings:
                     self.partner[x, y] = same_column
 
     def coefficients(self, jacobian: BlockColumns) -> _Coefficients:
-        """Those of J."""
+        """The coefficients of J."""
         diagonal = jacobian.diagonal()
         return {
             (x, y): diagonal if x == y else jacobian.entries_at(np.arange(self.size), rows)
@@ -301,7 +301,7 @@ class _Meetings:
         }
 
     def compose(self, second: _Coefficients, first: _Coefficients) -> _Coefficients:
-        """Those of one after the other."""
+        """The coefficients of the composition."""
         result: _Coefficients = {}
         for (x, y), later in second.items():
             for z in self.bands:

@@ -1,4 +1,4 @@
-"""The form in which what the parameters do inside the kept steps is exact.
+"""The gradient that is exact along the kept steps.
 
 A segment of K steps has updates every U steps. The gradient of the losses of such an interval is
 
@@ -63,7 +63,7 @@ class Lengths:
 def run_segment(
     model: Model, lengths: Lengths, state: LearnerState, segment: Batch, key: Key, update: Update
 ) -> tuple[Any, LearnerState, Array]:
-    """(what is reported of its updates, [K / U, ...], the state after it, its losses [K, B])."""
+    """(the reports of its updates, [K / U, ...], the state after it, its losses [K, B])."""
     influence = state.influence
     ring: Any = state.kept if lengths.earlier else None
     if lengths.keeps and not lengths.earlier:
@@ -76,7 +76,7 @@ def run_segment(
         batches, count = interval
         begins = batches.reset.at[0].set(batches.reset[0] | state.fresh)
         inside = backpropagate(Unrolled(model, state.parameters, state.carry, batches))
-        # What came before the very first step does not exist, however infinite the derivative there.
+        # Nothing precedes a run's first step: the cotangent is 0, even if the derivative is infinite.
         cotangent = jnp.where(state.fresh[:, None], 0, inside.cotangent)
         past = Past(model, influence, ring, cotangent, begins, count)
         (after, gradients), lost = past.pulled()
@@ -88,7 +88,7 @@ def run_segment(
         kept_now = steps if ring is None else kept.append(ring, steps)
         return ((state, kept_now), (report, inside.losses, lost)), after
 
-    # The influence is the same for all updates: no loop has to carry it.
+    # The influence is the same for all updates: the loop need not carry it.
     state = state._replace(influence=())
     intervals = jax.tree.map(
         lambda x: x.reshape(lengths.updates, lengths.update, *x.shape[1:]), segment

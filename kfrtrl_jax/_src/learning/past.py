@@ -34,8 +34,8 @@ class Past(NamedTuple):
     def pulled(self) -> tuple[tuple[Any, SiteGradients], Array]:
         """((the influence to go on with, for every site [m, g]), whether lanes were left out).
 
-        Lanes with infinite influence or derivatives are left out where they have no part in the
-        gradient, as it would be no number.
+        Lanes with infinite influence or derivatives that have no part in the gradient are left out,
+        as they would make it NaN.
         """
         found = self._sum(careful=False)
         if self.model.forget is None and self.ring is None:
@@ -50,7 +50,7 @@ class Past(NamedTuple):
             cotangent, along, begun = back.cotangent, back.gradients, begun | back.started
         pulled_from = influence
         if careful and self.model.forget is not None:
-            # What nothing depends on has no part either, however infinite it is.
+            # Lanes that nothing depends on contribute nothing, even if infinite.
             pulled_from = self.model.forget(influence, begun | jnp.all(cotangent == 0, axis=1))
             influence = self.model.forget(influence, begun | jnp.any(self.begins, axis=0))
         pulled = self.model.estimator.pull(pulled_from, cotangent)

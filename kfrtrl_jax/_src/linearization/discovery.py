@@ -19,8 +19,8 @@ from kfrtrl_jax._src.linearization.program import (
     Atom,
     Equation,
     Loop,
-    Program,
     Role,
+    TracedStep,
     Variable,
     has_gradient,
     needed,
@@ -133,7 +133,7 @@ class Discovery:
         return found
 
 
-def discover(program: Program) -> Discovery:
+def discover(program: TracedStep) -> Discovery:
     """Finds the sites of a step."""
     equations = needed(program.equations, program.new_carry)
     prefix = [e for e in equations if all(v.role is not Role.DATA for v in e.outputs)]
@@ -251,7 +251,7 @@ def _only_selected(readers: list[Equation | None]) -> bool:
 
 
 def parameter_paths(
-    program: Program, prefix: Sequence[Equation], values: Sequence[Variable]
+    program: TracedStep, prefix: Sequence[Equation], values: Sequence[Variable]
 ) -> list[str]:
     """The paths, in the user's tree, of the parameters that parameter-only values are made of."""
     chain = needed(prefix, values)

@@ -39,7 +39,7 @@ from kfrtrl_jax._src.linearization.patterns import DenseRelation, normalized
 from kfrtrl_jax._src.linearization.program import (
     Environment,
     Equation,
-    Program,
+    TracedStep,
     Variable,
     evaluate,
     is_inexact,
@@ -251,7 +251,7 @@ def _check_carry(carry: Any) -> None:
         )
 
 
-def _output_of(program: Program, output: Any) -> Callable[[Any], Any] | None:
+def _output_of(program: TracedStep, output: Any) -> Callable[[Any], Any] | None:
     """The output as a function of the new carry, if it is one."""
     new_carry = [atom for atom in program.new_carry if isinstance(atom, Variable)]
     equations = needed(program.equations, program.output, new_carry)

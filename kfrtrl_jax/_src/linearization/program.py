@@ -90,7 +90,7 @@ class Equation:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Program:
+class TracedStep:
     """A step (params, carry, x) -> (carry, output), flat.
 
     Attributes:

@@ -15,10 +15,10 @@ from kfrtrl_jax._src import jax_internals
 from kfrtrl_jax._src.errors import UnsupportedCellError
 from kfrtrl_jax._src.lanes import is_raw_key
 from kfrtrl_jax._src.linearization.patterns import MOVES
-from kfrtrl_jax._src.linearization.program import Program, Variable
+from kfrtrl_jax._src.linearization.program import TracedStep, Variable
 
 
-def check_raw_keys(program: Program, carry: Any) -> None:
+def check_raw_keys(program: TracedStep, carry: Any) -> None:
     """Refuses a carry with a leaf that looks like a raw key and is not used as one, or the reverse.
 
     Raises:
@@ -48,7 +48,7 @@ def check_raw_keys(program: Program, carry: Any) -> None:
             )
 
 
-def _drawn_from(program: Program, variable: Variable, *, moved: bool) -> bool:
+def _drawn_from(program: TracedStep, variable: Variable, *, moved: bool) -> bool:
     """Whether random numbers are drawn from a variable.
 
     Args:

@@ -17,8 +17,8 @@ from kfrtrl_jax._src.linearization.program import (
     Constant,
     Environment,
     Equation,
-    Program,
     Role,
+    TracedStep,
     Variable,
     evaluate,
     needed,
@@ -98,7 +98,7 @@ def _jacobian(
     return np.asarray(jacobian).reshape(result.size, -1)
 
 
-def _meetings(program: Program, paths: Sequence[str]) -> str:
+def _meetings(program: TracedStep, paths: Sequence[str]) -> str:
     """The operations, with their lines, in which parameters of these paths meet data."""
     behind = {v for v, path in zip(program.parameters, program.paths) if path in paths}
     found: dict[str, None] = {}

@@ -24,8 +24,8 @@ from kfrtrl_jax._src.linearization.program import (
     Atom,
     Environment,
     Equation,
-    Program,
     Role,
+    TracedStep,
     Variable,
     evaluate,
     is_inexact,
@@ -61,7 +61,7 @@ class Taps:
 
 
 def make_taps(
-    program: Program, discovery: Discovery, plans: Sequence[SitePlan], carry: Any, output: Any
+    program: TracedStep, discovery: Discovery, plans: Sequence[SitePlan], carry: Any, output: Any
 ) -> Taps:
     """The step with taps.
 
@@ -105,7 +105,7 @@ def make_taps(
     return Taps(zeros, live, step, site_gradients)
 
 
-def _parameters_among(values: Collection[Variable], program: Program) -> tuple[int, ...]:
+def _parameters_among(values: Collection[Variable], program: TracedStep) -> tuple[int, ...]:
     """The numbers of the float parameters among some values."""
     return tuple(i for i, v in enumerate(program.parameters) if v in values and is_inexact(v))
 

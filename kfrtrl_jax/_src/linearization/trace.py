@@ -19,8 +19,8 @@ from kfrtrl_jax._src.linearization.program import (
     Equation,
     Loop,
     LoopBody,
-    Program,
     Role,
+    TracedStep,
     Variable,
     has_gradient,
     meet,
@@ -45,7 +45,7 @@ def trace(
     carry: Any,
     x: Any,
     follows: Callable[[Loop], bool] = lambda loop: False,
-) -> Program:
+) -> TracedStep:
     """Reads the step's jaxpr; params, carry and x may be arrays or `jax.ShapeDtypeStruct`s.
 
     Args:
@@ -70,7 +70,7 @@ def trace(
         jax.tree_util.keystr(path, simple=True, separator="/") or "(the whole of params)"
         for path, _ in jax.tree_util.tree_flatten_with_path(params)[0]
     ]
-    return Program(
+    return TracedStep(
         parameters=_variables(parameters),
         paths=tuple(p for atom, p in zip(parameters, paths) for _ in flat_atoms([atom])),
         carry=_variables(states),

@@ -1,4 +1,4 @@
-"""The matrices that Jacobians are made of, a kind each, and what they are put together to.
+"""The matrices that Jacobians are made of: one module per kind, and their compositions.
 
 Sizes are static, so is the place of every entry that can be non-zero; leading axes (terms, lanes) are
 free, so the same code serves one lane inside `vmap` and a whole batch.

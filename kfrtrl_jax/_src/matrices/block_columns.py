@@ -1,4 +1,4 @@
-"""Jacobians by the state: a block of columns for each leaf of the carry, sums of products not made."""
+"""Jacobians by the state: a block of columns for each leaf of the carry, with factored terms."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Static indices, and what is taken by them."""
+"""Static indices, and gathers by them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sums and products of matrices, in the form that costs least."""
+"""Sums and products of matrices, in their cheapest form."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def total(matrices: Sequence[Matrix], rows: int, columns: int) -> Matrix:
 
 
 def _has_distinct_columns(columns: np.ndarray) -> bool:
-    """Whether no row names a column twice, for columns: [bands, rows]."""
+    """Whether no row contains a column twice, for columns: [bands, rows]."""
     ordered = np.sort(columns, axis=0)
     return not np.any((ordered[1:] == ordered[:-1]) & (ordered[1:] >= 0))
 
