@@ -9,7 +9,7 @@ from kfrtrl_jax import cells, estimators
 from kfrtrl_jax._src.matrices import Banded
 from kfrtrl_jax.linearization import make_linearizer
 from tests.helpers.brought_cells import BROUGHT, N, linear_recurrent_unit, normal
-from tests.linearization.test_linearizer import assert_linearization_is_the_jacobian, inputs
+from tests.helpers.jacobians import assert_linearization_is_the_jacobian, inputs
 from tests.trajectories import BATCH_SIZE, INPUT_SIZE, influence_rows, push_all, run
 
 

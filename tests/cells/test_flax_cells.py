@@ -17,7 +17,7 @@ from kfrtrl_jax.errors import UnsupportedCellError
 from kfrtrl_jax.learning import make_learner
 from kfrtrl_jax.linearization import explain
 from tests.helpers.flax_cells import CELLS, F64, LayerNormLSTM, X
-from tests.linearization.test_linearizer import assert_linearization_is_the_jacobian, inputs
+from tests.helpers.jacobians import assert_linearization_is_the_jacobian, inputs
 from tests.trajectories import INPUT_SIZE
 
 

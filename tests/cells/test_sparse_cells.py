@@ -6,7 +6,7 @@ import pytest
 from kfrtrl_jax import cells
 from kfrtrl_jax.linearization import make_linearizer
 from kfrtrl_jax.training.config import float_fields
-from tests.linearization.test_linearizer import inputs
+from tests.helpers.jacobians import inputs
 from tests.training.small import small
 from tests.trajectories import INPUT_SIZE
 

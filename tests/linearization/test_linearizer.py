@@ -7,54 +7,8 @@ from kfrtrl_jax import cells
 from kfrtrl_jax._src.matrices import Banded
 from kfrtrl_jax.base import Cell
 from kfrtrl_jax.linearization import make_linearizer
-from tests.trajectories import BATCH_SIZE, INPUT_SIZE, SMALL_CELLS, flat
-
-
-def assert_linearization_is_the_jacobian(cell, x, carry=None, params=None, atol=1e-10):
-    """J and the sites, put together again, equal `jax.jacobian` of the cell's step in every lane."""
-    key = jax.random.key(3)
-    params = cell.init(key) if params is None else params
-    if carry is None:
-        carry = jax.tree.map(
-            lambda c: jax.random.normal(key, (BATCH_SIZE, *c.shape)), cell.initial_carry()
-        )
-    linearizer = make_linearizer(cell, jax.tree.map(lambda leaf: leaf[0], x), BATCH_SIZE)
-    keep = jnp.asarray([1.0] * (BATCH_SIZE - 1) + [0.0])
-    linearization = jax.jit(linearizer.linearize)(params, carry, x, keep)
-    n = linearizer.structure.state_size
-    jacobian = linearization.jacobian
-    dense = jacobian.dense()
-    diagonal = np.diagonal(dense, axis1=1, axis2=2)
-    np.testing.assert_allclose(jacobian.diagonal(), diagonal, atol=atol)
-    if jacobian.products:
-        identity = jnp.broadcast_to(jnp.eye(n), dense.shape)
-        np.testing.assert_allclose(jacobian.times_few(identity), dense, atol=atol)
-
-    def new_state(params, carry, x):
-        return flat(cell.step(params, carry, x)[0])
-
-    for lane in range(BATCH_SIZE):
-        here = jax.tree.map(lambda leaf, lane=lane: leaf[lane], (carry, x))
-        by_params, by_carry = jax.jacobian(new_state, argnums=(0, 1))(params, *here)
-        expected = np.concatenate([b.reshape(n, -1) for b in jax.tree.leaves(by_carry)], axis=1)
-        np.testing.assert_allclose(
-            linearization.jacobian.dense()[lane], keep[lane] * expected, atol=atol
-        )
-        for i in range(n):
-            blocks = tuple(
-                jnp.einsum("tm,tg->mg", site.inputs[lane], site.derivatives.dense()[lane, :, i])
-                for site in linearization.sites
-            )
-            jax.tree.map(
-                lambda got, want, i=i: np.testing.assert_allclose(got, want[i], atol=atol),
-                linearizer.gradient(params, blocks),
-                by_params,
-            )
-    return linearizer, linearization
-
-
-def inputs():
-    return jax.random.normal(jax.random.key(5), (BATCH_SIZE, INPUT_SIZE))
+from tests.helpers.jacobians import assert_linearization_is_the_jacobian, inputs
+from tests.trajectories import BATCH_SIZE, INPUT_SIZE, SMALL_CELLS
 
 
 @pytest.mark.parametrize("name", SMALL_CELLS)
@@ -201,7 +155,7 @@ def test_integer_carries_have_no_derivative():
     assert linearization.jacobian.dense().shape == (BATCH_SIZE, 4, 4)
 
 
-def single_site(step, shapes, carry_size=4):
+def exact_sites(step, shapes, carry_size=4):
     linearizer, _ = assert_linearization_is_the_jacobian(
         make_cell(shapes, step, carry_size), inputs()
     )
@@ -219,7 +173,7 @@ def test_gates_cut_out_of_separate_products_are_one_site():
         h = jax.nn.sigmoid(a + c) * h + jnp.tanh(b + d)
         return h, h
 
-    (site,) = single_site(step, [(INPUT_SIZE, 8), (4, 8)])
+    (site,) = exact_sites(step, [(INPUT_SIZE, 8), (4, 8)])
     assert (site.input_size, site.output_size) == (INPUT_SIZE + 4, 8)
 
 
@@ -263,7 +217,7 @@ def test_one_parameter_in_several_products_is_tracked_at_each():
         h = jnp.tanh((rows @ w).sum(axis=0) + w @ h + x @ v)
         return h, h
 
-    assert len(single_site(step, [(4, 4), (INPUT_SIZE, 4)])) > 1
+    assert len(exact_sites(step, [(4, 4), (INPUT_SIZE, 4)])) > 1
 
 
 def test_heads_are_single_products():
@@ -273,7 +227,7 @@ def test_heads_are_single_products():
         h = jnp.tanh(heads + x @ v)
         return h, h
 
-    single_site(step, [(2, 2, 2), (INPUT_SIZE, 4)])
+    exact_sites(step, [(2, 2, 2), (INPUT_SIZE, 4)])
 
 
 def test_quotients_differences_choices_and_concatenations_with_parameters():
@@ -284,7 +238,7 @@ def test_quotients_differences_choices_and_concatenations_with_parameters():
         h = jnp.tanh(z)
         return h, h
 
-    single_site(step, [(INPUT_SIZE, 2), (4,), (4,), (4,), (4,)])
+    exact_sites(step, [(INPUT_SIZE, 2), (4,), (4,), (4,), (4,)])
 
 
 def test_branches_of_a_conditional_are_looked_into():
@@ -295,7 +249,7 @@ def test_branches_of_a_conditional_are_looked_into():
         )
         return h, h
 
-    single_site(step, [(INPUT_SIZE + 4, 4)] * 2)
+    exact_sites(step, [(INPUT_SIZE + 4, 4)] * 2)
 
 
 def test_derivative_rules_of_the_user_are_kept():
@@ -311,7 +265,7 @@ def test_derivative_rules_of_the_user_are_kept():
         h = 0.5 * h + spike(jnp.concatenate([x, h]) @ params[0])
         return h, h
 
-    (site,) = single_site(step, [(INPUT_SIZE + 4, 4)])
+    (site,) = exact_sites(step, [(INPUT_SIZE + 4, 4)])
     assert site.columns is not None
 
 
@@ -341,7 +295,7 @@ def test_sums_with_a_skip_connection_are_cut_after_the_bias():
         h = jnp.tanh(left * right + x @ w)
         return h, h
 
-    single_site(step, [(INPUT_SIZE, 4), (4,)])
+    exact_sites(step, [(INPUT_SIZE, 4), (4,)])
 
 
 def test_elementwise_cells_need_no_jacobian_of_n_rows():
