@@ -163,6 +163,11 @@ def convolving_loop(p, h, x):
     return h, h.reshape(-1)
 
 
+def tied_convolution(p, h, x):
+    h = jnp.tanh(conv(h, p["kernel"])) + jnp.sin(conv(h * x[0], p["kernel"]))
+    return h, h.reshape(-1)
+
+
 def output_reads_inside(p, h, x):
     """The output reads a summand inside of the loop, and parameters there."""
 
@@ -227,6 +232,7 @@ CELLS = {
     "loop over data": (cell_of(loop_over_data, 3, u=(3, 3), v=(3, 3), scale=(3,)), 7),
     "loop in a loop": (cell_of(loop_in_a_loop, 3, u=(3, 3), w=(X, 3), v=(3, 3)), 30),
     "convolving loop": (cell_of(convolving_loop, (3, 1, 1), kernel=(2, 1, 1, 1), bias=(1,)), 15),
+    "tied convolution": (cell_of(tied_convolution, IMAGE, **KERNEL), 18),
     "output reads inside": (cell_of(output_reads_inside, 3, u=(3, 3), w=(X, 3), scale=(3,)), 5),
     "root in a loop": (cell_of(root_in_a_loop, 3, w=(X, 3), scale=(3,)), 5),
     "steered": (cell_of(steered, 3, u=(3, 3)), 2),

@@ -152,7 +152,7 @@ def stacked(groups: Sequence[Group]) -> tuple[Group, ...]:
     def kind(group: Group) -> object:
         if isinstance(group, Banded):
             return group.columns
-        return Dense if isinstance(group, Dense) else group
+        return Dense if isinstance(group, Dense) else id(group)
 
     found: list[Group] = []
     for _, alike in itertools.groupby(groups, kind):
