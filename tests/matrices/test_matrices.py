@@ -249,6 +249,24 @@ def terms(names):
     return Terms(tuple(groups)), np.concatenate(arrays, axis=1)
 
 
+def of_terms(m, scales, x, v, a, each, mixes):
+    """What every operation gives, by its name."""
+    return {
+        "dense": m.dense(),
+        "squared_norms": m.squared_norms(),
+        "column_squares": m.column_squares(),
+        "row_squares": m.row_squares(),
+        "times": m.times(x),
+        "vector_times": m.vector_times(v),
+        "scaled": m.scaled(scales).dense(),
+        "kept": m.kept(jnp.array([1.0, 0.0])).dense(),
+        "rows": m.rows(1, 4).dense(),
+        "entries_at": m.entries_at(np.arange(N)[:, None], np.array([0, 1, 2, -1])),
+        "add_to": m.add_to(a, scales),
+        "add_to_each": m.add_to_each(each, mixes),
+    }
+
+
 @pytest.mark.parametrize(
     "names",
     [[k] for k in KINDS] + [["dense", "mixed", "composed mixed", "composed two diagonals"]],
@@ -259,23 +277,12 @@ def test_terms(names):
     t = d.shape[1]
     assert m.count == t
     assert m.shape == (N, G)
-    scales, x, v = random(B, t), random(B, t, G, 3), random(B, N)
-    a, each, mixes = random(B, N, G), random(B, N, G, 2), random(B, 2, t)
+    args = (random(B, t), random(B, t, G, 3), random(B, N))
+    args = (*args, random(B, N, G), random(B, N, G, 2), random(B, 2, t))
+    scales, x, v, a, each, mixes = args
     close_all(
-        lambda m, scales, x, v, a, each, mixes: {
-            "dense": m.dense(),
-            "squared_norms": m.squared_norms(),
-            "column_squares": m.column_squares(),
-            "row_squares": m.row_squares(),
-            "times": m.times(x),
-            "vector_times": m.vector_times(v),
-            "scaled": m.scaled(scales).dense(),
-            "rows": m.rows(1, 4).dense(),
-            "entries_at": m.entries_at(np.arange(N)[:, None], np.arange(3)),
-            "add_to": m.add_to(a, scales),
-            "add_to_each": m.add_to_each(each, mixes),
-        },
-        (m, scales, x, v, a, each, mixes),
+        of_terms,
+        (m, *args),
         {
             "dense": d,
             "squared_norms": (d**2).sum((2, 3)),
@@ -284,8 +291,9 @@ def test_terms(names):
             "times": d @ x,
             "vector_times": np.einsum("bn,btng->btg", v, d),
             "scaled": scales[..., None, None] * d,
+            "kept": d * np.array([1, 0])[:, None, None, None],
             "rows": d[:, :, 1:4],
-            "entries_at": d[:, :, :, :3],
+            "entries_at": np.pad(d[:, :, :, :3], [(0, 0)] * 3 + [(0, 1)]),
             "add_to": a + np.einsum("bt,btng->bng", scales, d),
             "add_to_each": each + np.einsum("brt,btng->bngr", mixes, d),
         },
@@ -320,27 +328,9 @@ def test_several_terms_as_one_matrix_are_as_good_as_apart(kind):
     d = whole(kinds((1, B))[kind])[0].reshape(B, N, 2, G // 2)
     m, apart = Terms((shared,)), Terms((Dense(jnp.moveaxis(d, 2, 0)),))
     assert (m.count, m.shape) == (2, (N, G // 2))
-    a, x, v = random(B, N, G // 2), random(B, 2, G // 2, 3), random(B, N)
-    scales, keep = random(B, 2), jnp.array([1.0, 0.0])
-    each, mixes = random(B, N, G // 2, 3), random(B, 3, 2)
-
-    def all_of(m):
-        return {
-            "dense": m.dense(),
-            "squared_norms": m.squared_norms(),
-            "column_squares": m.column_squares(),
-            "row_squares": m.row_squares(),
-            "times": m.times(x),
-            "vector_times": m.vector_times(v),
-            "scaled": m.scaled(scales).dense(),
-            "kept": m.kept(keep).dense(),
-            "rows": m.rows(1, 4).dense(),
-            "entries_at": m.entries_at(np.arange(N)[:, None], np.array([2, -1, 0])),
-            "add_to": m.add_to(a, scales),
-            "add_to_each": m.add_to_each(each, mixes),
-        }
-
-    close_all(all_of, (m,), evaluated(all_of, apart))
+    args = (random(B, 2), random(B, 2, G // 2, 3), random(B, N))
+    args = (*args, random(B, N, G // 2), random(B, N, G // 2, 3), random(B, 3, 2))
+    close_all(of_terms, (m, *args), evaluated(of_terms, apart, *args))
 
 
 @pytest.mark.parametrize("kind", ["dense", "mixed"])

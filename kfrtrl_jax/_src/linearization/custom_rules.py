@@ -16,6 +16,7 @@ import numpy as np
 
 from kfrtrl_jax._src import jax_internals
 from kfrtrl_jax._src.errors import UnsupportedCellError
+from kfrtrl_jax._src.linearization.program import is_inexact
 
 # Operations whose every output is linear in all inputs together.
 _LINEAR = frozenset(
@@ -44,14 +45,14 @@ def pullback(primitive: Any, params: dict[str, Any], avals: Sequence[Any]) -> An
     Raises:
       Exception: whatever JAX raises if the rule cannot be used in reverse mode.
     """
-    inexact = [i for i, a in enumerate(avals) if _is_float(a)]
+    inexact = [i for i, a in enumerate(avals) if is_inexact(a)]
 
     def forward(floats: Sequence[Any], values: Sequence[Any]) -> list[Any]:
         values = list(values)
         for i, value in zip(inexact, floats):
             values[i] = value
         results = jax_internals.bind(primitive, params, values)
-        return [r for r in results if _is_float(r)]
+        return [r for r in results if is_inexact(r)]
 
     def backward(values: Sequence[Any], cotangents: Sequence[Any]) -> Any:
         _, pull = jax.vjp(lambda *floats: forward(floats, values), *(values[i] for i in inexact))
@@ -72,7 +73,7 @@ def by_lane(primitive: Any, params: dict[str, Any]) -> Any:
 
     @jax.custom_vjp
     def function(*values: Any) -> list[Any]:
-        floats = [v.reshape(-1)[0] for v in values if _is_float(v) and v.size]
+        floats = [v.reshape(-1)[0] for v in values if is_inexact(v) and v.size]
         unequal = jnp.any(jnp.stack([v != v for v in floats])) if floats else jnp.asarray(False)
         return [jnp.where(unequal, r, r) for r in jax_internals.bind(primitive, params, values)]
 
@@ -80,27 +81,23 @@ def by_lane(primitive: Any, params: dict[str, Any]) -> Any:
         return function(*values), values
 
     def backward(values: Sequence[Any], cotangents: Sequence[Any]) -> tuple[Any, ...]:
-        places = [i for i, v in enumerate(values) if _is_float(v)]
+        places = [i for i, v in enumerate(values) if is_inexact(v)]
 
         def of_floats(*floats: Any) -> list[Any]:
             whole = list(values)
             for i, value in zip(places, floats):
                 whole[i] = value
             results = jax_internals.bind(primitive, params, whole)
-            return [r for r in results if _is_float(r)]
+            return [r for r in results if is_inexact(r)]
 
         _, pull = jax.vjp(of_floats, *(values[i] for i in places))
         found: list[Any] = [None] * len(values)
-        for i, cotangent in zip(places, pull([c for c in cotangents if _is_float(c)])):
+        for i, cotangent in zip(places, pull([c for c in cotangents if is_inexact(c)])):
             found[i] = cotangent
         return tuple(found)
 
     function.defvjp(forward, backward)
     return function
-
-
-def _is_float(value: Any) -> bool:
-    return bool(jnp.issubdtype(value.dtype, jnp.inexact))
 
 
 def refuse_nonlinear_rules(jaxpr: Any) -> None:
@@ -113,7 +110,7 @@ def refuse_nonlinear_rules(jaxpr: Any) -> None:
         if eqn.primitive.name not in jax_internals.CUSTOM_RULES:
             continue
         avals = [v.aval for v in eqn.invars]
-        if not any(map(_is_float, avals)):
+        if not any(map(is_inexact, avals)):
             continue
         try:
             rule = pullback(eqn.primitive, eqn.params, avals)
@@ -174,7 +171,7 @@ def _linear_by_form(jaxpr: Any, depends: Sequence[bool]) -> bool:
         else:
             return False
         linear.update(eqn.outvars)
-    return all(is_linear(v) or is_zero(v) for v in jaxpr.outvars if _is_float(v.aval))
+    return all(is_linear(v) or is_zero(v) for v in jaxpr.outvars if is_inexact(v.aval))
 
 
 def _linear_where_tried(rule: Any, num_values: int) -> bool:
@@ -188,7 +185,7 @@ def _linear_where_tried(rule: Any, num_values: int) -> bool:
         aval = var.aval
         if jnp.issubdtype(aval.dtype, jax.dtypes.prng_key):
             return jnp.broadcast_to(jax.random.key(0), aval.shape)
-        if not _is_float(aval):
+        if not is_inexact(aval):
             return jnp.zeros(aval.shape, aval.dtype)
         values = generator.normal(size=aval.shape)
         if jnp.issubdtype(aval.dtype, jnp.complexfloating):
@@ -204,7 +201,7 @@ def _linear_where_tried(rule: Any, num_values: int) -> bool:
             both = [3 * a - b for a, b in zip(first, second)]
             ways = [function(*values, *c) for c in (first, second, both)]
             for a, b, c in zip(*ways):
-                if not _is_float(c):
+                if not is_inexact(c):
                     continue
                 size = np.abs(np.asarray(a)).max(initial=0) + np.abs(np.asarray(b)).max(initial=0)
                 tolerance = 100 * float(jnp.finfo(c.dtype).eps) * size

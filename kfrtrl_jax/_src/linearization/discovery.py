@@ -69,6 +69,11 @@ class PreActivation:
         return [t for t in self.terms if isinstance(t, Bias)]
 
     @property
+    def met(self) -> list[Variable]:
+        """The data that its terms read, each once."""
+        return list(dict.fromkeys(t.data for t in self.terms if not isinstance(t, Bias)))
+
+    @property
     def scalings(self) -> list[Scaling]:
         """Its element-wise terms."""
         return [t for t in self.terms if isinstance(t, Scaling)]
@@ -119,7 +124,7 @@ class Discovery:
 
     def met(self) -> list[Variable]:
         """The data that parameters meet, those inside of loops too."""
-        own = [t.data for z in self.pre_activations for t in z.terms if not isinstance(t, Bias)]
+        own = [v for z in self.pre_activations for v in z.met]
         inside = [v for inner in self.loops for v in inner.discovery.met()]
         return list(dict.fromkeys([*own, *inside]))
 

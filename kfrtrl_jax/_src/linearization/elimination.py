@@ -167,13 +167,9 @@ class _Walk:
         found = _pulled_through(inner, lefts, self.environment)
         self._derivatives.update((v, Dense(d)) for v, d in found.derivatives.items())
         self.environment = {**self.environment, **found.values}
-        by_inputs = iter(found.by_inputs)
-        for j, atom in enumerate(loop.data_inputs):
-            if not is_inexact(atom):
-                continue
-            left = Dense(next(by_inputs))
-            for source, relation in self._jacobians[self._local.reads[i, j]].items():
-                keep = self._keep_of(source)
+        for by_input, target in zip(found.by_inputs, self._local.reads_of(i)):
+            for source, relation in self._jacobians[target].items():
+                left, keep = Dense(by_input), self._keep_of(source)
                 kept = left if keep is None else left.kept(keep)
                 self._sums[source].append(compose(kept, relation))
 
@@ -205,8 +201,7 @@ def _pulled_through(inner: InnerLoop, lefts: list[Array], environment: Environme
       environment: the values of a step.
     """
     loop, body = inner.loop, inner.loop.body
-    floats = [tuple(filter(is_inexact, vs)) for vs in (body.constants, body.carried, body.scanned)]
-    constants, carried, scanned = floats
+    constants, carried, scanned = body.floats
     local = local_of(inner)
     inside = [v for v, _ in inner.discovery.tapped()]
     met = inner.discovery.met()

@@ -100,6 +100,10 @@ class LocalJacobians:
             for j, (atom, arrange) in _reads(cut).items()
         }
 
+    def reads_of(self, cut: int) -> list[Target]:
+        """What a cut reads, by its number."""
+        return [target for (i, _), target in self.reads.items() if i == cut]
+
     def jacobians(
         self, environment: Environment, keep: Array
     ) -> dict[Target, dict[Variable, Matrix]]:

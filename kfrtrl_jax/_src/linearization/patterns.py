@@ -15,7 +15,7 @@ import numpy as np
 
 from kfrtrl_jax._src import jax_internals
 from kfrtrl_jax._src.linearization.custom_rules import pullback
-from kfrtrl_jax._src.linearization.program import Atom, Equation, Role, Variable
+from kfrtrl_jax._src.linearization.program import Atom, Equation, Role, Variable, is_inexact
 from kfrtrl_jax._src.linearization.trace import inline_jaxpr
 
 # A pattern with more entries per row is handled as a dense matrix.
@@ -28,10 +28,10 @@ _ELEMENTWISE = frozenset(
     mul name ne neg nextafter not or pow real reduce_precision rem rsqrt select_n sign sin sinh sqrt
     square stop_gradient sub tan tanh xor""".split()
 )
-_MOVES_ONE = frozenset(
+MOVES_ONE = frozenset(
     "broadcast_in_dim expand_dims reshape rev slice squeeze transpose copy".split()
 )
-MOVES = _MOVES_ONE | {"concatenate", "split"}
+MOVES = MOVES_ONE | {"concatenate", "split"}
 
 
 class DenseRelation:
@@ -67,7 +67,7 @@ def propagate(
         for source in reached:
             relations = _apply(equation, [pattern.get(source, []) for pattern in inputs])
             for result, variable, relation in zip(results, equation.outputs, relations):
-                if jnp.issubdtype(variable.dtype, jnp.inexact):
+                if is_inexact(variable):
                     normal = normalized(relation)
                     if normal is DENSE or normal:
                         result[source] = normal
@@ -122,7 +122,7 @@ def _apply(equation: Equation, relations: Sequence[Relation]) -> list[Relation]:
     name, shape = equation.name, equation.outputs[0].shape
     if name in _ELEMENTWISE:
         return [[np.broadcast_to(band, shape) for relation in bands for band in relation]]
-    if name in _MOVES_ONE and not any(bands[1:]):
+    if name in MOVES_ONE and not any(bands[1:]):
         return [[move(equation, [band])[0] for band in bands[0]]]
     if name == "split":
         moved = [move(equation, [band]) for band in bands[0]]
@@ -163,12 +163,12 @@ def _through_rule(equation: Equation, relations: Sequence[list[np.ndarray]]) -> 
     equations, results = inline_jaxpr(rule, arguments)
     cotangents = arguments[len(equation.inputs) :]
     patterns = propagate(equations, cotangents)
-    inexact = [i for i, a in enumerate(equation.inputs) if _is_inexact(a)]
+    inexact = [i for i, a in enumerate(equation.inputs) if is_inexact(a)]
     floats = iter(cotangents)
     outputs: list[Relation] = []
     for output in equation.outputs:
         bands: list[np.ndarray] = []
-        cotangent = next(floats) if _is_inexact(output) else None
+        cotangent = next(floats) if is_inexact(output) else None
         for i, result in zip(inexact, results):
             if cotangent is None or not relations[i]:
                 continue
@@ -195,10 +195,6 @@ def _inverted(band: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     present = np.flatnonzero(flat >= 0)
     places[flat[present]] = present
     return places.reshape(shape)
-
-
-def _is_inexact(atom: Atom) -> bool:
-    return bool(jnp.issubdtype(atom.dtype, jnp.inexact))
 
 
 def move(equation: Equation, indices: Sequence[np.ndarray]) -> list[np.ndarray]:

@@ -198,6 +198,14 @@ class LoopBody:
         """All data that an iteration begins with."""
         return (*self.constants, *self.carried, *self.scanned)
 
+    @property
+    def floats(self) -> tuple[list[Variable], list[Variable], list[Variable]]:
+        """The constants, the carried and the scanned values that have derivatives."""
+        constants, carried, scanned = (
+            list(filter(is_inexact, v)) for v in (self.constants, self.carried, self.scanned)
+        )
+        return constants, carried, scanned
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Loop(Equation):

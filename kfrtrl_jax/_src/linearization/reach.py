@@ -62,8 +62,8 @@ def _reached(
         if isinstance(cut, InnerLoop):
             by_inputs, inside = _through_loop(cut, reach, masks)
             reach.update(inside)
-            for left, key in zip(by_inputs, [key for key in local.reads if key[0] == i]):
-                add(left, local.reads[key])
+            for left, target in zip(by_inputs, local.reads_of(i)):
+                add(left, target)
             continue
         for j, term in enumerate(cut.terms):
             if isinstance(term, Bias):
@@ -85,11 +85,8 @@ def _through_loop(
     inner: InnerLoop, reach: dict[Variable, np.ndarray], masks: dict[Variable, np.ndarray]
 ) -> tuple[list[np.ndarray], dict[Variable, np.ndarray]]:
     """Where the derivatives by a loop's inputs and by the pre-activations in it can be non-zero."""
-    loop, body = inner.loop, inner.loop.body
-    local = local_of(inner)
-    constants, carried, scanned = (
-        list(filter(is_inexact, vs)) for vs in (body.constants, body.carried, body.scanned)
-    )
+    loop, local = inner.loop, local_of(inner)
+    constants, carried, scanned = loop.body.floats
     lefts = [reach[v] for v in loop.outputs if is_inexact(v)]
     ends, stacked = lefts[: len(carried)], lefts[len(carried) :]
     once: list[np.ndarray] = [np.any(s.reshape(len(s), loop.length, -1), axis=1) for s in stacked]

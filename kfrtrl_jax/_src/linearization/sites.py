@@ -19,7 +19,7 @@ import numpy as np
 
 from kfrtrl_jax._src.base import SiteJacobian
 from kfrtrl_jax._src.linearization.discovery import Discovery, PreActivation
-from kfrtrl_jax._src.linearization.patterns import move
+from kfrtrl_jax._src.linearization.patterns import MOVES_ONE, move
 from kfrtrl_jax._src.linearization.program import Environment, Equation, Variable, has_gradient
 from kfrtrl_jax._src.linearization.weight_terms import Product, Scaling
 from kfrtrl_jax._src.matrices import (
@@ -34,9 +34,6 @@ from kfrtrl_jax._src.matrices import (
 )
 
 Array = jax.Array
-
-# Operations that move or repeat the elements of one array.
-_ONE_TO_MANY = frozenset("broadcast_in_dim expand_dims reshape rev slice squeeze transpose".split())
 
 
 class Use(Protocol):
@@ -209,7 +206,7 @@ def _roots(prefix: Sequence[Equation]) -> Callable[[Variable], tuple[Variable, n
 
     def root_of(value: Variable) -> tuple[Variable, np.ndarray]:
         places = np.arange(math.prod(value.shape))
-        while (maker := makers.get(value)) is not None and maker.name in _ONE_TO_MANY:
+        while (maker := makers.get(value)) is not None and maker.name in MOVES_ONE:
             source = maker.inputs[0]
             if not isinstance(source, Variable) or not has_gradient(source):
                 break

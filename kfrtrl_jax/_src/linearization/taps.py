@@ -19,7 +19,7 @@ import jax.numpy as jnp
 
 from kfrtrl_jax._src.base import Array, SiteGradients
 from kfrtrl_jax._src.linearization.complex_numbers import joined, real_leaves
-from kfrtrl_jax._src.linearization.discovery import Discovery, InnerLoop, PreActivation
+from kfrtrl_jax._src.linearization.discovery import Discovery, InnerLoop
 from kfrtrl_jax._src.linearization.program import (
     Atom,
     Environment,
@@ -33,7 +33,6 @@ from kfrtrl_jax._src.linearization.program import (
     read,
 )
 from kfrtrl_jax._src.linearization.sites import SitePlan
-from kfrtrl_jax._src.linearization.weight_terms import Bias
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,7 +131,7 @@ class _Schedule:
           results: what is wanted.
           parameters: what is known at the start.
         """
-        self._met = {z.variable: _met(z) for z in discovery.pre_activations}
+        self._met = {z.variable: z.met for z in discovery.pre_activations}
         self._loops = {inner.loop.outputs[0]: _TappedLoop(inner) for inner in discovery.loops}
         equations = [
             self._loops[e.outputs[0]].equation if e.outputs[0] in self._loops else e
@@ -202,8 +201,3 @@ class _TappedLoop:
         outputs, met = self._loop.run(environment, live, iteration, [taps[v] for v in self._tapped])
         made = dict(zip(self._loop.outputs, outputs))
         return {**environment, **made, **dict(zip(self._met, met))}
-
-
-def _met(z: PreActivation) -> list[Variable]:
-    """The data that the terms of a pre-activation read."""
-    return list(dict.fromkeys(t.data for t in z.terms if not isinstance(t, Bias)))

@@ -22,6 +22,7 @@ from kfrtrl_jax._src.linearization.program import (
     Role,
     Variable,
     evaluate,
+    is_inexact,
     needed,
 )
 
@@ -133,12 +134,12 @@ def _chosen(inputs: Sequence[Atom], mask_of: _MaskOf, constants: _Constants) -> 
 
 def _through_linear(equation: Equation, mask_of: _MaskOf, constants: _Constants) -> Sequence[_Mask]:
     """Applies the operation to the masks of its inputs; index inputs keep their values."""
-    masks = [mask_of(atom) if _is_inexact(atom) else None for atom in equation.inputs]
+    masks = [mask_of(atom) if is_inexact(atom) else None for atom in equation.inputs]
     if all(mask is None for mask in masks):
         return [None] * len(equation.outputs)
     values: list[Any] = []
     for atom, mask in zip(equation.inputs, masks):
-        if _is_inexact(atom):
+        if is_inexact(atom):
             ones = np.ones(atom.shape) if mask is None else mask
             values.append(np.asarray(ones, atom.dtype))
         else:
@@ -148,7 +149,3 @@ def _through_linear(equation: Equation, mask_of: _MaskOf, constants: _Constants)
     with jax.ensure_compile_time_eval():
         results = equation.apply([jnp.asarray(value) for value in values])
         return [np.asarray(result) != 0 for result in results]
-
-
-def _is_inexact(atom: Atom) -> bool:
-    return jnp.issubdtype(atom.dtype, jnp.inexact)

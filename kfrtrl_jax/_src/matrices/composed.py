@@ -17,7 +17,7 @@ from kfrtrl_jax._src.xla import at_least_float32, materialized, sum_of_rows
 Array = jax.Array
 
 # With more than these the columns are gathered.
-_MAX_STRETCHES = 32
+MAX_STRETCHES = 32
 
 
 @jax.tree_util.register_dataclass
@@ -199,7 +199,7 @@ def stretch(matrices: Sequence[Banded]) -> int:
     columns = matrices[0].num_columns
     bands = [rows for matrix in matrices for rows in matrix.rows_of_columns()]
     length = math.gcd(columns, *(length for rows in bands for _, length in runs(rows)))
-    return length if columns <= length * _MAX_STRETCHES else columns
+    return length if columns <= length * MAX_STRETCHES else columns
 
 
 def _is_identity(partner: np.ndarray) -> bool:

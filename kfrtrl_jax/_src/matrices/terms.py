@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kfrtrl_jax._src.matrices.banded import Banded
-from kfrtrl_jax._src.matrices.composed import Composed, stretch
+from kfrtrl_jax._src.matrices.composed import MAX_STRETCHES, Composed, stretch
 from kfrtrl_jax._src.matrices.dense import Dense
 from kfrtrl_jax._src.matrices.index import runs, take
 from kfrtrl_jax._src.matrices.shared import Shared
@@ -20,9 +20,6 @@ from kfrtrl_jax._src.xla import sum_of_first
 
 Array = jax.Array
 Group = Dense | Banded | Composed | Shared
-
-# With more than these the columns are gathered.
-_MAX_STRETCHES = 32
 
 
 @jax.tree_util.register_dataclass
@@ -214,7 +211,7 @@ def _stretches(indices: Sequence[np.ndarray], size: int) -> list[tuple[int, int]
     breaks = {0, size}
     for index in indices:
         breaks.update(np.cumsum([length for _, length in runs(index)]).tolist())
-    if len(breaks) > _MAX_STRETCHES:
+    if len(breaks) > MAX_STRETCHES:
         breaks = {0, size}
     stops = sorted(breaks)
     return list(itertools.pairwise(stops))
