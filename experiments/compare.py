@@ -36,7 +36,9 @@ def main() -> int:
         records[name] = metrics.read(path / metrics.METRICS)
     out = pathlib.Path(_OUT.value)
     out.parent.mkdir(parents=True, exist_ok=True)
-    plots.plot_runs(records, out.with_suffix(".png"), _FIELDS.value, _TITLE.value)
+    units = {run["summary"].get("loss_unit", "") for run in about.values()}
+    unit = units.pop() if len(units) == 1 else ""
+    plots.plot_runs(records, out.with_suffix(".png"), _FIELDS.value, _TITLE.value, unit)
     workdir.write_json(out.with_suffix(".json"), about)
     with open(out.with_suffix(".csv"), "w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")

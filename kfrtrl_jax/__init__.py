@@ -1,6 +1,6 @@
 """Online training of recurrent networks: KF-RTRL and the estimators it is compared with."""
 
-from kfrtrl_jax import cells, credit, estimators, linearization, optimizers, readouts, tasks
+from kfrtrl_jax import cells, credit, estimators, linearization, losses, optimizers, readouts, tasks
 from kfrtrl_jax._src.base import Batch, Task
 from kfrtrl_jax._src.learning.learner import make_learner, predict
 from kfrtrl_jax._src.learning.types import Learner, LearnerState, StepMetrics
@@ -33,6 +33,7 @@ __all__ = [
     "estimators",
     "jit",
     "linearization",
+    "losses",
     "make_learner",
     "optimizers",
     "predict",

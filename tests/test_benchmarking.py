@@ -159,7 +159,7 @@ def test_a_population_is_the_same_runs_as_one_program():
         run_chunk=lambda state: (2 * state, state),
         evaluate=lambda *_: None,
         structure=None,
-        held_out={},
+        task=None,
         check=lambda: None,
     )
     together = steps._population(experiment, 3, 5)

@@ -44,6 +44,10 @@ REFUSED = {
         lambda: step(targets=jnp.zeros(3, int)),
         r"segment.targets must have the leading axes \[1, 3\], got int\d+\[3\]",
     ),
+    "weights": (
+        lambda: step(weight=jnp.ones(3)),
+        r"segment.weight must have shape \[1, 3\], got float\d+\[3\]",
+    ),
     "another batch size": (
         lambda: step(state=learner_of(batch_size=2).init(KEY)),
         r"state.carry must have the leading axes \[3\], got float\d+\[2, 2\]; .* this learner",
@@ -53,7 +57,7 @@ REFUSED = {
         r"the readout's input must have shape \[5\], got float\d+\[2\]; input_size must be",
     ),
     "loss": (
-        lambda: TASK.sample(TASK.init(KEY), KEY, jnp.zeros(3)),
+        lambda: tasks.draw(TASK, TASK.init(KEY), KEY, jnp.zeros(3)),
         r"loss must have shape \[\], got float\d+\[3\]; pass the mean",
     ),
     "carry": (lambda: predict((2,)), r"carry must have shape \[B, 2\], got float\d+\[2\]"),

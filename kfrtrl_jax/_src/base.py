@@ -7,6 +7,7 @@ input of size m and a pre-activation of size g.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -34,7 +35,7 @@ class Cell(NamedTuple):
 
     init: Callable[[Key], Params]
     initial_carry: Callable[[], Carry]
-    step: Callable[[Params, Carry, Any], tuple[Carry, Array]]
+    step: Callable[[Params, Carry, Any], tuple[Carry, Any]]
     restart: Callable[[Carry], Carry] | None = None
 
 
@@ -267,32 +268,101 @@ class Batch(NamedTuple):
     """One time step of B lanes; a segment is the same with a leading time axis [K, B].
 
     Attributes:
-      inputs: [B] int32 tokens.
-      targets: [B] int32 tokens.
+      inputs: a pytree of arrays [B, ...], such as int32 tokens [B].
+      targets: a pytree of arrays [B, ...].
       reset: [B] bool, whether the lane starts anew before this step: carry and influence.
+      weight: [B], how much the lane's loss counts; None if every loss counts the same. The target of a
+        loss of weight 0 has no effect, even if it is not finite.
     """
 
     inputs: Any
     targets: Any
-    reset: Array
+    reset: Any
+    weight: Any = None
+
+
+class Loss(NamedTuple):
+    """The loss of one lane at one time step.
+
+    Attributes:
+      function: (prediction, target) -> scalar, which is differentiated.
+      unit: of the loss as it is reported, such as "bits/char".
+      scale: the reported loss is this times the function's value.
+    """
+
+    function: Callable[[Any, Any], Array]
+    unit: str = ""
+    scale: float = 1.0
+
+
+class Score(NamedTuple):
+    """What a task is judged by, if it is not the loss.
+
+    Attributes:
+      name: such as "accuracy".
+      function: (prediction, target) -> scalar of one lane at one time step; the score is its mean over
+        the steps and lanes whose loss counts, weighted as the loss is.
+      higher_is_better: or lower.
+    """
+
+    name: str
+    function: Callable[[Any, Any], Array]
+    higher_is_better: bool = False
+
+
+class Readout(NamedTuple):
+    """A function of a cell's output with parameters of its own, for one lane.
+
+    Attributes:
+      init: key -> params.
+      apply: (params, output [n]) -> prediction.
+    """
+
+    init: Callable[[Key], Params]
+    apply: Callable[[Any, Any], Any]
+
+
+def _unchanged(cell: Cell, readout: Readout) -> tuple[Cell, Readout]:
+    return cell, readout
+
+
+def _no_metrics(state: Any) -> dict[str, Array]:
+    del state
+    return {}
 
 
 class Task(NamedTuple):
-    """A stream of batches as pure functions.
+    """A stream of batches as pure functions, and what is to be predicted of it.
 
     Attributes:
-      vocabulary_size: tokens are less than this.
       batch_size: B.
+      example_input: one lane's input, for its shapes and types.
+      input_size: the length of the vector that the cell is made for: features, or the number of tokens.
+      output_size: the length of a prediction.
+      loss: of a prediction.
+      chance_loss: about the loss of predictions that know nothing of the input, as it is reported.
       init: key -> state, a pytree on the device.
-      sample: (state, key, loss) -> (state, batch); loss is a scalar, the mean over lanes of the time
-        step before, in bits.
+      sample: (state, key) -> (state, batch).
+      observe: (state, loss) -> state, called before `sample` with the reported mean loss of the step
+        before, for a task that depends on success, such as a curriculum; None for all others.
+      score: what the task is judged by; None for its loss.
+      around: (cell, readout) -> (cell, readout), what the task puts around them: a cell that reads
+        tokens, for example.
       metrics: state -> named scalars, such as the sequence length of a curriculum.
-      held_out: named streams of tokens [N] to evaluate on.
+      held_out: named streams of one lane to evaluate on, batches of NumPy arrays without the axis B:
+        [N, ...].
     """
 
-    vocabulary_size: int
     batch_size: int
+    example_input: Any
+    input_size: int
+    output_size: int
+    loss: Loss
+    chance_loss: float
     init: Callable[[Array], Any]
-    sample: Callable[[Any, Array, Array], tuple[Any, Batch]]
-    metrics: Callable[[Any], dict[str, Array]]
-    held_out: Mapping[str, np.ndarray]
+    sample: Callable[[Any, Array], tuple[Any, Batch]]
+    observe: Callable[[Any, Array], Any] | None = None
+    score: Score | None = None
+    around: Callable[[Cell, Readout], tuple[Cell, Readout]] = _unchanged
+    metrics: Callable[[Any], dict[str, Array]] = _no_metrics
+    held_out: Mapping[str, Batch] = MappingProxyType({})

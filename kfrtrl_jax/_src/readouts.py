@@ -2,35 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Float
 
-from kfrtrl_jax._src.base import Array, Key, Params
+from kfrtrl_jax._src.base import Array, Key, Readout
 from kfrtrl_jax._src.shapes import require_shape
 
 
-class Readout(NamedTuple):
-    """A function of a cell's output with parameters of its own, for one lane.
-
-    Attributes:
-      init: key -> params.
-      apply: (params, output [n]) -> prediction.
-    """
-
-    init: Callable[[Key], Params]
-    apply: Callable[[Any, Float[Array, " n"]], Array]
-
-
 def linear(*, input_size: int, output_size: int, init_scale: float = 0.01) -> Readout:
-    """Logits W^T [h; 1].
+    """Predictions W^T [h; 1], such as logits.
 
     Args:
       input_size: n, length of h.
-      output_size: the number of logits.
+      output_size: the length of a prediction.
       init_scale: standard deviation of W.
 
     Its apply raises ValueError for an h of another length.

@@ -29,15 +29,21 @@ class Display(NamedTuple):
     close: Callable[[], None]
 
 
-def make_display(num_steps: int, start: int, console: Console | None = None) -> Display:
-    """A display of a run from step `start` to `num_steps`."""
+def make_display(
+    num_steps: int, start: int, unit: str = "", console: Console | None = None
+) -> Display:
+    """A display of a run from step `start` to `num_steps`, with losses in `unit`."""
     console = console or Console()
-    return _bar(num_steps, start, console) if console.is_terminal else _lines(num_steps, console)
+    if console.is_terminal:
+        return _bar(num_steps, start, unit, console)
+    return _lines(num_steps, unit, console)
 
 
-def status(record: Record) -> str:
+def status(record: Record, unit: str = "") -> str:
     """The main numbers of a record."""
-    parts = [f"loss {record['running_loss']:.3f} bits/char"]
+    parts = [f"loss {record['running_loss']:.3f} {unit}".rstrip()]
+    if record.get("score") is not None and record["score"] != record["loss"]:
+        parts.append(f"score {record['score']:.3f}")
     if "sequence_length" in record:
         parts.append(f"T* {record['sequence_length']:g}")
     if "valid_loss" in record:
@@ -76,7 +82,7 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
 
 
-def _bar(num_steps: int, start: int, console: Console) -> Display:
+def _bar(num_steps: int, start: int, unit: str, console: Console) -> Display:
     progress = Progress(
         TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
         BarColumn(bar_width=None),
@@ -89,14 +95,14 @@ def _bar(num_steps: int, start: int, console: Console) -> Display:
     progress.start()
     return Display(
         update=lambda record: progress.update(
-            task, completed=record["step"], status=status(record)
+            task, completed=record["step"], status=status(record, unit)
         ),
         note=lambda text: console.print(text, markup=False, highlight=False),
         close=progress.stop,
     )
 
 
-def _lines(num_steps: int, console: Console) -> Display:
+def _lines(num_steps: int, unit: str, console: Console) -> Display:
     last = -SECONDS_BETWEEN_LINES
 
     def note(text: str) -> None:
@@ -109,6 +115,6 @@ def _lines(num_steps: int, console: Console) -> Display:
         if due or "valid_loss" in record or step == num_steps:
             last = now
             left = duration((num_steps - step) / record["steps_per_second"])
-            note(f"step {step}/{num_steps}  {status(record)}  {left} left")
+            note(f"step {step}/{num_steps}  {status(record, unit)}  {left} left")
 
     return Display(update, note, lambda: None)

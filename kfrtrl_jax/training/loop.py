@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 from kfrtrl_jax._src import xla
 from kfrtrl_jax.training import checkpoints, display, evaluation, metrics, plots, workdir
@@ -22,7 +21,7 @@ CURVE = "learning_curve.png"
 FREE_FIELDS = frozenset({"num_steps"})
 
 
-Evaluate = Callable[[str, Any], float]
+Evaluate = Callable[[str, Any], evaluation.Means]
 
 
 class Interrupted(Exception):  # noqa: N818 - not an error: the run did as it was told
@@ -122,7 +121,7 @@ def _run(
     else:
         step, state, progress = 0, jax.jit(experiment.init)(config.seed), Progress()
     evaluate = _evaluator(experiment)
-    show = display.make_display(config.num_steps, step)
+    show = display.make_display(config.num_steps, step, experiment.task.loss.unit)
     with metrics.open_writer(folder, step) as writer, contextlib.closing(show):
         for warning in warnings:
             show.note(f"warning: {warning}; going back to step {step}")
@@ -187,11 +186,12 @@ def _advance(
                 # The previous chunk's metrics are logged while the device computes this one.
                 log(fetch(*pending))
             pending = (results, step)
-            evaluating = "valid" in run.experiment.held_out and due(config.eval_every)
+            evaluating = "valid" in run.experiment.task.held_out and due(config.eval_every)
             if evaluating or due(config.checkpoint_every):
                 record, pending = fetch(*pending), None
                 if evaluating:
-                    record["valid_loss"] = loss = run.evaluate("valid", state.learner.parameters)
+                    loss, score = run.evaluate("valid", state.learner.parameters)
+                    record.update(valid_loss=loss, valid_score=score)
                     if progress.best_loss is None or loss < progress.best_loss:
                         progress = progress._replace(best_loss=loss, best_step=step)
                         checkpoints.save_parameters(run.folder / "best", state.learner.parameters)
@@ -223,11 +223,13 @@ def _advance(
 
 
 def _evaluator(experiment: Experiment) -> Evaluate:
-    tokens = {name: jnp.asarray(array, jnp.int32) for name, array in experiment.held_out.items()}
-    losses = jax.jit(experiment.evaluate)
+    held_out = experiment.task.held_out
+    streams = {name: evaluation.on_device(stream) for name, stream in held_out.items()}
+    totals = jax.jit(experiment.evaluate)
 
-    def evaluate(name: str, parameters: Any) -> float:
-        return float(evaluation.mean(losses(parameters, tokens[name]), len(tokens[name])))
+    def evaluate(name: str, parameters: Any) -> evaluation.Means:
+        loss, score = evaluation.means(totals(parameters, streams[name]))
+        return evaluation.Means(float(loss), float(score))
 
     return evaluate
 
@@ -243,20 +245,26 @@ def _finish(
     """Writes the final parameters, the summary with the test loss, and the picture."""
     parameters = state.learner.parameters
     checkpoints.save_parameters(folder / "final", parameters)
-    best, test_loss = progress.best_loss, None
+    task, best = experiment.task, progress.best_loss
+    test: dict[str, float] = {}
     if best is not None:
         parameters = checkpoints.load_parameters(folder / "best", parameters)
-        if "test" in experiment.held_out:
-            test_loss = evaluate("test", parameters)
+        if "test" in task.held_out:
+            loss, score = evaluate("test", parameters)
+            test = {"test_loss": loss, "test_score": score}
     records = metrics.read(folder / metrics.METRICS)
+    unit, judged = task.loss.unit, task.score.name if task.score else None
     summary = {
         "step": int(state.step),
         "wall_time": round(progress.wall_time, 3),
+        "loss_unit": unit,
         "running_loss": records[-1]["running_loss"],
+        "score_name": judged,
+        "score": records[-1].get("score"),
         "sequence_length": records[-1].get("sequence_length"),
         "best_valid_loss": best,
         "best_step": None if best is None else progress.best_step,
-        "test_loss": test_loss,
+        **test,
     }
     summary = {name: value for name, value in summary.items() if value is not None}
     workdir.write_json(folder / "summary.json", summary)
@@ -267,14 +275,16 @@ def _finish(
         *([] if config.credit.name == "none" else [config.credit.name]),
     ]
     title = ", ".join(parts)
-    plots.plot_run(records, folder / CURVE, title)
+    plots.plot_run(records, folder / CURVE, title, unit)
     rows = {
         "steps": f"{summary['step']:,}",
         "run time": display.duration(progress.wall_time),
-        "running loss": f"{summary['running_loss']:.4f} bits/char",
+        "running loss": f"{summary['running_loss']:.4f} {unit}",
+        judged or "score": judged and summary.get("score"),
         "sequence length T*": summary.get("sequence_length"),
-        "best validation loss": best and f"{best:.4f} bits/char, at step {progress.best_step:,}",
-        "test loss": test_loss and f"{test_loss:.4f} bits/char, with the best parameters",
+        "best validation loss": best and f"{best:.4f} {unit}, at step {progress.best_step:,}",
+        "test loss": f"{test['test_loss']:.4f} {unit}, with the best parameters" if test else None,
+        f"test {judged}": f"{test['test_score']:.4f}" if test and judged else None,
         "learning curve": folder / CURVE,
         "final parameters": folder / "final",
     }

@@ -1,9 +1,9 @@
 """The log of a run: a line of JSON per record, and TensorBoard events.
 
-A record's fields: step, wall_time (seconds of run time, continued when a run is resumed), loss,
-running_loss (both in bits per character), gradient_norm, steps_per_second, the task's metrics (such as
-sequence_length), the estimator's diagnostics under "estimator/", and valid_loss if there was an
-evaluation.
+A record's fields: step, wall_time (seconds of run time, continued when a run is resumed), loss and
+running_loss (in the unit that the task reports), score (the task's own, its loss if it has none),
+gradient_norm, steps_per_second, the task's metrics (such as sequence_length), the estimator's
+diagnostics under "estimator/", and valid_loss and valid_score if there was an evaluation.
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ def make_record(metrics: ChunkMetrics, **fields: Any) -> Record:
     """A record of the given fields, followed by a chunk's metrics on the host."""
     named = {
         "loss": metrics.loss,
+        "score": metrics.score,
         "running_loss": metrics.running_loss,
         "gradient_norm": metrics.gradient_norm,
         **metrics.task,

@@ -15,10 +15,10 @@ from matplotlib.figure import Figure
 from kfrtrl_jax.training.metrics import Record
 
 LABELS = {
-    "loss": "loss (bits per character)",
-    "running_loss": "running loss (bits per character)",
+    "running_loss": "running loss",
     "sequence_length": "sequence length T*",
-    "valid_loss": "validation loss (bits per character)",
+    "valid_loss": "validation loss",
+    "valid_score": "validation score",
 }
 
 STYLE: Any = {
@@ -40,7 +40,13 @@ STYLE: Any = {
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000"]
 
 
-def plot_run(records: Sequence[Record], path: Path, title: str = "") -> None:
+def label_of(field: str, unit: str = "") -> str:
+    """The name of a record's field in words, with the unit of losses."""
+    name = LABELS.get(field, field.replace("_", " "))
+    return f"{name} ({unit})" if unit and field.endswith("loss") else name
+
+
+def plot_run(records: Sequence[Record], path: Path, title: str = "", unit: str = "") -> None:
     """Plots one run: its loss, running loss and validation loss, and T* if it has one."""
     with mpl.rc_context(STYLE):
         figure, (top, *rest) = _panels(2 if _has(records, "sequence_length") else 1)
@@ -49,13 +55,13 @@ def plot_run(records: Sequence[Record], path: Path, title: str = "") -> None:
         if _has(records, "valid_loss"):
             style: Any = {"marker": "o", "ms": 4, "color": COLOURS[1]}
             top.plot(*_series(records, "valid_loss"), label="validation", **style)
-        top.set_ylabel("bits per character")
+        top.set_ylabel(unit)
         top.set_ylim(bottom=0)
         top.legend()
         for axes in rest:
             steps, lengths = _series(records, "sequence_length")
             axes.step(steps, lengths, where="post", color=COLOURS[2])
-            axes.set_ylabel(LABELS["sequence_length"])
+            axes.set_ylabel(label_of("sequence_length"))
             axes.yaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
         _finish(figure, [top, *rest], path, title)
 
@@ -65,6 +71,7 @@ def plot_runs(
     path: Path,
     fields: Sequence[str] = ("running_loss",),
     title: str = "",
+    unit: str = "",
 ) -> None:
     """Plots several runs in one figure.
 
@@ -73,8 +80,9 @@ def plot_runs(
       path: of the picture.
       fields: of the records, one panel each ("running_loss", "sequence_length", "valid_loss").
       title: above it.
+      unit: of the losses.
     """
-    plot_groups({label: [records] for label, records in runs.items()}, path, fields, title)
+    plot_groups({label: [records] for label, records in runs.items()}, path, fields, title, unit)
 
 
 def plot_groups(
@@ -82,6 +90,7 @@ def plot_groups(
     path: Path,
     fields: Sequence[str] = ("running_loss",),
     title: str = "",
+    unit: str = "",
 ) -> None:
     """Plots groups of runs, such as seeds, in one figure: the mean and the range of each group."""
     with mpl.rc_context(STYLE):
@@ -89,7 +98,7 @@ def plot_groups(
         for axes, field in zip(panels, fields):
             for (label, runs), colour in zip(groups.items(), _colours(len(groups))):
                 _draw_group(axes, runs, field, label, colour)
-            axes.set_ylabel(LABELS.get(field, field))
+            axes.set_ylabel(label_of(field, unit))
             if field == "sequence_length":
                 axes.yaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
         _legend(panels[0], len(groups))

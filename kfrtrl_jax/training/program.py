@@ -12,13 +12,13 @@ import psutil
 
 from kfrtrl_jax import estimators, learning, linearization, readouts
 from kfrtrl_jax._src.lanes import is_key
-from kfrtrl_jax.base import Array, Key, Structure
-from kfrtrl_jax.cells import CELLS, on_tokens
+from kfrtrl_jax.base import Array, Batch, Cell, Key, Structure, Task
+from kfrtrl_jax.cells import CELLS
 from kfrtrl_jax.credit import CREDIT
 from kfrtrl_jax.errors import ConfigError
 from kfrtrl_jax.estimators import ESTIMATORS
 from kfrtrl_jax.optimizers import OPTIMIZERS
-from kfrtrl_jax.tasks import TASKS
+from kfrtrl_jax.tasks import TASKS, draw
 from kfrtrl_jax.training import evaluation
 from kfrtrl_jax.training.config import arguments, one_line
 
@@ -31,10 +31,10 @@ class RunState(NamedTuple):
     Attributes:
       learner: the learner's state.
       task: the task's state.
-      losses: [K], of the last segment's time steps, in bits per character.
+      losses: [K], of the last segment's time steps; empty if the task does not depend on them.
       key: a PRNG key.
       step: time steps so far.
-      running_loss: exponential average of the loss over time steps, in bits per character.
+      running_loss: exponential average of the loss over time steps.
     """
 
     learner: learning.LearnerState
@@ -46,10 +46,11 @@ class RunState(NamedTuple):
 
 
 class ChunkMetrics(NamedTuple):
-    """The metrics of a chunk; all scalars.
+    """The metrics of a chunk; all scalars. Losses are in the unit that the task reports.
 
     Attributes:
-      loss: mean over the chunk, in bits per character.
+      loss: weighted mean over the chunk; NaN if no loss in it counts.
+      score: the task's, likewise.
       running_loss: at its end.
       gradient_norm: mean over the chunk.
       bad_step: the time step at which a loss, a gradient or a state stopped being finite, or -1.
@@ -58,6 +59,7 @@ class ChunkMetrics(NamedTuple):
     """
 
     loss: Array
+    score: Array
     running_loss: Array
     gradient_norm: Array
     bad_step: Array
@@ -71,17 +73,17 @@ class Experiment(NamedTuple):
     Attributes:
       init: seed -> state.
       run_chunk: state -> (state, metrics), for `log_every` time steps.
-      evaluate: (parameters, tokens [N]) -> [T], see `evaluation.losses`.
+      evaluate: (parameters, stream) -> totals, see `evaluation.totals`.
       structure: of the cell, as passed to its estimator.
-      held_out: token arrays by name ("valid", "test"); empty if the task has none.
+      task: what is trained on.
       check: compares the cell's linearization with `jax.vjp`, see `linearization.check`.
     """
 
     init: Callable[[Any], RunState]
     run_chunk: Callable[[RunState], tuple[RunState, ChunkMetrics]]
-    evaluate: Callable[[dict[str, Any], Array], Array]
+    evaluate: Callable[[dict[str, Any], Batch], evaluation.Totals]
     structure: Structure
-    held_out: dict[str, Any]
+    task: Task
     check: Callable[[], linearization.Check]
 
 
@@ -112,13 +114,10 @@ def build(config: Any, floats: Mapping[str, Any] | None = None) -> Experiment:
             ) from None
 
     task = make("task", TASKS[config.task.name])
-    vocabulary = task.vocabulary_size
-    cell = on_tokens(make("cell", CELLS[config.cell.name], input_size=vocabulary), vocabulary)
-    token = jnp.zeros((), jnp.int32)
-    _, output = jax.eval_shape(
-        lambda key: cell.step(cell.init(key), cell.initial_carry(), token), jax.random.key(0)
-    )
-    readout = make("readout", readouts.linear, input_size=output.shape[0], output_size=vocabulary)
+    cell = make("cell", CELLS[config.cell.name], input_size=task.input_size)
+    sizes = {"input_size": _output_size(cell, task.input_size), "output_size": task.output_size}
+    readout = make("readout", readouts.linear, **sizes)
+    cell, readout = task.around(cell, readout)
     estimator = make("estimator", ESTIMATORS[config.estimator.name])
     if config.estimator.reset_every:
         estimator = estimators.reset_every(config.estimator.reset_every, estimator)
@@ -136,47 +135,46 @@ def build(config: Any, floats: Mapping[str, Any] | None = None) -> Experiment:
         window=config.window,
         immediate=config.immediate,
         credit=make("credit", CREDIT[config.credit.name]),
-        example_input=token,
+        example_input=task.example_input,
+        loss=task.loss,
         check=False,
     )
     length = config.segment_length
-    # Weights of a segment's losses in the running loss after it.
-    weights = (1 - DECAY) * DECAY ** jnp.arange(length - 1, -1, -1.0)
 
     def init(seed: Any) -> RunState:
         learner_key, task_key, key = jax.random.split(jax.random.key(seed), 3)
-        uniform = jnp.asarray(math.log2(vocabulary))
+        chance = jnp.asarray(task.chance_loss, float)
         state = RunState(
             learner=learn.init(learner_key),
             task=task.init(task_key),
-            losses=jnp.full(length, uniform),
+            losses=jnp.full(length if task.observe else 0, chance),
             key=key,
             step=jnp.zeros((), jnp.int32),
-            running_loss=uniform,
+            running_loss=chance,
         )
         return jax.tree.map(_strongly_typed, state)
 
-    def run_segment(state: RunState, _: None) -> tuple[RunState, tuple[Array, Array]]:
+    def run_segment(state: RunState, _: None) -> tuple[RunState, _Summed]:
         key, *keys = jax.random.split(state.key, length + 1)
+        told = state.losses if task.observe else None
         task_state, segment = jax.lax.scan(
-            lambda s, x: task.sample(s, *x), state.task, (jnp.stack(keys), state.losses)
+            lambda s, x: draw(task, s, *x), state.task, (jnp.stack(keys), told)
         )
         learner_state, metrics = learn.step(state.learner, segment)
+        summed = _summed(task, segment, metrics)
         new = RunState(
             learner=learner_state,
             task=task_state,
-            losses=metrics.loss,
+            losses=metrics.loss if task.observe else state.losses,
             key=key,
             step=state.step + length,
-            running_loss=DECAY**length * state.running_loss + weights @ metrics.loss,
+            running_loss=_averaged(state.running_loss, metrics),
         )
-        return new, (jnp.mean(metrics.loss), metrics.gradient_norm)
+        return new, summed
 
     def run_chunk(state: RunState) -> tuple[RunState, ChunkMetrics]:
-        new, (loss, gradient_norm) = jax.lax.scan(
-            run_segment, state, length=config.log_every // length
-        )
-        bad = ~(jnp.isfinite(loss) & jnp.isfinite(gradient_norm))
+        new, summed = jax.lax.scan(run_segment, state, length=config.log_every // length)
+        bad = ~(jnp.isfinite(summed.loss) & jnp.isfinite(summed.gradient_norm))
         first = state.step + length * (jnp.argmax(bad) + 1)
         finite = [
             jnp.all(jnp.isfinite(leaf))
@@ -185,21 +183,58 @@ def build(config: Any, floats: Mapping[str, Any] | None = None) -> Experiment:
         ]
         whole = jnp.where(jnp.all(jnp.stack(finite)), -1, new.step)
         return new, ChunkMetrics(
-            loss=jnp.mean(loss),
+            loss=jnp.sum(summed.loss) / jnp.sum(summed.weight),
+            score=jnp.sum(summed.score) / jnp.sum(summed.weight),
             running_loss=new.running_loss,
-            gradient_norm=jnp.mean(gradient_norm),
+            gradient_norm=jnp.mean(summed.gradient_norm),
             bad_step=jnp.where(jnp.any(bad), first, whole),
             task=task.metrics(new.task),
             estimator=learn.diagnostics(new.learner),
         )
 
-    def evaluate(parameters: dict[str, Any], tokens: Array) -> Array:
-        return evaluation.losses(cell, readout, parameters, tokens, lanes=config.eval_lanes)
+    def evaluate(parameters: dict[str, Any], stream: Batch) -> evaluation.Totals:
+        lanes = config.eval_lanes
+        return evaluation.totals(cell, readout, task, parameters, stream, lanes=lanes)
 
     def check() -> linearization.Check:
-        return linearization.check(cell, token)
+        return linearization.check(cell, task.example_input)
 
-    return Experiment(init, run_chunk, evaluate, learn.linearizer.structure, task.held_out, check)
+    return Experiment(init, run_chunk, evaluate, learn.linearizer.structure, task, check)
+
+
+class _Summed(NamedTuple):
+    """Sums over a segment's steps and lanes, weighted; gradient_norm is that of its step."""
+
+    loss: Array
+    score: Array
+    weight: Array
+    gradient_norm: Array
+
+
+def _summed(task: Task, segment: Batch, metrics: learning.StepMetrics) -> _Summed:
+    loss = jnp.sum(metrics.weight * metrics.loss)
+    score = loss
+    if task.score is not None:
+        scores = jax.vmap(jax.vmap(task.score.function))(metrics.predictions, segment.targets)
+        weight = jnp.ones_like(scores) if segment.weight is None else segment.weight
+        score = jnp.sum(jnp.where(weight == 0, 0, weight * scores))
+    return _Summed(loss, score, jnp.sum(metrics.weight), metrics.gradient_norm)
+
+
+def _averaged(running_loss: Array, metrics: learning.StepMetrics) -> Array:
+    """The running loss after a segment; steps in which no loss counts leave it as it is."""
+    counted = (metrics.weight > 0).astype(running_loss.dtype)
+    later = jnp.sum(counted) - jnp.cumsum(counted)
+    weights = (1 - DECAY) * DECAY**later * counted
+    return DECAY ** jnp.sum(counted) * running_loss + weights @ metrics.loss
+
+
+def _output_size(cell: Cell, input_size: int) -> int:
+    x = jnp.zeros(input_size)
+    step = jax.eval_shape(
+        lambda key: cell.step(cell.init(key), cell.initial_carry(), x), jax.random.key(0)
+    )
+    return step[1].shape[0]
 
 
 def memory_available() -> int:

@@ -157,16 +157,15 @@ def _run_group(
     jitted = xla.jit(jax.vmap(lambda s, point: experiment(point).run_chunk(s)), donate_argnums=0)
     base = experiment({})
     evaluate = jax.jit(jax.vmap(base.evaluate, in_axes=(0, None)))
-    held_out = base.held_out
-    valid = jnp.asarray(held_out["valid"]) if "valid" in held_out else None
+    held_out = base.task.held_out
+    valid = evaluation.on_device(held_out["valid"]) if "valid" in held_out else None
 
     names = [_name(i) for i in group]
     results: dict[str, Any] = {}
     diverged: dict[str, int] = {}
-    show = display.make_display(config.num_steps, 0)
+    show = display.make_display(config.num_steps, 0, base.task.loss.unit)
     with contextlib.ExitStack() as stack:
         stack.enter_context(contextlib.closing(show))
-        show.note(str(base.check()))
         show.note(str(base.check()))
         writers = []
         for name, trial in zip(names, group.values()):
@@ -196,7 +195,7 @@ def _run_group(
             if valid is not None and (
                 last or (config.eval_every and step % config.eval_every == 0)
             ):
-                losses = evaluation.mean(evaluate(state.learner.parameters, valid), len(valid))
+                losses = evaluation.means(evaluate(state.learner.parameters, valid))
                 lap = time.monotonic()
             for i, (name, writer) in enumerate(zip(names, writers)):
                 own = jax.tree.map(lambda x, i=i: x[i], fetched)
@@ -209,9 +208,10 @@ def _run_group(
                 times = {"wall_time": round(now - begun, 3), "steps_per_second": round(rate, 2)}
                 record = metrics.make_record(own, step=step, **times)
                 if losses is not None:
-                    record["valid_loss"] = float(losses[i])
+                    record["valid_loss"] = float(losses.loss[i])
+                    record["valid_score"] = float(losses.score[i])
                 writer.write(record)
-                results[name] = record
+                results[name] = {**record, "loss_unit": base.task.loss.unit}
             alive = [results[name] for name in names if name not in diverged]
             if alive:
                 show.update({**alive[0], **_means(alive)})
@@ -279,7 +279,8 @@ def _report(sweep: Sequence[Overrides], results: Sequence[Mapping[str, Any]], fo
         label: [metrics.read(folder / "trials" / _name(i) / metrics.METRICS) for i in members]
         for label, members in settings.items()
     }
-    plots.plot_groups(curves, folder / "sweep.png", outcomes)
+    unit = next((str(r["loss_unit"]) for r in results if "loss_unit" in r), "")
+    plots.plot_groups(curves, folder / "sweep.png", outcomes, unit=unit)
     pictures = [folder / "sweep.png"]
     for path in _swept_floats(sweep):
         lines: dict[str, dict[float, list[float]]] = {}
@@ -290,7 +291,7 @@ def _report(sweep: Sequence[Overrides], results: Sequence[Mapping[str, Any]], fo
                 points.setdefault(overrides[path], []).append(result[outcomes[0]])
         if lines:
             pictures.append(folder / f"sweep_{path.split('.')[-1]}.png")
-            label = plots.LABELS[outcomes[0]]
+            label = plots.label_of(outcomes[0], unit)
             plots.plot_response(lines, pictures[-1], path, f"final {label}")
     print(f"results: {folder / RESULTS}; pictures: {', '.join(map(str, pictures))}")
 

@@ -27,7 +27,7 @@ def losses_on_the_copy_task(cell: Cell, estimator: InfluenceEstimator) -> jax.Ar
 
     def step(carry, key):
         state, task_state, loss = carry
-        task_state, batch = task.sample(task_state, key, loss)
+        task_state, batch = tasks.draw(task, task_state, key, loss)
         state, metrics = learner.step(state, jax.tree.map(lambda x: x[None], batch))
         return (state, task_state, metrics.loss[0]), metrics.loss[0]
 

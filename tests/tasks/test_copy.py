@@ -20,7 +20,7 @@ def compiled(**kwargs):
     task = tasks.copy(**kwargs)
 
     def step(state, xs):
-        state, batch = task.sample(state, *xs)
+        state, batch = tasks.draw(task, state, *xs)
         return state, (task.metrics(state)["sequence_length"], state.running_loss, batch)
 
     return task, jax.jit(lambda state, *xs: jax.lax.scan(step, state, xs)[1])
@@ -143,9 +143,10 @@ def test_lanes_that_start_together_raise_the_length_once():
 
 def test_every_lane_starts_at_the_first_step():
     task = tasks.copy(batch_size=5)
-    assert task.vocabulary_size == 4
+    assert task.input_size == task.output_size == 4
     assert task.held_out == {}
-    _, batch = jax.jit(task.sample)(task.init(jax.random.key(0)), jax.random.key(1), jnp.nan)
+    first = task.observe(task.init(jax.random.key(0)), jnp.nan)
+    _, batch = jax.jit(task.sample)(first, jax.random.key(1))
     assert batch.reset.all()
     np.testing.assert_array_equal(batch.inputs, START)
     np.testing.assert_array_equal(batch.targets, FILLER)
@@ -157,7 +158,7 @@ def test_seeds_and_float_arguments_may_be_mapped():
         task = tasks.copy(batch_size=2, threshold=threshold, initial_loss=initial_loss, decay=0.9)
 
         def step(state, key):
-            return task.sample(state, key, jnp.asarray(0.1))
+            return tasks.draw(task, state, key, 0.1)
 
         state, batch = jax.lax.scan(step, task.init(key), jax.random.split(key, 100))
         return state.sequence_length, batch
@@ -181,10 +182,12 @@ def test_state_keeps_its_types_in_a_scan(x64, make_key, dtype):
     with jax.enable_x64(x64):
         task = tasks.copy(batch_size=3)
         state = task.init(make_key(0))
-        new, batch = jax.eval_shape(task.sample, state, make_key(1), dtype(1.0))
+        new, batch = jax.eval_shape(
+            lambda *xs: tasks.draw(task, *xs), state, make_key(1), dtype(1.0)
+        )
         before = jax.tree.map(lambda x: (x.shape, x.dtype), state)
         assert jax.tree.map(lambda x: (x.shape, x.dtype), new) == before
-        assert {x.shape for x in batch} == {(3,)}
+        assert {x.shape for x in jax.tree.leaves(batch)} == {(3,)}
 
 
 @pytest.mark.parametrize("kwargs", [{"batch_size": 0}, {"batch_size": 1, "shortening": -1}])

@@ -20,7 +20,7 @@ def run(task, steps, seed=0):
     """The stream of `steps` time steps: a batch with [steps, B]."""
 
     def step(state, key):
-        return task.sample(state, key, jnp.zeros(()))
+        return task.sample(state, key)
 
     _, batch = jax.lax.scan(
         step, task.init(jax.random.key(seed)), jax.random.split(jax.random.key(1), steps)
@@ -79,7 +79,7 @@ def test_seeds_may_be_mapped_and_types_stay(folder):
     task = tasks.text(batch_size=3, data_dir=str(folder))
     keys = jax.random.split(jax.random.key(0), 2)
     states = jax.vmap(task.init)(keys)
-    new, batch = jax.jit(jax.vmap(task.sample))(states, keys, jnp.zeros(2))
+    new, batch = jax.jit(jax.vmap(task.sample))(states, keys)
     first = run(task, 1)
     for seed in range(2):
         np.testing.assert_array_equal(batch.inputs[seed], first.inputs[0])
@@ -94,10 +94,13 @@ def test_folder_is_three_texts_over_the_characters_of_the_first(folder):
     for part in ("train", "valid", "test"):
         assert decoded(corpus, part) == (folder / f"my.{part}.txt").read_text()
     task = tasks.text(batch_size=2, data_dir=str(folder))
-    assert task.vocabulary_size == 8
+    assert task.input_size == task.output_size == 8
     assert set(task.held_out) == {"valid", "test"}
-    np.testing.assert_array_equal(task.held_out["valid"], corpus.valid)
-    np.testing.assert_array_equal(task.held_out["test"], corpus.test)
+    for part in ("valid", "test"):
+        whole, stream = getattr(corpus, part), task.held_out[part]
+        np.testing.assert_array_equal(stream.inputs, whole[:-1])
+        np.testing.assert_array_equal(stream.targets, whole[1:])
+        assert not stream.reset.any()
 
 
 def test_file_is_split_by_position_without_translation(tmp_path):

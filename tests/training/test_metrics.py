@@ -13,6 +13,7 @@ from kfrtrl_jax.training.program import ChunkMetrics
 def chunk(**changes) -> ChunkMetrics:
     values = {
         "loss": np.float32(0.1),
+        "score": np.float32(0.7),
         "running_loss": np.float32(1.5),
         "gradient_norm": np.float32(2.0),
         "bad_step": np.int32(-1),
@@ -28,6 +29,7 @@ def test_a_record_is_flat_and_plain():
         ("step", 10),
         ("wall_time", 0.5),
         ("loss", 0.1),
+        ("score", 0.7),
         ("running_loss", 1.5),
         ("gradient_norm", 2.0),
         ("sequence_length", 3),

@@ -50,7 +50,7 @@ def test_a_response_is_drawn(tmp_path):
 
 def test_plain_lines_where_there_is_no_terminal():
     file = io.StringIO()
-    show = display.make_display(100, 0, Console(file=file, force_terminal=False))
+    show = display.make_display(100, 0, "bits/char", Console(file=file, force_terminal=False))
     for record in records():
         show.update(record)
     show.close()
@@ -62,7 +62,9 @@ def test_plain_lines_where_there_is_no_terminal():
 
 def test_a_bar_on_a_terminal():
     file = io.StringIO()
-    show = display.make_display(100, 0, Console(file=file, force_terminal=True, width=100))
+    show = display.make_display(
+        100, 0, "bits/char", Console(file=file, force_terminal=True, width=100)
+    )
     for record in records():
         show.update(record)
     show.note("a line")

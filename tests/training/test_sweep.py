@@ -53,7 +53,7 @@ def test_a_trial_is_the_single_run(swept, tmp_path):
         np.testing.assert_allclose(
             [r[name] for r in together], [r[name] for r in alone], rtol=1e-6, err_msg=name
         )
-    assert results[trial] == together[-1]
+    assert results[trial] == {**together[-1], "loss_unit": "bits/char"}
     written = json.loads((folder / "trials" / f"{trial:03}" / "config.json").read_text())
     assert written == config.to_dict()
 

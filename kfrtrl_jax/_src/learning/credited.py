@@ -16,10 +16,10 @@ from jaxtyping import Float
 
 from kfrtrl_jax._src.base import Array, Batch, CreditEstimator, Key
 from kfrtrl_jax._src.composition import compose
-from kfrtrl_jax._src.learning import trees
+from kfrtrl_jax._src.learning import trees, weighted
 from kfrtrl_jax._src.learning.exact import linearized
 from kfrtrl_jax._src.learning.past import Past
-from kfrtrl_jax._src.learning.types import LearnerState, Model
+from kfrtrl_jax._src.learning.types import LearnerState, Model, Outcome
 from kfrtrl_jax._src.learning.unroll import SegmentGradient, Unrolled
 
 
@@ -30,8 +30,8 @@ def run_segment(
     state: LearnerState,
     segment: Batch,
     key: Key,
-) -> tuple[Any, LearnerState, Float[Array, "K B"]]:
-    """(the gradient, the state after the segment, its losses [K, B]).
+) -> tuple[Any, LearnerState, Outcome]:
+    """(the gradient, the state after the segment, its outcome).
 
     Args:
       model: the parts of the learner.
@@ -57,7 +57,7 @@ def run_segment(
         fresh=jnp.zeros_like(state.fresh),
         credit=credit_state,
     )
-    return gradient, new, inside.losses
+    return gradient, new, Outcome(inside.losses, inside.seen.predictions)
 
 
 def _with_credit(
@@ -79,19 +79,20 @@ def _with_credit(
 
     (losses, end), pullback, seen = jax.vjp(ends, unrolled.variables, unrolled.floats, has_aux=True)
     future = credit.predict(state.credit, end).astype(end.dtype)
-    ones, nothing = jnp.ones_like(losses), jnp.zeros_like(end)
+    weights, nothing = weighted.weights_of(segment, losses), jnp.zeros_like(end)
+    each = weighted.share_of_each(segment, losses)
     if share == 1:
-        gradient, start = pullback((ones, future))
+        gradient, start = pullback((weights, future))
         past = jax.tree.map(jnp.zeros_like, start)
     else:
-        gradient, past = pullback((ones, nothing))
+        gradient, past = pullback((weights, nothing))
         late, start = pullback((jnp.zeros_like(losses), future))
         gradient = trees.add(gradient, trees.scaled(late, credit.share))
         start = trees.add(past, start)
-        past = trees.scaled(past, (1 - credit.share) / losses.size)
+        past = trees.scaled(past, (1 - credit.share) * each)
     target = unrolled.by_state(start)
     # At the first step of a run it may be infinite; the credit there is never used.
     target = jnp.where(state.fresh[:, None] & ~jnp.isfinite(target), 0, target)
     new = credit.update(state.credit, flatten(state.carry), target)
-    gradient = unrolled.by_parameters(trees.scaled(gradient, 1 / losses.size), seen.data)
+    gradient = unrolled.by_parameters(trees.scaled(gradient, each), seen.data)
     return SegmentGradient(gradient, unrolled.by_state(past), losses, seen), new

@@ -13,15 +13,15 @@ from jaxtyping import Float
 
 from kfrtrl_jax._src.base import Array, Batch, Key, SiteGradients
 from kfrtrl_jax._src.lanes import restarted
-from kfrtrl_jax._src.learning import trees
+from kfrtrl_jax._src.learning import trees, weighted
 from kfrtrl_jax._src.learning.recovery import recovered
-from kfrtrl_jax._src.learning.types import LearnerState, Model
+from kfrtrl_jax._src.learning.types import LearnerState, Model, Outcome
 
 
 def run_step(
     model: Model, state: LearnerState, segment: Batch, key: Key
-) -> tuple[Any, LearnerState, Float[Array, "1 B"]]:
-    """(the gradient, the state after the step, its losses [1, B]), for a segment of one step."""
+) -> tuple[Any, LearnerState, Outcome]:
+    """(the gradient, the state after the step, its outcome), for a segment of one step."""
     batch = jax.tree.map(lambda x: x[0], segment)
     parameters, linearizer = state.parameters, model.linearizer
     begins = batch.reset | state.fresh
@@ -29,7 +29,7 @@ def run_step(
     carry, _ = jax.vmap(model.cell.step, in_axes=(None, 0, 0))(
         parameters["cell"], start, batch.inputs
     )
-    by_readout, cotangent, losses = _by_state(model, parameters["readout"], carry, batch)
+    by_readout, cotangent, outcome = _by_state(model, parameters["readout"], carry, batch)
     keep = 1 - begins.astype(linearizer.structure.dtype)
     step = linearizer.linearize(parameters["cell"], start, batch.inputs, keep)
 
@@ -48,27 +48,27 @@ def run_step(
     (influence, pulled), _ = recovered(advance(state.influence), without_lost_lanes)
     gradient = {"cell": linearizer.gradient(parameters["cell"], pulled), "readout": by_readout}
     new = state._replace(carry=carry, influence=influence, fresh=jnp.zeros_like(state.fresh))
-    return gradient, new, losses[None]
+    return gradient, new, jax.tree.map(lambda x: x[None], outcome)
 
 
 def _by_state(
     model: Model, readout: Any, carry: Any, batch: Batch
-) -> tuple[Any, Float[Array, "B n"], Float[Array, " B"]]:
-    """The mean loss's derivatives by the readout and by the new state, [B, n], and the losses, [B]."""
+) -> tuple[Any, Float[Array, "B n"], Outcome]:
+    """The mean loss's derivatives by the readout and by the new state, [B, n], and the outcome [B]."""
     output_of = model.linearizer.output_of
     assert output_of is not None
     floats, rest = trees.partition(carry)
     readout_floats, readout_rest = trees.partition(readout)
 
-    def mean(readout_floats: Any, floats: Any) -> tuple[Float[Array, ""], Float[Array, " B"]]:
+    def mean(readout_floats: Any, floats: Any) -> tuple[Float[Array, ""], Outcome]:
         outputs = jax.vmap(output_of)(trees.combine(floats, rest))
         readout = trees.combine(readout_floats, readout_rest)
         predictions = jax.vmap(lambda h: model.readout.apply(readout, h))(outputs)
-        losses = jax.vmap(model.loss)(predictions, batch.targets)
-        return jnp.sum(losses) / losses.size, losses
+        losses = weighted.losses_of(model, predictions, batch)
+        return weighted.mean_of(batch, losses), Outcome(losses, predictions)
 
-    (by_readout, by_floats), losses = jax.grad(mean, argnums=(0, 1), has_aux=True)(
+    (by_readout, by_floats), outcome = jax.grad(mean, argnums=(0, 1), has_aux=True)(
         readout_floats, floats
     )
     cotangent = model.linearizer.flatten_cotangent(trees.combine(by_floats, rest))
-    return by_readout, cotangent, losses
+    return by_readout, cotangent, outcome

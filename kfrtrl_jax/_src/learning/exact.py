@@ -22,7 +22,7 @@ from kfrtrl_jax._src.composition import compose
 from kfrtrl_jax._src.learning import kept, trees
 from kfrtrl_jax._src.learning.past import Past
 from kfrtrl_jax._src.learning.recovery import anywhere
-from kfrtrl_jax._src.learning.types import LearnerState, Model
+from kfrtrl_jax._src.learning.types import LearnerState, Model, Outcome
 from kfrtrl_jax._src.learning.unroll import Unrolled, backpropagate
 from kfrtrl_jax._src.xla import in_place_if
 
@@ -62,8 +62,8 @@ class Lengths:
 
 def run_segment(
     model: Model, lengths: Lengths, state: LearnerState, segment: Batch, key: Key, update: Update
-) -> tuple[Any, LearnerState, Array]:
-    """(the reports of its updates, [K / U, ...], the state after it, its losses [K, B])."""
+) -> tuple[Any, LearnerState, Outcome]:
+    """(the reports of its updates, [K / U, ...], the state after it, its outcome)."""
     influence = state.influence
     ring: Any = state.kept if lengths.earlier else None
     if lengths.keeps and not lengths.earlier:
@@ -71,7 +71,7 @@ def run_segment(
         ring = kept.empty(model, state.parameters["cell"], state.carry, first, lengths.window)
 
     def one(carry: tuple[LearnerState, Any], interval: tuple[Batch, Array]) -> Any:
-        """(((state, kept steps), (report, losses, whether lanes were lost)), influence)."""
+        """(((state, kept steps), (report, outcome, whether lanes were lost)), influence)."""
         state, ring = carry
         batches, count = interval
         begins = batches.reset.at[0].set(batches.reset[0] | state.fresh)
@@ -86,7 +86,8 @@ def run_segment(
         state = state._replace(carry=inside.seen.carry, fresh=jnp.zeros_like(state.fresh))
         state, report = update(state, gradient)
         kept_now = steps if ring is None else kept.append(ring, steps)
-        return ((state, kept_now), (report, inside.losses, lost)), after
+        outcome = Outcome(inside.losses, inside.seen.predictions)
+        return ((state, kept_now), (report, outcome, lost)), after
 
     # The influence is the same for all updates: the loop need not carry it.
     state = state._replace(influence=())
@@ -98,10 +99,10 @@ def run_segment(
         ((state, ring), outputs), influence = one(
             (state, ring), (only, jnp.asarray(lengths.earlier))
         )
-        reports, losses, _ = jax.tree.map(lambda x: x[None], outputs)
+        reports, outcomes, _ = jax.tree.map(lambda x: x[None], outputs)
     else:
         counts = lengths.earlier + lengths.update * jnp.arange(lengths.updates)
-        (state, ring), (reports, losses, lost) = jax.lax.scan(
+        (state, ring), (reports, outcomes, lost) = jax.lax.scan(
             lambda carry, interval: one(carry, interval)[0], (state, ring), (intervals, counts)
         )
         forget = model.forget
@@ -116,7 +117,8 @@ def run_segment(
         steps = kept.oldest(ring, lengths.segment) if lengths.earlier else ring.steps
     influence = model.estimator.push(influence, compose(steps), key)
     state = state._replace(influence=influence, kept=ring if lengths.earlier else ())
-    return reports, state, losses.reshape(lengths.segment, -1)
+    flat = jax.tree.map(lambda x: x.reshape(lengths.segment, *x.shape[2:]), outcomes)
+    return reports, state, flat
 
 
 def linearized(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import math
+from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
@@ -12,23 +12,30 @@ import optax
 from jaxtyping import Float
 
 from kfrtrl_jax._src import jax_internals
-from kfrtrl_jax._src.base import Array, Cell, CreditEstimator, InfluenceEstimator, Key
+from kfrtrl_jax._src.base import (
+    Array,
+    Cell,
+    CreditEstimator,
+    InfluenceEstimator,
+    Key,
+    Loss,
+    Readout,
+)
 from kfrtrl_jax._src.errors import UnsupportedCellError
 from kfrtrl_jax._src.lanes import initial_lanes
-from kfrtrl_jax._src.learning import credited, estimated, exact, kept, trees
+from kfrtrl_jax._src.learning import credited, estimated, exact, kept, trees, weighted
 from kfrtrl_jax._src.learning.recovery import make_forget
 from kfrtrl_jax._src.learning.types import (
     Learner,
     LearnerState,
-    Loss,
     Model,
     Parameters,
     StepMetrics,
 )
 from kfrtrl_jax._src.linearization import self_check
 from kfrtrl_jax._src.linearization.linearizer import make_linearizer
-from kfrtrl_jax._src.readouts import Readout
-from kfrtrl_jax._src.shapes import require_key, require_leading_axes
+from kfrtrl_jax._src.losses import cross_entropy
+from kfrtrl_jax._src.shapes import require_key, require_leading_axes, require_shape
 
 
 def predict(
@@ -52,15 +59,16 @@ def make_learner(
     window: int | None = None,
     immediate: Literal["exact", "estimated"] = "exact",
     credit: CreditEstimator | None = None,
-    loss: Loss = optax.softmax_cross_entropy_with_integer_labels,
+    loss: Loss | Callable[[Any, Any], Array] | None = None,
     check: bool = True,
 ) -> Learner:
     """Makes a learner.
 
     A step processes a segment of K time steps and updates the parameters after every U of them. With
     immediate="exact", an update follows the gradient of the mean loss over lanes and over its own U
-    time steps. This gradient is exact along the kept steps, each at the parameters it was made with;
-    the estimate of the influence matrix continues it into the time before them. The influence is pushed
+    time steps, weighted by the batches' weights. This gradient is exact along the kept steps, each at
+    the parameters it was made with; the estimate of the influence matrix continues it into the time
+    before them. The influence is pushed
     once per segment, over K steps. So U = 1 updates the parameters at every time step whatever K is;
     `truncated()` gives truncated backpropagation; and `truncated()` with K = U = 1 and a window of L
     steps is TBPTT(L) with an update at every step.
@@ -89,7 +97,8 @@ def make_learner(
       credit: estimates how states affect the losses after their segment, see above. It costs a second
         backward pass through the segment, unless its share is the constant 1. It needs U = K and a
         window of K.
-      loss: (prediction, target) -> scalar in nats, for one lane.
+      loss: (prediction, target) -> scalar, for one lane, or a `Loss` that also says in which unit it is
+        reported; the cross-entropy of logits with integer labels, in bits, if None.
       check: whether to compare the cell's linearization with `jax.vjp` first, once, which takes a
         second or two (see `linearization.check`). Inside a function that JAX is tracing it is skipped.
 
@@ -116,7 +125,10 @@ def make_learner(
             'immediate="estimated" needs a cell whose output is a function of its new carry alone; '
             'use immediate="exact"'
         )
-    model = Model(cell, linearizer, readout, loss, estimator, forget, batch_size)
+    loss = loss or cross_entropy()
+    loss = loss if isinstance(loss, Loss) else Loss(loss)
+    reported = loss.scale
+    model = Model(cell, linearizer, readout, loss.function, estimator, forget, batch_size)
 
     def init(key: Key) -> LearnerState:
         require_key("key", key)
@@ -139,7 +151,7 @@ def make_learner(
         )
 
     def run(state: LearnerState, segment: Any, update: exact.Update) -> Any:
-        """(the reports of its updates, [K / U, ...], the state after it, the losses [K, B])."""
+        """(the reports of its updates, [K / U, ...], the state after it, the outcome)."""
         _check_segment(segment, example_input, (lengths.segment, batch_size))
         hint = "the state must come from the init of this learner"
         require_leading_axes("state.carry", state.carry, batch_size, hint=hint)
@@ -148,13 +160,13 @@ def make_learner(
         if immediate == "exact" and credit is None:
             return exact.run_segment(model, lengths, state, segment, own, update)
         if credit is None:
-            gradient, state, losses = estimated.run_step(model, state, segment, own)
+            gradient, state, outcome = estimated.run_step(model, state, segment, own)
         else:
-            gradient, state, losses = credited.run_segment(
+            gradient, state, outcome = credited.run_segment(
                 model, credit, share, state, segment, own
             )
         state, report = update(state, gradient)
-        return jax.tree.map(lambda x: x[None], report), state, losses
+        return jax.tree.map(lambda x: x[None], report), state, outcome
 
     def updated(state: LearnerState, gradient: Any) -> tuple[LearnerState, Float[Array, ""]]:
         """The state after an update, and the gradient's norm."""
@@ -167,15 +179,16 @@ def make_learner(
         return new, optax.tree.norm(gradient)
 
     def step(state: LearnerState, segment: Any) -> tuple[LearnerState, StepMetrics]:
-        norms, state, losses = run(state, segment, updated)
-        in_bits = jnp.mean(losses, axis=1) / math.log(2)
-        return state, StepMetrics(in_bits, jnp.mean(norms))
+        norms, state, outcome = run(state, segment, updated)
+        means, weight = weighted.means_of_steps(segment, outcome.losses)
+        metrics = StepMetrics(reported * means, weight, jnp.mean(norms), outcome.predictions)
+        return state, metrics
 
     def gradient(state: LearnerState, segment: Any) -> tuple[Any, LearnerState, Float[Array, " K"]]:
-        gradients, state, losses = run(state, segment, lambda state, gradient: (state, gradient))
+        gradients, state, outcome = run(state, segment, lambda state, gradient: (state, gradient))
         if lengths.updates == 1:
             gradients = jax.tree.map(lambda g: g[0], gradients)
-        return gradients, state, jnp.mean(losses, axis=1)
+        return gradients, state, weighted.means_of_steps(segment, outcome.losses)[0]
 
     def diagnostics(state: LearnerState) -> dict[str, Float[Array, ""]]:
         named = {} if credit is None else credit.diagnostics(state.credit)
@@ -211,6 +224,8 @@ def _check_segment(segment: Any, example_input: Any, lead: tuple[int, int]) -> N
     jax.tree.map(lambda x, like: check("inputs", x, like), segment.inputs, target)
     check("reset", segment.reset, jax.ShapeDtypeStruct(lead, bool))
     require_leading_axes("segment.targets", segment.targets, *lead)
+    if segment.weight is not None:
+        require_shape("segment.weight", segment.weight, *lead)
 
 
 def _lengths(segment_length: int, update_every: int | None, window: int | None) -> exact.Lengths:

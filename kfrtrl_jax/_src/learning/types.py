@@ -7,12 +7,10 @@ from typing import Any, NamedTuple
 
 from jaxtyping import Bool, Float
 
-from kfrtrl_jax._src.base import Array, Cell, InfluenceEstimator, Key
+from kfrtrl_jax._src.base import Array, Cell, InfluenceEstimator, Key, Readout
 from kfrtrl_jax._src.learning.recovery import Forget
 from kfrtrl_jax._src.linearization.linearizer import Linearizer
-from kfrtrl_jax._src.readouts import Readout
 
-Loss = Callable[[Array, Any], Float[Array, ""]]
 Parameters = dict[str, Any]
 
 
@@ -44,13 +42,31 @@ class StepMetrics(NamedTuple):
     """The metrics of one step.
 
     Attributes:
-      loss: [K], the mean over lanes at each time step, in bits.
+      loss: [K], the weighted mean over lanes at each time step, in the loss's reported unit; 0 where no
+        lane has a weight.
+      weight: [K], the sum of the lanes' weights at each time step; B for a batch without weights.
       gradient_norm: the norm of the whole gradient before the optimizer, the mean over the step's
         updates.
+      predictions: [K, B, ...], each made before the update that its loss takes part in. They cost
+        nothing if they are not used.
     """
 
     loss: Float[Array, " K"]
+    weight: Float[Array, " K"]
     gradient_norm: Float[Array, ""]
+    predictions: Any
+
+
+class Outcome(NamedTuple):
+    """What the steps of a segment came to, before any update.
+
+    Attributes:
+      losses: [K, B], as they are differentiated; 0 where the weight is 0.
+      predictions: [K, B, ...].
+    """
+
+    losses: Float[Array, "K B"]
+    predictions: Any
 
 
 class Learner(NamedTuple):
@@ -60,9 +76,9 @@ class Learner(NamedTuple):
       init: key -> state.
       step: (state, segment) -> (state, metrics), ready for `jax.lax.scan`. A segment is a `Batch` with
         a leading axis of K time steps: inputs, targets and reset [K, B].
-      gradient: (state, segment) -> (gradient, state, loss [K] in nats): `step` without the updates. If
-        a segment has several updates, the leaves have a leading axis, one gradient per update, all at
-        the same parameters.
+      gradient: (state, segment) -> (gradient, state, loss [K]): `step` without the updates, the loss as
+        it is differentiated. If a segment has several updates, the leaves have a leading axis, one
+        gradient per update, all at the same parameters.
       diagnostics: state -> named scalars of the estimator, and of the credit under "credit/".
       linearizer: of the cell.
     """
@@ -81,7 +97,7 @@ class Model(NamedTuple):
       cell: the recurrent network, for one lane.
       linearizer: of the cell.
       readout: from the cell's output to predictions, for one lane.
-      loss: (prediction, target) -> scalar in nats, for one lane.
+      loss: (prediction, target) -> scalar, for one lane.
       estimator: of the cell's influence matrix.
       forget: from `recovery.make_forget`, for the estimator.
       batch_size: B.
@@ -90,7 +106,7 @@ class Model(NamedTuple):
     cell: Cell
     linearizer: Linearizer
     readout: Readout
-    loss: Loss
+    loss: Callable[[Any, Any], Float[Array, ""]]
     estimator: InfluenceEstimator
     forget: Forget | None
     batch_size: int

@@ -15,7 +15,7 @@ from jaxtyping import Float
 
 from kfrtrl_jax._src.base import Array, Batch
 from kfrtrl_jax._src.lanes import restarted
-from kfrtrl_jax._src.learning import trees
+from kfrtrl_jax._src.learning import trees, weighted
 from kfrtrl_jax._src.learning.types import Model, Parameters
 
 
@@ -26,20 +26,22 @@ class Seen(NamedTuple):
       carry: at its end, [B, ...].
       starts: the carries that its steps start from, [U, B, ...].
       data: the data that each site's weights are multiplied by at each step, see `linearization.taps`.
+      predictions: [U, B, ...].
     """
 
     carry: Any
     starts: Any
     data: Any
+    predictions: Any
 
 
 class SegmentGradient(NamedTuple):
     """Backpropagation through a segment of U steps.
 
     Attributes:
-      gradient: of the mean loss over lanes and steps, by the parameters, inside the segment.
+      gradient: of the weighted mean loss over lanes and steps, by the parameters, inside the segment.
       cotangent: the derivative of that loss by the state before the segment, [B, n].
-      losses: [U, B], in nats.
+      losses: [U, B].
       seen: the other results of the segment.
     """
 
@@ -102,16 +104,17 @@ class Unrolled:
             new, output, data = jax.vmap(advance)(start, batch.inputs, step_taps)
             return new, (start, output, data)
 
-        def loss_of(output: Any, target: Any) -> Float[Array, ""]:
-            return model.loss(model.readout.apply(readout, output), target)
+        def predict(output: Any) -> Any:
+            return model.readout.apply(readout, output)
 
         carry = trees.combine(floats, trees.partition(self.carry)[1])
         carry, (starts, outputs, data) = trees.scan(
             one, carry, (self.segment, variables["taps"]), self.length
         )
         # The readout of all steps at once, outside the loop.
-        losses = jax.vmap(jax.vmap(loss_of))(outputs, self.segment.targets)
-        return losses, Seen(carry, starts, data)
+        predictions = jax.vmap(jax.vmap(predict))(outputs)
+        losses = weighted.losses_of(model, predictions, self.segment)
+        return losses, Seen(carry, starts, data, predictions)
 
     def by_parameters(self, gradient: Any, data: Any) -> Parameters:
         """The gradient with respect to the parameters, from that with respect to the variables."""
@@ -133,7 +136,7 @@ def backpropagate(unrolled: Unrolled) -> SegmentGradient:
         variables: Any, floats: Any
     ) -> tuple[Float[Array, ""], tuple[Float[Array, "U B"], Seen]]:
         losses, seen = unrolled.losses(variables, floats)
-        return jnp.sum(losses) / losses.size, (losses, seen)
+        return weighted.mean_of(unrolled.segment, losses), (losses, seen)
 
     (by_variables, by_floats), (losses, seen) = jax.grad(mean, argnums=(0, 1), has_aux=True)(
         unrolled.variables, unrolled.floats

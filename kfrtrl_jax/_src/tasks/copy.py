@@ -8,7 +8,9 @@ import jax
 import jax.numpy as jnp
 
 from kfrtrl_jax._src.base import Array, Batch, Key, Task
+from kfrtrl_jax._src.losses import cross_entropy
 from kfrtrl_jax._src.shapes import require_key, require_shape
+from kfrtrl_jax._src.tasks.common import require_positive, tokens
 
 START, FILLER = 2, 3
 VOCABULARY_SIZE = 4
@@ -62,8 +64,7 @@ def copy(
     Raises:
       ValueError: if batch_size is less than 1 or shortening is negative.
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    require_positive(batch_size=batch_size)
     if shortening < 0:
         raise ValueError(f"shortening must not be negative, got {shortening}")
 
@@ -79,18 +80,20 @@ def copy(
             started=jnp.zeros((), bool),
         )
 
-    def sample(state: CopyState, key: Key, loss: Array) -> tuple[CopyState, Batch]:
+    def observe(state: CopyState, loss: Array) -> CopyState:
         require_shape("loss", loss, hint="pass the mean over lanes, in bits")
+        averaged = decay * state.running_loss + (1 - decay) * loss
+        return state._replace(running_loss=jnp.where(state.started, averaged, state.running_loss))
+
+    def sample(state: CopyState, key: Key) -> tuple[CopyState, Batch]:
         # One split in place of several draws, each of which costs as much as a small product on a CPU:
         # a new key is itself random bits.
         fresh = jax.random.split(key, 2 * batch_size)
-        averaged = decay * state.running_loss + (1 - decay) * loss
-        running_loss = jnp.where(state.started, averaged, state.running_loss)
         position = state.position + 1
         reset = position >= 2 * state.length + 2
-        up = jnp.any(reset) & (running_loss < threshold)
+        up = jnp.any(reset) & (state.running_loss < threshold)
         sequence_length = state.sequence_length + up
-        running_loss = jnp.where(up, restart, running_loss).astype(state.running_loss.dtype)
+        running_loss = jnp.where(up, restart, state.running_loss).astype(state.running_loss.dtype)
         # Biased, as 2^32 is no multiple of the number of lengths, but negligibly so.
         shorter = (_words(fresh[batch_size:]) % (shortening + 1)).astype(jnp.int32)
         drawn = jnp.maximum(1, sequence_length - shorter)
@@ -114,7 +117,16 @@ def copy(
     def metrics(state: CopyState) -> dict[str, Array]:
         return {"sequence_length": state.sequence_length}
 
-    return Task(VOCABULARY_SIZE, batch_size, init, sample, metrics, {})
+    return Task(
+        batch_size=batch_size,
+        **tokens(VOCABULARY_SIZE),
+        loss=cross_entropy("bits/char"),
+        chance_loss=2.0,
+        init=init,
+        sample=sample,
+        observe=observe,
+        metrics=metrics,
+    )
 
 
 def _words(keys: Array) -> Array:

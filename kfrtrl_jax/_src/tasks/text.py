@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import pathlib
 from typing import NamedTuple
@@ -11,6 +12,8 @@ import numpy as np
 
 from kfrtrl_jax._src.base import Array, Batch, Key, Task
 from kfrtrl_jax._src.errors import DataError
+from kfrtrl_jax._src.losses import cross_entropy
+from kfrtrl_jax._src.tasks.common import require_positive, tokens
 
 DATA_VARIABLE = "KFRTRL_DATA_DIR"
 PENN_TREEBANK_FILES = {
@@ -205,36 +208,42 @@ def _tokens(parts: dict[str, str], alphabet: str, name: str) -> Corpus:
 
 
 def _task(corpus: Corpus, batch_size: int, reset_every: int) -> Task:
-    for name, value in (("batch_size", batch_size), ("reset_every", reset_every)):
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
+    require_positive(batch_size=batch_size, reset_every=reset_every)
     size = len(corpus.train)
     if size < 2 * batch_size:
         raise DataError(
             f"{size} characters are too few for {batch_size} lanes, which need at least "
             f"{2 * batch_size}"
         )
-    tokens = jnp.asarray(corpus.train)
+    train = jnp.asarray(corpus.train)
     starts = np.arange(batch_size, dtype=np.int64) * size // batch_size
 
     def init(key: Key) -> TextState:
         del key
         return TextState(jnp.asarray(starts, jnp.int32), jnp.zeros((), bool))
 
-    def sample(state: TextState, key: Key, loss: Array) -> tuple[TextState, Batch]:
-        del key, loss
+    def sample(state: TextState, key: Key) -> tuple[TextState, Batch]:
+        del key
         position = state.position
         following = jnp.where(position + 1 == size, 0, position + 1)
         batch = Batch(
-            inputs=tokens[position].astype(jnp.int32),
-            targets=tokens[following].astype(jnp.int32),
+            inputs=train[position].astype(jnp.int32),
+            targets=train[following].astype(jnp.int32),
             reset=(position % reset_every == 0) | ~state.started,
         )
         return TextState(following, jnp.ones((), bool)), batch
 
-    def metrics(state: TextState) -> dict[str, Array]:
-        del state
-        return {}
+    return Task(
+        batch_size=batch_size,
+        **tokens(len(corpus.characters)),
+        loss=cross_entropy("bits/char"),
+        chance_loss=math.log2(len(corpus.characters)),
+        init=init,
+        sample=sample,
+        held_out={"valid": _whole(corpus.valid), "test": _whole(corpus.test)},
+    )
 
-    held_out = {"valid": corpus.valid, "test": corpus.test}
-    return Task(len(corpus.characters), batch_size, init, sample, metrics, held_out)
+
+def _whole(text: np.ndarray) -> Batch:
+    """A text in order, each of its characters but the first predicted from those before."""
+    return Batch(text[:-1], text[1:], np.zeros(len(text) - 1, bool))

@@ -19,7 +19,7 @@ from kfrtrl_jax.base import Array
 from kfrtrl_jax.optimizers import OPTIMIZERS
 from kfrtrl_jax.studies.benchmarking import floors, timing
 from kfrtrl_jax.studies.benchmarking.timing import Floor, Work
-from kfrtrl_jax.tasks import TASKS
+from kfrtrl_jax.tasks import TASKS, draw
 from kfrtrl_jax.training.config import arguments
 
 # (parameters, carry, inputs [K, B, size]) -> (carry, outputs [K, B, n]).
@@ -48,7 +48,7 @@ def _training(
     make: Callable[[Any, int], tuple[Any, Any, Unroll]], config: Any, options: dict[str, Any]
 ) -> Work:
     task: Task = TASKS[config.task.name](**arguments(config, "task", {}))
-    vocabulary, n, length = task.vocabulary_size, config.cell.hidden_size, config.segment_length
+    vocabulary, n, length = task.input_size, config.cell.hidden_size, config.segment_length
     readout = readouts.linear(input_size=n, output_size=vocabulary)
     optimizer = OPTIMIZERS[config.optimizer.name](**arguments(config, "optimizer", {}))
     cell_parameters, carry, unroll = make(config, vocabulary)
@@ -67,7 +67,7 @@ def _training(
         parameters, optimizer_state, carry, task_state, losses, key = state
         key, *keys = jax.random.split(key, length + 1)
         task_state, batches = jax.lax.scan(
-            lambda s, x: task.sample(s, *x), task_state, (jnp.stack(keys), losses)
+            lambda s, x: draw(task, s, *x), task_state, (jnp.stack(keys), losses)
         )
         gradient, (carry, losses) = jax.grad(loss, has_aux=True)(parameters, carry, batches)
         updates, optimizer_state = optimizer.update(gradient, optimizer_state, parameters)

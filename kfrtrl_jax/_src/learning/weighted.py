@@ -1,0 +1,68 @@
+"""Losses and their weights: which count, and how much."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Float
+
+from kfrtrl_jax._src.base import Array, Batch
+from kfrtrl_jax._src.learning.types import Model
+
+
+def losses_of(model: Model, predictions: Any, batch: Batch) -> Float[Array, "*steps B"]:
+    """The loss of every prediction, [..., B]; 0 where the weight is 0, whatever the target is."""
+    of_lanes = jax.vmap(model.loss)
+    for _ in batch.reset.shape[1:]:
+        of_lanes = jax.vmap(of_lanes)
+    if batch.weight is None:
+        return of_lanes(predictions, batch.targets)
+    counted = batch.weight != 0
+
+    def chosen(prediction: Array) -> Array:
+        # The loss may have no finite derivative at a target that does not count: 0 times it is NaN.
+        own = counted.reshape(*counted.shape, *[1] * (prediction.ndim - counted.ndim))
+        return jnp.where(own, prediction, jax.lax.stop_gradient(prediction))
+
+    losses = of_lanes(jax.tree.map(chosen, predictions), batch.targets)
+    return jnp.where(counted, losses, 0)
+
+
+def weights_of(batch: Batch, losses: Float[Array, "*steps B"]) -> Float[Array, "*steps B"]:
+    """The weight of every loss, 1 for a batch without weights."""
+    if batch.weight is None:
+        return jnp.ones_like(losses)
+    return batch.weight.astype(losses.dtype)
+
+
+def share_of_each(batch: Batch, losses: Float[Array, "*steps B"]) -> Float[Array, ""]:
+    """What a loss of weight 1 contributes to the weighted mean: 1 / the sum of weights.
+
+    If no loss counts, it is 1 / the number of losses, so that nothing becomes infinite.
+    """
+    if batch.weight is None:
+        return jnp.asarray(1 / losses.size, losses.dtype)
+    total = jnp.sum(weights_of(batch, losses))
+    return 1 / jnp.where(total == 0, losses.size, total)
+
+
+def mean_of(batch: Batch, losses: Float[Array, "*steps B"]) -> Float[Array, ""]:
+    """The weighted mean over steps and lanes; 0 if no loss counts."""
+    if batch.weight is None:
+        return jnp.sum(losses) / losses.size
+    return jnp.sum(weights_of(batch, losses) * losses) * share_of_each(batch, losses)
+
+
+def means_of_steps(
+    batch: Batch, losses: Float[Array, "K B"]
+) -> tuple[Float[Array, " K"], Float[Array, " K"]]:
+    """(the weighted mean over lanes at each step, 0 if no loss counts; the sum of their weights)."""
+    if batch.weight is None:
+        steps, lanes = losses.shape
+        return jnp.mean(losses, axis=1), jnp.full(steps, lanes, losses.dtype)
+    weights = weights_of(batch, losses)
+    total = jnp.sum(weights, axis=1)
+    summed = jnp.sum(weights * losses, axis=1)
+    return summed / jnp.where(total == 0, 1, total), total

@@ -1,0 +1,75 @@
+"""What tasks have in common: kinds of inputs, predictions of the next step, checks of arguments."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from kfrtrl_jax._src.base import Array, Batch, Cell, Key, Readout, Task
+from kfrtrl_jax._src.cells.tokens import on_tokens
+
+
+def require_positive(**values: int) -> None:
+    """Refuses numbers below 1.
+
+    Raises:
+      ValueError: naming the first of them.
+    """
+    for name, value in values.items():
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+
+
+def draw(task: Task, state: Any, key: Key, loss: Array | None = None) -> tuple[Any, Batch]:
+    """(state, batch) of the next time step.
+
+    Args:
+      task: the task.
+      state: of the task.
+      key: a PRNG key.
+      loss: the reported mean loss of the step before, for a task that observes it.
+    """
+    if task.observe is not None:
+        state = task.observe(state, jnp.asarray(loss))
+    return task.sample(state, key)
+
+
+def tokens(vocabulary_size: int, output_size: int | None = None) -> dict[str, Any]:
+    """The fields of a `Task` whose inputs are tokens below vocabulary_size, and targets too."""
+    return {
+        "example_input": jnp.zeros((), jnp.int32),
+        "input_size": vocabulary_size,
+        "output_size": output_size or vocabulary_size,
+        "around": lambda cell, readout: (on_tokens(cell, vocabulary_size), readout),
+    }
+
+
+def vectors(input_size: int, output_size: int) -> dict[str, Any]:
+    """The fields of a `Task` whose inputs are vectors of floats."""
+    return {
+        "example_input": jnp.zeros(input_size),
+        "input_size": input_size,
+        "output_size": output_size,
+    }
+
+
+def bootstrapped(cell: Cell, readout: Readout) -> tuple[Cell, Readout]:
+    """A cell and a readout that also predict from the next input, as temporal differences need.
+
+    The input is (x, x'), this step's and the next one's, and the prediction (v(s), v(s')), where s' is
+    the state that x' leads to from s. v(s') is held fixed: no gradient goes through it.
+    """
+
+    def step(params: Any, carry: Any, x: tuple[Any, Any]) -> tuple[Any, tuple[Any, Any]]:
+        carry, output = cell.step(params, carry, x[0])
+        _, following = cell.step(*jax.lax.stop_gradient((params, carry)), x[1])
+        return carry, (output, following)
+
+    def apply(params: Any, outputs: tuple[Any, Any]) -> tuple[Array, Array]:
+        output, following = outputs
+        fixed = readout.apply(*jax.lax.stop_gradient((params, following)))
+        return readout.apply(params, output), fixed
+
+    return cell._replace(step=step), readout._replace(apply=apply)
