@@ -197,7 +197,7 @@ def make_learner(
             **{f"credit/{name}": value for name, value in named.items()},
         }
 
-    return Learner(init, step, gradient, diagnostics, linearizer)
+    return Learner(init, step, gradient, updated, diagnostics, linearizer)
 
 
 def _shapes_of(example: Any, *lead: int) -> Any:

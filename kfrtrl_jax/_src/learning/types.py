@@ -79,6 +79,7 @@ class Learner(NamedTuple):
       gradient: (state, segment) -> (gradient, state, loss [K]): `step` without the updates, the loss as
         it is differentiated. If a segment has several updates, the leaves have a leading axis, one
         gradient per update, all at the same parameters.
+      update: (state, gradient) -> (state, the gradient's norm): one step of the optimizer.
       diagnostics: state -> named scalars of the estimator, and of the credit under "credit/".
       linearizer: of the cell.
     """
@@ -86,6 +87,7 @@ class Learner(NamedTuple):
     init: Callable[[Key], LearnerState]
     step: Callable[[LearnerState, Any], tuple[LearnerState, StepMetrics]]
     gradient: Callable[[LearnerState, Any], tuple[Any, LearnerState, Float[Array, " K"]]]
+    update: Callable[[LearnerState, Any], tuple[LearnerState, Float[Array, ""]]]
     diagnostics: Callable[[LearnerState], dict[str, Float[Array, ""]]]
     linearizer: Linearizer
 
