@@ -44,6 +44,20 @@ def adam(
     return optax.chain(clip_cell(clip_norm), optax.adam(learning_rate, b1, b2, eps))
 
 
+def adamw(
+    *,
+    learning_rate: float,
+    clip_norm: float = 1.0,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-8,
+    weight_decay: float = 1e-4,
+) -> optax.GradientTransformation:
+    """Adam with decoupled weight decay (Loshchilov and Hutter, 2019, arXiv:1711.05101)."""
+    decayed = optax.adamw(learning_rate, b1, b2, eps, weight_decay=weight_decay)
+    return optax.chain(clip_cell(clip_norm), decayed)
+
+
 def sgd(
     *, learning_rate: float, clip_norm: float = 1.0, momentum: float = 0.0
 ) -> optax.GradientTransformation:
@@ -60,6 +74,7 @@ def rmsprop(
 
 OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
     "adam": adam,
+    "adamw": adamw,
     "sgd": sgd,
     "rmsprop": rmsprop,
 }

@@ -11,8 +11,9 @@ times the trace
 
 is the direction in which the parameters move, H_t being the policy's entropy (Sutton and Barto, 2018,
 section 13.6; the sign before the entropy is that of Elsayed, Vasan and Mahmood, 2024,
-arXiv:2410.14606). The gradient through the recurrent network comes from an influence estimator. As delta differs between
-lanes, so do the traces: every lane has a learner of its own, of one lane, at the same parameters.
+arXiv:2410.14606). The gradient through the recurrent network comes from an influence estimator. As
+delta differs between lanes, so do the traces: every lane has a learner of its own, of one lane, at the
+same parameters.
 """
 
 from __future__ import annotations
