@@ -1,6 +1,16 @@
 """Online training of recurrent networks: KF-RTRL and the estimators it is compared with."""
 
-from kfrtrl_jax import cells, credit, estimators, linearization, losses, optimizers, readouts, tasks
+from kfrtrl_jax import (
+    cells,
+    control,
+    credit,
+    estimators,
+    linearization,
+    losses,
+    optimizers,
+    readouts,
+    tasks,
+)
 from kfrtrl_jax._src.base import Batch, Task
 from kfrtrl_jax._src.learning.learner import make_learner, predict
 from kfrtrl_jax._src.learning.types import Learner, LearnerState, StepMetrics
@@ -29,6 +39,7 @@ __all__ = [
     "Structure",
     "Task",
     "cells",
+    "control",
     "credit",
     "estimators",
     "jit",

@@ -34,6 +34,20 @@ def tracked_figures(estimator, trajectory):
     return jax.jit(lambda: both.diagnostics(push_all(both, trajectory, jax.random.key(0))))()
 
 
+def test_lanes_pulled_apart_are_those_of_one_lane_each(gru):
+    @jax.jit
+    def pulled():
+        state = push_all(estimators.kf_rtrl(), gru, jax.random.key(0))
+        cotangent = jax.random.normal(jax.random.key(3), (2, 4))
+        first = jnp.where(jnp.arange(2)[:, None] == 0, cotangent, 0)
+        whole, alone = (estimators.kf_rtrl().pull(state, c) for c in (cotangent, first))
+        return estimators.pull_lanes(estimators.kf_rtrl(), state, cotangent), whole, alone
+
+    for lanes, whole, alone in zip(*pulled(), strict=True):
+        np.testing.assert_allclose(lanes.sum(axis=0), whole, atol=1e-13)
+        np.testing.assert_allclose(lanes[0], alone, atol=1e-13)
+
+
 def test_tracking_does_not_change_the_estimator(gru):
     for a, b in zip(
         site_gradients(estimators.tracked(estimators.uoro(), estimators.rtrl()), gru),
