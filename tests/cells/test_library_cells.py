@@ -70,12 +70,17 @@ def test_diagonal_rtrl_refuses_what_reaches_further(name):
             estimators.diagonal_rtrl(too_small).init(structure_of(cell))
 
 
+def pairs_of_lstms(*, input_size, hidden_size):
+    return cells.lstm_columns(input_size=input_size, num_columns=hidden_size // 2, column_size=2)
+
+
 # Of hidden_size, with the number of state variables that a weight reaches.
 OF_ANY_SIZE = {
     "rtu": (cells.rtu, 2),
     "elstm": (cells.elstm, 1),
     "min_gru": (cells.min_gru, 1),
-    "lstm_columns": (fidelity.CERTIFIED_CELLS["lstm_columns"], 4),
+    "lstm_columns": (fidelity.CERTIFIED_CELLS["lstm_columns"], 2),
+    "lstm_columns_of_two": (pairs_of_lstms, 4),
     "s5": (cells.s5, 2),
     "lru": (cells.lru, 2),
 }

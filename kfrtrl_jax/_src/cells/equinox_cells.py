@@ -64,6 +64,79 @@ def from_equinox(
         module has dropout that is on and no key, or if cut is set for a module without state.
     """
     eqx = _equinox()
+    make = _maker(eqx, module, inference)
+    params, static, state = make(jax.random.key(0))
+    first = eqx.combine(params, static)
+    key = None if key is None else typed_key("key", key)
+    _require_key(eqx, first, key)
+    if cut and state is None:
+        raise ValueError(f"cut is for stateful layers, but {type(first).__name__} has no state")
+    if input_first is None:
+        input_first = isinstance(first, (eqx.nn.GRUCell, eqx.nn.LSTMCell))
+    if initial_carry is None:
+        initial_carry = _zeros(eqx, first)
+
+    def call(
+        params: Any, carry: Any, x: Any, state: tuple[Any, ...], key: dict[str, Key]
+    ) -> tuple[Any, Any, Any]:
+        """(carry, output, state), with the state and the key only if there is one."""
+        arguments = (x, carry) if input_first else (carry, x)
+        result = eqx.combine(params, static)(*arguments, *state, **key, **call_kwargs)
+        new_state = None
+        if state:
+            *results, new_state = result
+            result = results[0] if len(results) == 1 else tuple(results)
+        new, output = _carry_and_output(type(first).__name__, carry, result)
+        return new, output, new_state
+
+    return _cell(call, lambda key: make(key)[0], initial_carry, state, key, cut)
+
+
+def _cell(
+    call: Callable[..., tuple[Any, Any, Any]],
+    init: Callable[[Key], Any],
+    initial_carry: Callable[[], Any] | Any,
+    first_state: Any,
+    first_key: Key | None,
+    cut: bool,
+) -> Cell:
+    """The cell with all that is to be carried in its carry."""
+    make_carry = initial_carry if callable(initial_carry) else lambda: initial_carry
+    first_leaves, structure = jax.tree.flatten(first_state)
+    kept = without_gradient if cut else lambda tree: tree
+
+    def pack(carry: Any, leaves: tuple[Array, ...], key: Key | None) -> Any:
+        if key is not None:
+            return carry, leaves, key
+        return (carry, leaves) if first_leaves else carry
+
+    def unpack(packed: Any) -> tuple[Any, tuple[Array, ...], Key | None]:
+        if first_key is not None:
+            carry, leaves, key = packed
+            return carry, leaves, key
+        return (*packed, None) if first_leaves else (packed, (), None)
+
+    def start() -> Any:
+        return pack(jax.tree.map(jax.numpy.asarray, make_carry()), tuple(first_leaves), first_key)
+
+    def step(params: Any, packed: Any, x: Any) -> tuple[Any, Array]:
+        carry, leaves, key = unpack(packed)
+        state = (jax.tree.unflatten(structure, kept(leaves)),) if first_leaves else ()
+        draws = {}
+        if key is not None:
+            key, draws["key"] = jax.random.split(key)
+        carry, output, new_state = call(params, carry, x, state, draws)
+        return pack(carry, kept(tuple(jax.tree.leaves(new_state))), key), output
+
+    def restart(packed: Any) -> Any:
+        _, leaves, key = unpack(packed)
+        return pack(unpack(start())[0], leaves, key)
+
+    return from_function(step, init, start)._replace(restart=restart if cut else None)
+
+
+def _maker(eqx: Any, module: Any, inference: bool | None) -> Callable[[Key], tuple[Any, Any, Any]]:
+    """key -> (params, the rest of the module, its `eqx.nn.State` or None)."""
     is_made = isinstance(module, (eqx.Module, tuple))
     if not is_made and not callable(module):
         raise TypeError(
@@ -71,63 +144,13 @@ def from_equinox(
             f"makes one from a key, got {module!r}"
         )
 
-    def made(key: Key) -> tuple[Any, Any, Any]:
-        """(params, the rest of the module, state)."""
+    def make(key: Key) -> tuple[Any, Any, Any]:
         model, state = _module_and_state(eqx, module if is_made else module(key))
         if inference is not None:
             model = eqx.nn.inference_mode(model, inference)
         return *eqx.partition(model, eqx.is_inexact_array), state
 
-    params, static, first_state = made(jax.random.key(0))
-    first = eqx.combine(params, static)
-    given = None if key is None else typed_key("key", key)
-    _require_key(eqx, first, given)
-    if cut and first_state is None:
-        raise ValueError(f"cut is for stateful layers, but {type(first).__name__} has no state")
-    of_equinox = isinstance(first, (eqx.nn.GRUCell, eqx.nn.LSTMCell))
-    input_first = of_equinox if input_first is None else input_first
-    if initial_carry is None:
-        initial_carry = _zeros(eqx, first)
-    make_carry = initial_carry if callable(initial_carry) else lambda: initial_carry
-    state_leaves, state_structure = jax.tree.flatten(first_state)
-    kept = without_gradient if cut else lambda tree: tree
-
-    def pack(carry: Any, state: Any, key: Key | None) -> Any:
-        if key is not None:
-            return carry, state, key
-        return (carry, state) if state_leaves else carry
-
-    def unpack(packed: Any) -> tuple[Any, Any, Key | None]:
-        if given is not None:
-            carry, state, key = packed
-            return carry, state, key
-        return (*packed, None) if state_leaves else (packed, (), None)
-
-    def step(params: Any, packed: Any, x: Any) -> tuple[Any, Array]:
-        carry, state, key = unpack(packed)
-        arguments: tuple[Any, ...] = (x, carry) if input_first else (carry, x)
-        kwargs = dict(call_kwargs)
-        if key is not None:
-            key, kwargs["key"] = jax.random.split(key)
-        if state_leaves:
-            arguments = (*arguments, jax.tree.unflatten(state_structure, kept(state)))
-        result = eqx.combine(params, static)(*arguments, **kwargs)
-        if state_leaves:
-            *results, new_state = result
-            result = results[0] if len(results) == 1 else tuple(results)
-            state = kept(tuple(jax.tree.leaves(new_state)))
-        new, output = _carry_and_output(type(first).__name__, carry, result)
-        return pack(new, state, key), output
-
-    def start() -> Any:
-        return pack(jax.tree.map(jax.numpy.asarray, make_carry()), tuple(state_leaves), given)
-
-    def restart(packed: Any) -> Any:
-        _, state, key = unpack(packed)
-        return pack(unpack(start())[0], state, key)
-
-    cell = from_function(step, lambda key: made(key)[0], start)
-    return cell._replace(restart=restart if cut else None)
+    return make
 
 
 def _equinox() -> Any:

@@ -204,15 +204,14 @@ def ode(
     return Cell(init, lambda: jnp.zeros(hidden_size), step)
 
 
-def pairs_of_lstm(*, input_size: int, hidden_size: int) -> Cell:
-    """`cells.lstm_columns` of two units each, hidden_size of them in all, and of one if that is odd."""
-    size = 1 + (hidden_size + 1) % 2
-    return lstm_columns(input_size=input_size, num_columns=hidden_size // size, column_size=size)
+def single_lstms(*, input_size: int, hidden_size: int) -> Cell:
+    """`cells.lstm_columns` with hidden_size columns of one unit each."""
+    return lstm_columns(input_size=input_size, num_columns=hidden_size)
 
 
 CERTIFIED_CELLS: dict[str, Callable[..., Cell]] = {
     **CELLS,
-    "lstm_columns": pairs_of_lstm,
+    "lstm_columns": single_lstms,
     "spiking": spiking,
     "complex_lru": complex_lru,
     "output_skip": output_skip,
