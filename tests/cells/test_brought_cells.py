@@ -63,17 +63,3 @@ def test_dropout_with_its_key_in_the_carry():
             jax.jacobian(new_state)(carry[0][lane]),
             atol=1e-12,
         )
-
-
-def test_an_equinox_cell():
-    equinox = pytest.importorskip("equinox", reason="Equinox is not installed")
-    module = equinox.nn.LSTMCell(INPUT_SIZE, N, key=jax.random.key(0))
-    params, static = equinox.partition(module, equinox.is_inexact_array)
-
-    def step(params, carry, x):
-        h, c = equinox.combine(params, static)(x, carry)
-        return (h, c), h
-
-    cell = cells.from_function(step, lambda key: params, (jnp.zeros(N), jnp.zeros(N)))
-    linearizer, _ = assert_linearization_is_the_jacobian(cell, inputs())
-    assert [s.input_size for s in linearizer.structure.sites] == [INPUT_SIZE + N + 1]

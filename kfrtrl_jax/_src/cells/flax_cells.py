@@ -11,7 +11,7 @@ from flax import linen, nnx
 from flax.errors import InvalidRngError
 
 from kfrtrl_jax._src.base import Array, Cell, Key
-from kfrtrl_jax._src.cells.function import from_function
+from kfrtrl_jax._src.cells.function import from_function, typed_key, without_gradient
 
 
 def from_flax(
@@ -112,7 +112,7 @@ def _from_linen(
     _require_cell(module)
     shape = jax.numpy.shape(example_input)
     dtype = jax.numpy.result_type(example_input)
-    given = {name: _typed_key(name, key) for name, key in (rngs or {}).items()}
+    given = {name: typed_key(f'rngs["{name}"]', key) for name, key in (rngs or {}).items()}
 
     def first_state(key: Key) -> Any:
         return getattr(module, "initialize_carry")(key, shape)  # noqa: B009
@@ -176,7 +176,7 @@ def _from_linen(
         return (*carry, {}) if collections else (carry, {}, {})
 
     def without_cut_gradients(others: Any) -> Any:
-        return {k: _without_gradient(v) if k in cut else v for k, v in others.items()}
+        return {k: without_gradient(v) if k in cut else v for k, v in others.items()}
 
     def init(key: Key) -> Any:
         return variables(key).get("params", {})
@@ -224,7 +224,7 @@ def _from_nnx(
 
     def without_cut_gradients(state: Any) -> Any:
         return jax.tree.map(
-            lambda v: _without_gradient(v) if is_cut(v) else v, state, is_leaf=_is_variable
+            lambda v: without_gradient(v) if is_cut(v) else v, state, is_leaf=_is_variable
         )
 
     def init(key: Key) -> Any:
@@ -289,17 +289,6 @@ def _require_unchanged(module: Any, same_graph: bool, params: Any, new_params: A
             )
 
 
-def _typed_key(name: str, key: Any) -> Key:
-    typed = isinstance(key, jax.Array) and jax.numpy.issubdtype(key.dtype, jax.dtypes.prng_key)
-    try:
-        key = key if typed else jax.random.wrap_key_data(key)
-        if key.shape == ():
-            return key
-    except (TypeError, ValueError):
-        pass
-    raise ValueError(f'rngs["{name}"] must be a PRNG key, such as jax.random.key(0)')
-
-
 def _is_variable(x: Any) -> bool:
     return isinstance(x, nnx.Variable)
 
@@ -314,13 +303,3 @@ def _split(module: nnx.Module) -> tuple[Any, Any, Any]:
 def _copied(state: Any) -> Any:
     """The same arrays in new variables: Flax's split and merge share variables with the module."""
     return jax.tree.map(lambda leaf: leaf, state)
-
-
-def _without_gradient(tree: Any) -> Any:
-    """The tree with its floats cut off from differentiation."""
-
-    def leaf(x: Any) -> Any:
-        is_inexact = jax.numpy.issubdtype(jax.numpy.result_type(x), jax.numpy.inexact)
-        return jax.lax.stop_gradient(x) if is_inexact else x
-
-    return jax.tree.map(leaf, tree)

@@ -15,7 +15,7 @@ def from_function(
     init: Callable[[Key], Any],
     initial_carry: Callable[[], Any] | Any,
 ) -> Cell:
-    """A cell from plain functions of one lane, for example of an Equinox or Haiku-style network.
+    """A cell from plain functions of one lane, for example of a Haiku-style network.
 
     Args:
       step: (params, carry, x) -> (carry, output).
@@ -33,8 +33,8 @@ def from_function(
         if not (isinstance(result, tuple) and len(result) == 2):
             raise TypeError("a cell's step must return (carry, output)")
         new, output = result
-        before, after = (jax.tree.map(_shape, tree) for tree in (carry, new))
-        if before != after:
+        if signature(carry) != signature(new):
+            before, after = (jax.tree.map(_shape, tree) for tree in (carry, new))
             raise TypeError(
                 f"a cell's step must keep the carry's structure, shapes and types: {before} became "
                 f"{after}"
@@ -42,6 +42,38 @@ def from_function(
         return new, output
 
     return Cell(init, make_carry, checked_step)
+
+
+def signature(tree: Any) -> tuple[Any, tuple[str, ...]]:
+    """The structure of a pytree, and the types and shapes of its leaves."""
+    leaves, structure = jax.tree.flatten(tree)
+    return structure, tuple(map(_shape, leaves))
+
+
+def typed_key(name: str, key: Any) -> Key:
+    """A PRNG key, typed or raw, as a typed one.
+
+    Raises:
+      ValueError: if it is none, by the name of the argument.
+    """
+    typed = isinstance(key, jax.Array) and jax.numpy.issubdtype(key.dtype, jax.dtypes.prng_key)
+    try:
+        key = key if typed else jax.random.wrap_key_data(key)
+        if key.shape == ():
+            return key
+    except (TypeError, ValueError):
+        pass
+    raise ValueError(f"{name} must be a PRNG key, such as jax.random.key(0)")
+
+
+def without_gradient(tree: Any) -> Any:
+    """The tree with its floats cut off from differentiation."""
+
+    def leaf(x: Any) -> Any:
+        is_inexact = jax.numpy.issubdtype(jax.numpy.result_type(x), jax.numpy.inexact)
+        return jax.lax.stop_gradient(x) if is_inexact else x
+
+    return jax.tree.map(leaf, tree)
 
 
 def _shape(leaf: Any) -> str:

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from kfrtrl_jax._src import jax_internals
 from kfrtrl_jax._src.base import Array, Key
 
 # A number that must be known when a cell is built, such as a sparsity: a sweep may trace float fields.
@@ -27,6 +28,43 @@ def gaussian(
 def masked(weights: Array, mask: np.ndarray | None) -> Array:
     """The weights, 0 outside the mask if there is one."""
     return weights if mask is None else weights * mask.astype(weights.dtype)
+
+
+def ring(
+    radius_key: Key,
+    phase_key: Key,
+    size: int,
+    min_radius: float,
+    max_radius: float,
+    max_phase: float,
+) -> tuple[Array, Array]:
+    """(nu, theta), [size] each, of eigenvalues exp(-exp(nu) + i exp(theta)), uniform over a ring.
+
+    It lies between two radii and the arguments 0 and max_phase (Orvieto et al., 2023,
+    arXiv:2303.06349).
+    """
+    tiny = jnp.finfo(jnp.zeros(()).dtype).eps
+    # Kept away from the radii 0 and 1, where nu is infinite.
+    squared = jax.random.uniform(radius_key, (size,), None, min_radius**2, max_radius**2)
+    squared = jnp.clip(squared, tiny, 1 - tiny)
+    phase = jax.random.uniform(phase_key, (size,), None, tiny, max_phase)
+    return jnp.log(-0.5 * jnp.log(squared)), jnp.log(phase)
+
+
+def require_ring(min_radius: float, max_radius: float, max_phase: float) -> None:
+    """Refuses what `ring` cannot draw from; a sweep's traced numbers are not checked.
+
+    Raises:
+      ValueError: if not 0 <= min_radius < max_radius <= 1, or max_phase is not positive.
+    """
+    if any(map(jax_internals.is_traced, (min_radius, max_radius, max_phase))):
+        return
+    if not 0 <= min_radius < max_radius <= 1:
+        raise ValueError(
+            f"the radii must be 0 <= min_radius < max_radius <= 1, got {min_radius} and {max_radius}"
+        )
+    if not max_phase > 0:
+        raise ValueError(f"max_phase must be more than 0, got {max_phase}")
 
 
 class RecurrentMasks:

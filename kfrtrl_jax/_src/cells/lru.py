@@ -7,8 +7,8 @@ import math
 import jax
 import jax.numpy as jnp
 
-from kfrtrl_jax._src import jax_internals
 from kfrtrl_jax._src.base import Array, Cell, Key
+from kfrtrl_jax._src.cells.initializers import require_ring, ring
 
 
 def lru(
@@ -18,6 +18,7 @@ def lru(
     min_radius: float = 0.0,
     max_radius: float = 1.0,
     max_phase: float = 2 * math.pi,
+    complex_state: bool = False,
 ) -> Cell:
     """A diagonal linear recurrence of complex numbers (Orvieto et al., 2023, arXiv:2303.06349).
 
@@ -33,54 +34,48 @@ def lru(
       min_radius: initially |lambda| is drawn between this and max_radius, uniformly over the ring.
       max_radius: see min_radius; at most 1.
       max_phase: initially the argument of lambda is drawn between 0 and this.
+      complex_state: whether the carry is the complex vector z, instead of (Re z, Im z). The parameters
+        and all values are the same.
 
     Raises:
       ValueError: if not 0 <= min_radius < max_radius <= 1, or max_phase is not positive.
     """
-    _check(min_radius, max_radius, max_phase)
+    require_ring(min_radius, max_radius, max_phase)
 
     def init(key: Key) -> dict[str, Array]:
         radius_key, phase_key, real_key, imaginary_key = jax.random.split(key, 4)
-        shape, tiny = (hidden_size,), jnp.finfo(jnp.zeros(()).dtype).eps
-        # Kept away from |lambda| = 0 and 1, where nu is infinite.
-        squared = jax.random.uniform(radius_key, shape, None, min_radius**2, max_radius**2)
-        squared = jnp.clip(squared, tiny, 1 - tiny)
-        phase = jax.random.uniform(phase_key, shape, None, tiny, max_phase)
+        nu, theta = ring(radius_key, phase_key, hidden_size, min_radius, max_radius, max_phase)
         scale = (2 * input_size) ** -0.5
         return {
-            "nu": jnp.log(-0.5 * jnp.log(squared)),
-            "theta": jnp.log(phase),
-            "log_gamma": 0.5 * jnp.log(1 - squared),
+            "nu": nu,
+            "theta": theta,
+            "log_gamma": 0.5 * jnp.log(-jnp.expm1(-2 * jnp.exp(nu))),
             "real": scale * jax.random.normal(real_key, (input_size, hidden_size)),
             "imaginary": scale * jax.random.normal(imaginary_key, (input_size, hidden_size)),
         }
 
-    def initial_carry() -> tuple[Array, Array]:
+    def initial_carry() -> Array | tuple[Array, Array]:
         zeros = jnp.zeros(hidden_size, jax.dtypes.canonicalize_dtype(float))
-        return zeros, zeros
+        return jax.lax.complex(zeros, zeros) if complex_state else (zeros, zeros)
 
     def step(
-        params: dict[str, Array], carry: tuple[Array, Array], x: Array
-    ) -> tuple[tuple[Array, Array], Array]:
-        real, imaginary = carry
+        params: dict[str, Array], carry: Array | tuple[Array, Array], x: Array
+    ) -> tuple[Array | tuple[Array, Array], Array]:
         size, phase = jnp.exp(-jnp.exp(params["nu"])), jnp.exp(params["theta"])
         cos, sin = size * jnp.cos(phase), size * jnp.sin(phase)
         # With the parameters multiplied first, each part is one sum of products with data.
         gamma = jnp.exp(params["log_gamma"])
-        new_real = cos * real + -sin * imaginary + x @ (gamma * params["real"])
-        new_imaginary = sin * real + cos * imaginary + x @ (gamma * params["imaginary"])
-        return (new_real, new_imaginary), jnp.concatenate([new_real, new_imaginary])
+        into_real, into_imaginary = gamma * params["real"], gamma * params["imaginary"]
+        if isinstance(carry, tuple):
+            real, imaginary = carry
+            carry = real, imaginary = (
+                cos * real + -sin * imaginary + x @ into_real,
+                sin * real + cos * imaginary + x @ into_imaginary,
+            )
+        else:
+            eigenvalues, inputs = map(jax.lax.complex, (cos, into_real), (sin, into_imaginary))
+            carry = eigenvalues * carry + x @ inputs
+            real, imaginary = carry.real, carry.imag
+        return carry, jnp.concatenate([real, imaginary])
 
     return Cell(init, initial_carry, step)
-
-
-def _check(min_radius: float, max_radius: float, max_phase: float) -> None:
-    values = (min_radius, max_radius, max_phase)
-    if any(map(jax_internals.is_traced, values)):
-        return
-    if not 0 <= min_radius < max_radius <= 1:
-        raise ValueError(
-            f"the radii must be 0 <= min_radius < max_radius <= 1, got {min_radius} and {max_radius}"
-        )
-    if not max_phase > 0:
-        raise ValueError(f"max_phase must be more than 0, got {max_phase}")

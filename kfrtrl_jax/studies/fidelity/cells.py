@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from kfrtrl_jax._src.cells.initializers import gaussian
 from kfrtrl_jax.base import Array, Cell, Key
-from kfrtrl_jax.cells import CELLS
+from kfrtrl_jax.cells import CELLS, lstm_columns
 
 
 @jax.custom_vjp
@@ -204,8 +204,14 @@ def ode(
     return Cell(init, lambda: jnp.zeros(hidden_size), step)
 
 
+def single_lstms(*, input_size: int, hidden_size: int) -> Cell:
+    """`cells.lstm_columns` with hidden_size columns of one unit each."""
+    return lstm_columns(input_size=input_size, num_columns=hidden_size)
+
+
 CERTIFIED_CELLS: dict[str, Callable[..., Cell]] = {
     **CELLS,
+    "lstm_columns": single_lstms,
     "spiking": spiking,
     "complex_lru": complex_lru,
     "output_skip": output_skip,
