@@ -3,21 +3,23 @@
 from kfrtrl_jax._src.control.actor_critic import (
     ActorCritic,
     AgentState,
-    Settings,
     StepReport,
     actor_critic,
     objective,
 )
 from kfrtrl_jax._src.control.environments import Environment, Transition, from_gymnax
+from kfrtrl_jax._src.control.problem import Control, Settings, control
 
 __all__ = [
     "ActorCritic",
     "AgentState",
+    "Control",
     "Environment",
     "Settings",
     "StepReport",
     "Transition",
     "actor_critic",
+    "control",
     "from_gymnax",
     "objective",
 ]

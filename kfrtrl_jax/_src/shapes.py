@@ -1,4 +1,4 @@
-"""Checks of shapes at the entrances of public functions: chex's assertions as one-line errors."""
+"""Checks of shapes and sizes at the entrances of public functions: one-line errors, by chex."""
 
 from __future__ import annotations
 
@@ -58,6 +58,17 @@ def require_key(name: str, key: Any) -> None:
     own_axes = 0 if is_key(x) else 1
     if not (is_key(x) or is_raw_key(x)) or x.ndim != own_axes:
         _refuse(name, "be a single PRNG key, such as jax.random.key(0)", x, "")
+
+
+def require_positive(**values: int) -> None:
+    """Refuses numbers below 1.
+
+    Raises:
+      ValueError: naming the first of them.
+    """
+    for name, value in values.items():
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
 
 
 def _listed(shape: tuple[int | str, ...]) -> str:

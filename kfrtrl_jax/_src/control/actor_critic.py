@@ -27,26 +27,11 @@ from jaxtyping import Bool, Float
 
 from kfrtrl_jax._src.base import Array, Batch, Cell, Key, Readout
 from kfrtrl_jax._src.control.environments import Environment, Transition
+from kfrtrl_jax._src.control.problem import Settings
 from kfrtrl_jax._src.lanes import initial_lanes, restarted
 from kfrtrl_jax._src.learning import trees
 from kfrtrl_jax._src.learning.learner import predict
 from kfrtrl_jax._src.learning.types import Learner, LearnerState
-
-
-class Settings(NamedTuple):
-    """The constants of AC(lambda).
-
-    Attributes:
-      discount: gamma.
-      trace_decay: lambda.
-      value_weight: b, of the value's gradient beside the policy's.
-      entropy_weight: e.
-    """
-
-    discount: Any = 0.99
-    trace_decay: Any = 0.9
-    value_weight: Any = 0.5
-    entropy_weight: Any = 0.01
 
 
 class AgentState(NamedTuple):

@@ -11,17 +11,6 @@ from kfrtrl_jax._src.base import Array, Batch, Cell, Key, Readout, Task
 from kfrtrl_jax._src.cells.tokens import on_tokens
 
 
-def require_positive(**values: int) -> None:
-    """Refuses numbers below 1.
-
-    Raises:
-      ValueError: naming the first of them.
-    """
-    for name, value in values.items():
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
-
-
 def draw(task: Task, state: Any, key: Key, loss: Array | None = None) -> tuple[Any, Batch]:
     """(state, batch) of the next time step.
 

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 
 from kfrtrl_jax._src.base import Array, Batch, Key, Task
 from kfrtrl_jax._src.losses import cross_entropy
-from kfrtrl_jax._src.shapes import require_key, require_shape
-from kfrtrl_jax._src.tasks.common import require_positive, tokens
+from kfrtrl_jax._src.shapes import require_key, require_positive, require_shape
+from kfrtrl_jax._src.tasks.common import tokens
 
 START, FILLER = 2, 3
 VOCABULARY_SIZE = 4

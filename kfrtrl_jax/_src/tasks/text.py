@@ -13,7 +13,8 @@ import numpy as np
 from kfrtrl_jax._src.base import Array, Batch, Key, Task
 from kfrtrl_jax._src.errors import DataError
 from kfrtrl_jax._src.losses import cross_entropy
-from kfrtrl_jax._src.tasks.common import require_positive, tokens
+from kfrtrl_jax._src.shapes import require_positive
+from kfrtrl_jax._src.tasks.common import tokens
 
 DATA_VARIABLE = "KFRTRL_DATA_DIR"
 PENN_TREEBANK_FILES = {
