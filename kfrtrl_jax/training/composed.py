@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from kfrtrl_jax.base import Cell
-from kfrtrl_jax.errors import ConfigError
+from kfrtrl_jax.errors import ConfigError, DataError, UnsupportedCellError
 from kfrtrl_jax.training.factories import (
     KINDS,
     REQUIRED,
@@ -31,7 +31,7 @@ from kfrtrl_jax.training.factories import (
     positional,
     supplied_names,
 )
-from kfrtrl_jax.training.notation import MAX_DEPTH, Call, parse
+from kfrtrl_jax.training.notation import MAX_DEPTH, Call, Written, parse
 from kfrtrl_jax.training.values import (
     check_bounds,
     check_value,
@@ -263,10 +263,15 @@ def _numbered(
     if not hasattr(given, "items"):
         raise ConfigError(f"{path} must be {nested}, got {quoted(given)}")
     items = _with_overrides({str(k): item for k, item in given.items()}, path, overrides)
-    for i, key in enumerate(sorted(items, key=lambda key: (len(key), key))):
+    for i, key in enumerate(_in_order(items)):
         if key != str(i):
             raise ConfigError(f"{path}.{key} is not an item: those of {path} are numbered from 0")
     return items
+
+
+def _in_order(items: Mapping[str, Any]) -> list[str]:
+    """The keys "0", "1", ..., which a ConfigDict sorts as text."""
+    return sorted(items, key=lambda key: (len(key), key))
 
 
 def _can_be_written(default: Any, field: Field) -> bool:
@@ -292,12 +297,16 @@ def _refuse_former_fields(
     former = [key for key in ("copies", "reset_every") if key in section and key not in schema]
     if not former or "estimator" in section:
         return
-    rest = {key: value for key, value in section.items() if key not in former}
-    call = Call(name, (), rest)
-    if section.get("reset_every", 0):
-        call = Call("reset_every", (section["reset_every"], call))
-    if section.get("copies", 1) != 1:
-        call = Call("average", (call,), {"copies": section["copies"]})
+    values = {
+        key: value.literal() if isinstance(value, Written) else value
+        for key, value in section.items()
+    }
+    period, copies = values.pop("reset_every", 0), values.pop("copies", 1)
+    call = Call(name, (), values)
+    if period:
+        call = Call("reset_every", (period, call))
+    if copies != 1:
+        call = Call("average", (call,), {"copies": copies})
     raise ConfigError(
         f'{path}.{former[0]} is not a field of estimator {name}; write {path} = "{call!r}"'
     )
@@ -306,15 +315,14 @@ def _refuse_former_fields(
 def _call(factory: Any, name: str, arguments: dict[str, Any], path: str) -> Any:
     try:
         return factory(**arguments)
-    except ValueError as error:
-        # The library's own errors are subclasses, and already say what to do.
-        if type(error) is not ValueError:
-            raise
-        raise ConfigError(f"{path}: {' '.join(str(error).split())}") from None
+    except (ConfigError, DataError, UnsupportedCellError):
+        raise  # They say already what to do.
     except Exception as error:
-        if not is_own(name):
-            raise
-        raise ConfigError(f"{path}: {name} fails: {one_line(error)}") from error
+        if type(error) is ValueError:
+            raise ConfigError(f"{path}: {' '.join(str(error).split())}") from None
+        if is_own(name):
+            raise ConfigError(f"{path}: {name} fails: {one_line(error)}") from error
+        raise
 
 
 def _make_list(
@@ -324,9 +332,9 @@ def _make_list(
     floats: Mapping[str, Any],
     supplied: dict[str, Any],
 ) -> list[Any]:
-    made = []
-    for i, item in items.items():
-        made.append(make(kind, item, f"{path}.{i}", floats, **supplied))
+    made: list[Any] = []
+    for i in _in_order(items):
+        made.append(make(kind, items[i], f"{path}.{i}", floats, **supplied))
         if kind.type is Cell and len(made) < len(items) and "input_size" in supplied:
             size = output_size(made[-1], supplied["input_size"], f"{path}.{i}")
             supplied = {**supplied, "input_size": size}
@@ -342,8 +350,9 @@ def _as_call(kind: Kind, section: Mapping[str, Any]) -> Call:
     schema, leading = fields(kind, factory), positional(kind, factory)[:1]
     first: list[Any] = []
     keywords: dict[str, Any] = {}
-    for key, value in section.items():
-        field = schema.get(key, Field(Any, REQUIRED))
+    # In the order of the signature: a ConfigDict sorts its fields.
+    for key in sorted(section, key=[*schema, *section].index):
+        value, field = section[key], schema.get(key, Field(Any, REQUIRED))
         plain = isinstance(field.default, (int, float, str, tuple, type(None)))
         if key == "name" or (plain and value == field.default):
             continue
@@ -361,6 +370,6 @@ def _nested_calls(nested: Nested, value: Any) -> Any:
     if isinstance(value, str):
         return parse(value, "")
     if nested.many:
-        items = value.values() if hasattr(value, "values") else value
+        items = [value[i] for i in _in_order(value)] if hasattr(value, "values") else value
         return [item if isinstance(item, str) else _as_call(kind, item) for item in items]
     return _as_call(kind, value)

@@ -132,12 +132,12 @@ def is_own(name: str) -> bool:
 
 
 def fields(kind: Kind, factory: Factory) -> dict[str, Field]:
-    """The arguments of a factory that a config gives, by name."""
+    """The arguments of a factory that a config gives, by name; `name` is that of the factory itself."""
     hints = _hints(factory)
     return {
         key: Field(hints.get(key, Any), parameter.default, _nested(hints.get(key)))
         for key, parameter in inspect.signature(factory).parameters.items()
-        if key not in kind.supplied and parameter.kind not in _VARIABLE
+        if key not in {*kind.supplied, "name"} and parameter.kind not in _VARIABLE
     }
 
 

@@ -110,7 +110,7 @@ def build(config: Any, floats: Mapping[str, Any] | None = None) -> Experiment:
         readout,
         make("estimator"),
         make("optimizer"),
-        batch_size=config.task.batch_size,
+        batch_size=task.batch_size,
         segment_length=config.segment_length,
         update_every=config.update_every,
         window=config.window,

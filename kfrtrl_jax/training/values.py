@@ -151,8 +151,7 @@ def type_name(annotation: Any) -> str:
         return f"a list of {word}s"
     if annotation is type(None):
         return "None"
-    text = str(annotation).replace("typing.", "")
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    return getattr(annotation, "__name__", None) or str(annotation).replace("typing.", "")
 
 
 def _check_union(path: str, value: Any, annotation: Any) -> Any:
