@@ -1,6 +1,7 @@
 """The copy task with KF-RTRL, at the published setting (n = 128, batch 16).
 
-Another estimator: --config.estimator.name=uoro (rtrl, truncated, ...).
+Another estimator: --config.estimator.name=uoro (rtrl, truncated, ...), or a composition:
+--config.estimator="average(kf_rtrl, copies=4)".
 """
 
 from ml_collections import ConfigDict

@@ -18,7 +18,7 @@ def run(invocation: command_line.Invocation) -> None:
 
     Exits with code 1 if an estimator that claims to be unbiased is not.
     """
-    given = settings.checked(invocation.config, default.get_config())
+    given = settings.checked(invocation, default.get_config())
     for name in given["cells"]:
         if name not in fidelity.CERTIFIED_CELLS:
             known = ", ".join(fidelity.CERTIFIED_CELLS)
@@ -65,5 +65,5 @@ def run(invocation: command_line.Invocation) -> None:
 
 
 if __name__ == "__main__":
-    command_line.define_flags(sections=())
+    command_line.define_flags()
     command_line.run(run)

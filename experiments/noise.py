@@ -9,7 +9,7 @@ from kfrtrl_jax.training import command_line, workdir
 
 def run(invocation: command_line.Invocation) -> None:
     """Writes noise.json and noise.md, and prints the table."""
-    given = settings.checked(invocation.config, default.get_config())
+    given = settings.checked(invocation, default.get_config())
     make = settings.scaled_cell(given["cell"])
     settings.check_divides(given["segment_lengths"], given["num_steps"])
     cell = make(
@@ -37,5 +37,5 @@ def run(invocation: command_line.Invocation) -> None:
 
 
 if __name__ == "__main__":
-    command_line.define_flags(sections=())
+    command_line.define_flags()
     command_line.run(run)

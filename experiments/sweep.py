@@ -10,9 +10,7 @@ from kfrtrl_jax.training import command_line, config, sweep
 def run(invocation: command_line.Invocation) -> list[dict[str, Any]]:
     """Runs those trials of the config file's get_sweep() that have no result yet."""
     trials = config.call(invocation.path, "get_sweep")
-    return sweep.run_sweep(
-        invocation.config, trials, invocation.workdir, overridden=invocation.overridden
-    )
+    return sweep.run_sweep(invocation.config, trials, invocation.workdir, invocation.overrides)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from kfrtrl_jax.training import command_line, workdir
 
 def run(invocation: command_line.Invocation) -> None:
     """Writes theory.json, theory.md and the pictures, and prints the tables."""
-    given = settings.checked(invocation.config, default.get_config())
+    given = settings.checked(invocation, default.get_config())
     make_cell = settings.scaled_cell(given["cell"])
     if len(given["widths"]) < 3:
         raise ConfigError(f"config.widths must be three or more, got {given['widths']}")
@@ -65,5 +65,5 @@ def run(invocation: command_line.Invocation) -> None:
 
 
 if __name__ == "__main__":
-    command_line.define_flags(sections=())
+    command_line.define_flags()
     command_line.run(run)

@@ -9,7 +9,7 @@ from kfrtrl_jax.training import command_line, config, loop
 
 def train(invocation: command_line.Invocation) -> dict[str, Any]:
     """Runs the experiment, or continues it from its last checkpoint."""
-    resolved = config.resolve(invocation.config, invocation.overridden)
+    resolved = config.resolve(invocation.config, invocation.overrides)
     return loop.train(resolved, invocation.workdir)
 
 

@@ -36,7 +36,7 @@ RUN = {"input_size": 2, "batch_size": 2, "steps": 5, "seed": 1}
 
 
 def invocation(config, workdir, **fields):
-    return Invocation(ConfigDict({**config.get_config(), **fields}), frozenset(), "", workdir)
+    return Invocation(ConfigDict({**config.get_config(), **fields}), {}, "", workdir)
 
 
 def without_signs(monkeypatch):
@@ -242,19 +242,19 @@ def test_named_arguments_arrive():
     ("text", "message"),
     [
         ("okk", "there is no estimator 'okk'; did you mean ok"),
-        ("ok", "ok: missing a required argument: 'rank'"),
+        ("ok", "estimator.rank is missing"),
         ("ok(rank=2.5)", "rank must be an integer, got 2.5"),
-        ("ok(rank=snap)", "rank must be an integer, got an estimator"),
+        ("ok(rank=snap)", "rank must be an integer, got snap"),
         ("ok(rank=0)", "rank must be at least 1"),
-        ("ok(rank=2, size=2)", "unexpected keyword argument 'size'"),
-        ("uoro(noise=pre_activation)", "there is no estimator 'pre_activation'"),
+        ("ok(rank=2, size=2)", "estimator.size is not a field of estimator ok"),
+        ("uoro(noise=pre_activation)", "noise must be text in quotes, got the name pre_activation"),
         ("average(3, copies=2)", "estimator must be an estimator, got 3"),
         ("average(copies=2, kf_rtrl)", "cannot be read"),
         ("ok(rank=2", "cannot be read"),
-        ("ok(rank=1 + 1)", "1 \\+ 1 is neither a value nor an estimator"),
-        ("ok(**{'rank': 2})", "without \\*\\*"),
+        ("ok(rank=1 + 1)", "cannot be read: expected , or \\) at '\\+ 1\\)'"),
+        ("ok(**{'rank': 2})", "cannot be read: expected a value"),
         ("__import__('os')", "there is no estimator '__import__'"),
-        ("os.system('true')", "os.system is not the name of an estimator"),
+        ("os.system('true')", "os.system is not the name of a factory"),
         ("", "cannot be read"),
     ],
 )

@@ -12,19 +12,19 @@ import platform
 import re
 import sys
 import tempfile
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 from absl import app, flags, logging
-from ml_collections import ConfigDict, config_flags
-from ml_collections.config_flags.config_flags import ConfigFileFlagParser
 
 from kfrtrl_jax.errors import ConfigError, DataError, UnsupportedCellError, WorkdirError
-from kfrtrl_jax.training.config import SECTIONS, call, check_path
+from kfrtrl_jax.training.config import call
 from kfrtrl_jax.training.loop import Interrupted
 from kfrtrl_jax.training.metrics import NonFiniteError
+from kfrtrl_jax.training.notation import Written
+from kfrtrl_jax.training.values import quoted
 
 flags.disclaim_key_flags()
 
@@ -41,55 +41,23 @@ class Invocation(NamedTuple):
     """The parsed command line.
 
     Attributes:
-      config: from the config file, with the overrides applied; not yet checked.
-      overridden: paths of the overrides ("estimator.name").
+      config: from the config file; not yet checked.
+      overrides: values by path ("estimator.name") that replace those of the config.
       path: of the config file.
       workdir: the folder for the results.
     """
 
     config: Any
-    overridden: frozenset[str]
+    overrides: dict[str, Any]
     path: str
     workdir: Path
 
 
-class _ConfigFile(ConfigFileFlagParser):
-    """Reads config files with our own errors, and adds the sections that they leave out.
-
-    Attributes:
-      sections: those of a training config; none for a program with its own fields.
-    """
-
-    sections: Collection[str] = ()
-
-    def parse(self, path: str) -> Any:
-        file, *arguments = path.split(":", 1)
-        given = call(file, "get_config", *arguments)
-        if not isinstance(given, (ConfigDict, dict)):
-            raise ConfigError(f"get_config() of {file} must return a ConfigDict, got {given!r}")
-        config = ConfigDict(given)
-        for section in self.sections:
-            if section not in config:
-                config[section] = ConfigDict()
-        return config
-
-
-def define_flags(sections: Collection[str] = tuple(SECTIONS)) -> None:
-    """Defines --config, with its overrides, and --workdir.
-
-    Args:
-      sections: those added to a config whose file leaves them out; none for a program with configs of
-        its own, which it checks itself.
-    """
-    config_flags.DEFINE_config_file(
-        "config",
-        help_string="Config file; override fields by --config.section.field=value.",
-        lock_config=False,
-        accept_new_attributes=True,
+def define_flags() -> None:
+    """Defines --config and --workdir; overrides such as --config.seed=1 need no definition."""
+    flags.DEFINE_string(
+        "config", None, "Config file; override fields by --config.section.field=value."
     )
-    parser = _ConfigFile("config", lock_config=False)
-    parser.sections = sections
-    flags.FLAGS["config"].parser = parser
     flags.DEFINE_string(
         "workdir", None, "Folder for the results; runs/NAME for configs/NAME.py by default."
     )
@@ -154,26 +122,50 @@ def _read(argv: Sequence[str]) -> Invocation:
       ConfigError: for a broken config file or override.
       flags.Error: for flags that do not exist.
     """
-    for argument in argv[1:]:
-        override = re.match(r"--?(?:no)?config\.([^=]+)", argument)
-        parser: Any = flags.FLAGS["config"].parser
-        if override and parser.sections:
-            check_path(override[1])
-    try:
-        rest = flags.FLAGS(argv)
-    except flags.Error as error:
-        # absl wraps the errors of a flag's parser in its own errors.
-        raise error.__context__ if isinstance(error.__context__, ConfigError) else error from None
+    expanded = flags.FLAGS.read_flags_from_files(list(argv), force_gnu=False)
+    own, overrides = split_overrides(expanded)
+    rest = flags.FLAGS(own)
     _hush_libraries()
     if flags.FLAGS.config is None:
         raise ConfigError("--config is missing; for example --config=configs/copy.py")
     if len(rest) > 1:
         raise ConfigError(f"unexpected argument {rest[1]!r}; options are given as --name=value")
-    flag = flags.FLAGS["config"]
-    path = config_flags.get_config_filename(flag).split(":", 1)[0]
+    path, *arguments = flags.FLAGS.config.split(":", 1)
+    config = call(path, "get_config", *arguments)
+    if not hasattr(config, "items"):
+        raise ConfigError(f"get_config() of {path} must return a ConfigDict, got {quoted(config)}")
     workdir = flags.FLAGS.workdir or f"runs/{Path(path).stem}"
-    overridden = frozenset(config_flags.get_override_values(flag))
-    return Invocation(flags.FLAGS.config, overridden, path, Path(workdir))
+    return Invocation(config, overrides, path, Path(workdir))
+
+
+def split_overrides(argv: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
+    """Separates the overrides of a config from the other arguments.
+
+    --config.a.b=value and --config.a.b value set a field; --config.a.b alone sets it to True, and
+    --noconfig.a.b to False. Of two for the same field the last one counts.
+
+    Returns:
+      The other arguments, and the values by path, as they are written.
+    """
+    others: list[str] = []
+    overrides: dict[str, Any] = {}
+    waiting = list(argv)
+    while waiting:
+        argument = waiting.pop(0)
+        match = re.fullmatch(r"--?(no)?config\.([^=]+)(?:=(.*))?", argument, re.DOTALL)
+        if argument == "--":
+            return [*others, argument, *waiting], overrides
+        if match is None:
+            others.append(argument)
+            continue
+        negated, path, value = match.groups()
+        if value is not None:
+            overrides[path] = Written(value)
+        elif not negated and waiting and not waiting[0].startswith("--"):
+            overrides[path] = Written(waiting.pop(0))
+        else:
+            overrides[path] = not negated
+    return others, overrides
 
 
 def _complain(error: BaseException, code: int) -> int:

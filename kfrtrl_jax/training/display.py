@@ -57,7 +57,7 @@ def print_table(title: str, rows: Mapping[str, Any], console: Console | None = N
     for name, value in rows.items():
         if value is not None:
             table.add_row(name, str(value))
-    (console or Console()).print(table)
+    (console or _plain()).print(table)
 
 
 def print_columns(
@@ -72,7 +72,7 @@ def print_columns(
         table.add_column(column)
     for row in rows:
         table.add_row(*row)
-    (console or Console()).print(table)
+    (console or _plain()).print(table)
 
 
 def duration(seconds: float) -> str:
@@ -80,6 +80,11 @@ def duration(seconds: float) -> str:
     minutes, second = divmod(round(seconds), 60)
     hours, minute = divmod(minutes, 60)
     return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
+
+
+def _plain() -> Console:
+    """A console that prints brackets and colons, as in "stack([m:cell])", as they are."""
+    return Console(markup=False, emoji=False)
 
 
 def _bar(num_steps: int, start: int, unit: str, console: Console) -> Display:

@@ -14,6 +14,7 @@ import jax
 
 from kfrtrl_jax._src import xla
 from kfrtrl_jax.training import checkpoints, display, evaluation, metrics, plots, workdir
+from kfrtrl_jax.training import config as configs
 from kfrtrl_jax.training.program import ChunkMetrics, Experiment, RunState, build, check_memory
 
 CURVE = "learning_curve.png"
@@ -270,9 +271,9 @@ def _finish(
     workdir.write_json(folder / "summary.json", summary)
     parts = [
         config.task.name,
-        f"{config.cell.name} {config.cell.hidden_size}",
-        config.estimator.name,
-        *([] if config.credit.name == "none" else [config.credit.name]),
+        configs.shown(config, "cell"),
+        configs.shown(config, "estimator"),
+        *([] if config.credit.name == "none" else [configs.shown(config, "credit")]),
     ]
     title = ", ".join(parts)
     plots.plot_run(records, folder / CURVE, title, unit)

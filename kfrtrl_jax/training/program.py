@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -10,19 +11,17 @@ import jax
 import jax.numpy as jnp
 import psutil
 
-from kfrtrl_jax import estimators, learning, linearization, readouts
+from kfrtrl_jax import learning, linearization
 from kfrtrl_jax._src.lanes import is_key
-from kfrtrl_jax.base import Array, Batch, Cell, Key, Structure, Task
-from kfrtrl_jax.cells import CELLS
-from kfrtrl_jax.credit import CREDIT
+from kfrtrl_jax.base import Array, Batch, Key, Structure, Task
 from kfrtrl_jax.errors import ConfigError
-from kfrtrl_jax.estimators import ESTIMATORS
-from kfrtrl_jax.optimizers import OPTIMIZERS
-from kfrtrl_jax.tasks import TASKS, draw
-from kfrtrl_jax.training import evaluation
-from kfrtrl_jax.training.config import arguments, one_line
+from kfrtrl_jax.tasks import draw
+from kfrtrl_jax.training import composed, evaluation, workdir
+from kfrtrl_jax.training import config as configs
 
 DECAY = 0.999
+# Fields of configs on which the size of a state depends.
+SIZES = ("hidden_size", "rank", "copies", "batch_size")
 
 
 class RunState(NamedTuple):
@@ -100,41 +99,23 @@ def build(config: Any, floats: Mapping[str, Any] | None = None) -> Experiment:
       DataError: if the task's data is missing or broken.
       UnsupportedCellError: if the cell has no structure that the estimator can use.
     """
-    floats = floats or {}
-
-    def make(section: str, factory: Callable[..., Any], **supplied: Any) -> Any:
-        try:
-            return factory(**arguments(config, section, floats), **supplied)
-        except ValueError as error:
-            # The library's own errors are subclasses, and already say what to do.
-            if type(error) is not ValueError:
-                raise
-            raise ConfigError(
-                f"config.{section}: {one_line(error)[len('ValueError: ') :]}"
-            ) from None
-
-    task = make("task", TASKS[config.task.name])
-    cell = make("cell", CELLS[config.cell.name], input_size=task.input_size)
-    sizes = {"input_size": _output_size(cell, task.input_size), "output_size": task.output_size}
-    readout = make("readout", readouts.linear, **sizes)
+    make = functools.partial(configs.make, config, floats=floats)
+    task = make("task")
+    cell = make("cell", input_size=task.input_size)
+    size = composed.output_size(cell, task.input_size, "config.cell")
+    readout = make("readout", input_size=size, output_size=task.output_size)
     cell, readout = task.around(cell, readout)
-    estimator = make("estimator", ESTIMATORS[config.estimator.name])
-    if config.estimator.reset_every:
-        estimator = estimators.reset_every(config.estimator.reset_every, estimator)
-    if config.estimator.copies > 1:
-        estimator = estimators.average(estimator, config.estimator.copies)
-    optimizer = make("optimizer", OPTIMIZERS[config.optimizer.name])
     learn = learning.make_learner(
         cell,
         readout,
-        estimator,
-        optimizer,
-        batch_size=config.task.batch_size,
+        make("estimator"),
+        make("optimizer"),
+        batch_size=task.batch_size,
         segment_length=config.segment_length,
         update_every=config.update_every,
         window=config.window,
         immediate=config.immediate,
-        credit=make("credit", CREDIT[config.credit.name]),
+        credit=make("credit"),
         example_input=task.example_input,
         loss=task.loss,
         check=False,
@@ -229,14 +210,6 @@ def _averaged(running_loss: Array, metrics: learning.StepMetrics) -> Array:
     return DECAY ** jnp.sum(counted) * running_loss + weights @ metrics.loss
 
 
-def _output_size(cell: Cell, input_size: int) -> int:
-    x = jnp.zeros(input_size)
-    step = jax.eval_shape(
-        lambda key: cell.step(cell.init(key), cell.initial_carry(), x), jax.random.key(0)
-    )
-    return step[1].shape[0]
-
-
 def memory_available() -> int:
     """Bytes that the first device can hold; for a CPU, the memory that the system has available."""
     stats = jax.local_devices()[0].memory_stats() or {}
@@ -257,10 +230,12 @@ def check_memory(experiment: Experiment, config: Any) -> None:
     """
     (needed, share), available = memory_needed(experiment), memory_available()
     if needed > available:
+        flat = workdir.flatten(config.to_dict())
+        sizes = [path for path in flat if path.rpartition(".")[2] in SIZES]
         raise ConfigError(
             f"the run's state needs {_size(needed)} and {_size(available)} are available; estimator "
-            f"{config.estimator.name} takes {_size(share)} of it, so choose another, or a smaller "
-            f"task.batch_size, cell.hidden_size or estimator.copies"
+            f"{configs.shown(config, 'estimator')} takes {_size(share)} of it, so choose another, or "
+            f"smaller fields such as {', '.join(sizes)}"
         )
 
 

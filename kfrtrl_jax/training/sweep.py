@@ -17,8 +17,9 @@ import numpy as np
 
 from kfrtrl_jax._src import xla
 from kfrtrl_jax.errors import ConfigError
+from kfrtrl_jax.training import composed, display, evaluation, metrics, plots, workdir
 from kfrtrl_jax.training import config as configs
-from kfrtrl_jax.training import display, evaluation, metrics, plots, workdir
+from kfrtrl_jax.training.factories import KINDS
 from kfrtrl_jax.training.loop import Interrupted, catch_signals
 from kfrtrl_jax.training.program import (
     Experiment,
@@ -51,16 +52,20 @@ def product(*sweeps: Sequence[Overrides]) -> list[Overrides]:
 
 
 def run_sweep(
-    config: Any, sweep: Sequence[Overrides], folder: Path, overridden: Iterable[str] = ()
+    config: Any,
+    sweep: Sequence[Overrides],
+    folder: Path,
+    common: Overrides | None = None,
 ) -> list[dict[str, Any]]:
     """Runs all trials that have no result yet.
 
     Args:
       config: the config that the trials override, as for `config.resolve`.
-      sweep: the overrides of each trial, by path.
+      sweep: the overrides of each trial, by path; a path may also be that of a whole section, its value
+        text or a dict: {"estimator": "ok(rank=8)"}.
       folder: receives config.json (of all trials), sweep.json with the results, pictures, and a folder
         per trial, trials/NUMBER, with its config.json and metrics.jsonl.
-      overridden: paths that the command line has set in `config`.
+      common: overrides of all trials, which those of a trial replace.
 
     Returns:
       The result of each trial: its last record, with valid_loss if there is held-out text, and
@@ -74,7 +79,7 @@ def run_sweep(
         raise ConfigError(
             f"get_sweep() must return a list of dicts of overrides, got {sweep!r:.60}"
         )
-    trials = [_trial(config, overrides, i, overridden) for i, overrides in enumerate(sweep)]
+    trials = [_trial(config, common or {}, own, i) for i, own in enumerate(sweep)]
     if not trials:
         raise ConfigError("the sweep has no trials: get_sweep() returned an empty list")
     groups = _groups(trials)
@@ -100,17 +105,14 @@ def _name(trial: int) -> str:
     return f"{trial:03}"
 
 
-def _trial(config: Any, overrides: Overrides, number: int, overridden: Iterable[str]) -> Any:
-    plain = config.to_dict() if hasattr(config, "to_dict") else dict(config)
-    tree = json.loads(json.dumps(plain))
-    for path, value in overrides.items():
-        *parents, last = path.split(".")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[last] = value
+def _trial(config: Any, common: Overrides, own: Overrides, number: int) -> Any:
+    kept = {
+        path: value
+        for path, value in common.items()
+        if not any(path.startswith(f"{replaced}.") for replaced in own)
+    }
     try:
-        return configs.resolve(tree, overridden={*overridden, *overrides})
+        return configs.resolve(config, {**kept, **own})
     except ConfigError as error:
         raise ConfigError(f"trial {number} of the sweep: {error}") from error
 
@@ -239,16 +241,21 @@ def _describe(sweep: Sequence[Overrides], members: Sequence[int]) -> str:
 
 def _label(overrides: Overrides) -> str:
     return ", ".join(
-        _shown(value) if key.endswith(".name") else f"{_short(key)} {_shown(value)}"
+        _shown(value, key)
+        if key in configs.SECTIONS or key.endswith(".name")
+        else f"{_short(key)} {_shown(value, key)}"
         for key, value in overrides.items()
     )
 
 
 def _short(path: str) -> str:
-    return path.removesuffix(".name").split(".")[-1]
+    *parents, last = path.removesuffix(".name").split(".")
+    return f"{parents[-1]}.{last}" if last.isdigit() and parents else last
 
 
-def _shown(value: Any) -> str:
+def _shown(value: Any, path: str) -> str:
+    if isinstance(value, Mapping):
+        return composed.shown(KINDS[path.split(".")[0]], value)
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
@@ -268,7 +275,7 @@ def _report(sweep: Sequence[Overrides], results: Sequence[Mapping[str, Any]], fo
     for members in settings.values():
         own = [results[i] for i in members]
         failed = sum("diverged_at" in result for result in own)
-        chosen = [_shown(sweep[members[0]].get(key, "")) for key in keys]
+        chosen = [_shown(sweep[members[0]].get(key, ""), key) for key in keys]
         spreads = [_spread(own, key) for key in outcomes]
         rows.append([*chosen, str(len(own)), *spreads, str(failed or "")])
     names = [*map(_short, keys), "runs", *outcomes, "diverged"]

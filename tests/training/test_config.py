@@ -7,13 +7,13 @@ import pytest
 
 from configs import copy, ptb, sweep_copy, text
 from kfrtrl_jax.errors import ConfigError
-from kfrtrl_jax.training.config import arguments, call, check_path, float_fields, resolve
+from kfrtrl_jax.training.config import call, float_fields, make, resolve, shown
 from tests.training.small import COPY, nested, small
 
 
 def test_defaults_are_filled_in_from_the_factories():
     config = small()
-    assert config.estimator.to_dict() == {"name": "kf_rtrl", "copies": 1, "reset_every": 0}
+    assert config.estimator.to_dict() == {"name": "kf_rtrl"}
     assert config.optimizer.clip_norm == 1.0
     assert config.readout.init_scale == 0.01
     assert config.credit.to_dict() == {"name": "none"}
@@ -68,14 +68,28 @@ MESSAGES = [
      "did you mean kf_rtrl"),
     ({"estimator.name": "zzz"}, "config.estimator.name: there is no estimator 'zzz'; one of rtrl, "),
     ({"estimator.name": 3}, "config.estimator.name: there is no estimator 3; one of rtrl, "),
-    ({"estimator.copis": 3}, "config.estimator.copis is not a field of estimator kf_rtrl; "
-     "did you mean copies?"),
-    ({"estimator.copies": 0}, "config.estimator.copies must be at least 1, got 0"),
-    ({"estimator.reset_every": -1}, "config.estimator.reset_every must be at least 0, got -1"),
+    ({"estimator.rank": 3}, "config.estimator.rank is not a field of estimator kf_rtrl; one of name"),
+    ({"estimator.copies": 4}, "config.estimator.copies is not a field of estimator kf_rtrl; write "
+     'config.estimator = "average(kf_rtrl, copies=4)"'),
+    ({"estimator.name": "ok", "estimator.rank": 8, "estimator.copies": 2, "estimator.reset_every": 9},
+     "config.estimator.copies is not a field of estimator ok; write "
+     'config.estimator = "average(reset_every(9, ok(rank=8)), copies=2)"'),
+    ({"estimator.copies": 1}, "config.estimator.copies is not a field of estimator kf_rtrl; write "
+     'config.estimator = "kf_rtrl"'),
+    ({"estimator.name": "average", "estimator.copies": 2}, "config.estimator.estimator is missing "
+     "(an estimator)"),
+    ({"estimator.name": "average", "estimator.copies": 0, "estimator.estimator": "kf_rtrl"},
+     "config.estimator.copies must be at least 1, got 0"),
+    ({"estimator.name": "average", "estimator.copies": 2, "estimator.estimator.name": "okk"},
+     "config.estimator.estimator.name: there is no estimator 'okk'; did you mean ok?"),
+    ({"estimator.name": "ok(rank=8)"}, "config.estimator.name is a name alone, got 'ok(rank=8)'; give "
+     "it to config.estimator itself"),
     ({"cell.hidden_size": None}, "config.cell.hidden_size is missing (an integer)"),
     ({"cell.hidden_size": 0}, "config.cell.hidden_size must be at least 1, got 0"),
     ({"cell.input_size": 3}, "config.cell.input_size is not a field of cell vanilla; "
      "did you mean hidden_size"),
+    ({"cell.hidden_size": 2**40}, "config.cell.hidden_size must be at most 2147483647, "
+     "got 1099511627776"),
     ({"cell.forget_bias": 1.0}, "config.cell.forget_bias is not a field of cell vanilla; one of "
      "name, hidden_size, init_scale, sparsity, mask_seed"),
     ({"task.batch_size": 0}, "config.task.batch_size must be at least 1, got 0"),
@@ -118,12 +132,10 @@ def test_a_config_must_be_a_mapping():
 
 
 def test_another_name_on_top_of_a_config_file_leaves_the_old_ones_fields_behind():
-    changes = {"cell.name": "vanilla", "cell.depth": 2}
+    highway = nested({"cell.name": "recurrent_highway", "cell.depth": 2})
+    assert "depth" not in resolve(highway, {"cell.name": "vanilla"}).cell
     with pytest.raises(ConfigError, match=r"config\.cell\.depth is not a field of cell vanilla"):
-        resolve(nested(changes))
-    assert "depth" not in resolve(nested(changes), overridden={"cell.name"}).cell
-    with pytest.raises(ConfigError, match=r"config\.cell\.depth is not a field of cell vanilla"):
-        resolve(nested(changes), overridden={"cell.name", "cell.depth"})
+        resolve(highway, {"cell.name": "vanilla", "cell.depth": 2})
 
 
 def test_float_fields_are_those_that_the_factories_call_float():
@@ -145,11 +157,15 @@ def test_a_credit_shares_the_gradient_with_an_estimator():
     assert resolve(config.to_dict()) == config
 
 
-def test_arguments_are_the_factorys_own():
-    given = arguments(small(), "optimizer", {"optimizer.learning_rate": 7.0})
-    assert given["learning_rate"] == 7.0
-    assert "name" not in given
-    assert arguments(small(), "estimator", {}) == {}
+def test_a_section_is_shown_without_its_defaults():
+    config = small({"cell.init_scale": 0.5, **DNI, "credit.share": 0.5})
+    assert shown(config, "cell") == "vanilla(hidden_size=4, init_scale=0.5)"
+    assert shown(config, "credit") == "dni(share=0.5)"
+
+
+def test_floats_replace_those_of_the_config():
+    given = {"credit.share": 0.25}
+    assert make(small({**DNI, "credit.share": 0.5}), "credit", given).share == 0.25
 
 
 @pytest.mark.parametrize(
@@ -157,16 +173,21 @@ def test_arguments_are_the_factorys_own():
     [
         (
             "estimtor.name",
-            "config.estimtor.name is not a field of a config; did you mean estimator",
+            "config.estimtor is not a field of a config; did you mean estimator",
         ),
-        ("estimator", "config.estimator is a section; set its fields, as in config.estimator.name"),
-        ("cell.a.b", "config.cell.a.b is not a field of a config; cell has no such subfield"),
+        ("estimator", "config.estimator must be an estimator, got 3"),
+        ("cell.a.b", "config.cell.a is not a field of cell vanilla; one of name"),
+        (
+            "cell.hidden_size.b",
+            "config.cell.hidden_size.b is not a field of a config; hidden_size has",
+        ),
+        ("cell.name.b", "config.cell.name.b is not a field of a config; name has no such subfield"),
         ("seed.a", "config.seed.a is not a field of a config; seed has no such subfield"),
     ],
 )
 def test_override_paths_are_checked(path, message):
     with pytest.raises(ConfigError) as raised:
-        check_path(path)
+        resolve(COPY, {path: 3})
     assert str(raised.value).startswith(message)
 
 
@@ -198,13 +219,11 @@ def test_a_missing_config_file_gets_the_nearest_names(tmp_path):
 @pytest.mark.parametrize("estimator", ["kf_rtrl", "rtrl", "uoro", "truncated"])
 def test_every_config_takes_every_estimator(module, estimator):
     config = module.get_config()
-    config.estimator.name = estimator
-    assert resolve(config, overridden={"estimator.name"}).estimator.name == estimator
+    assert resolve(config, {"estimator.name": estimator}).estimator.name == estimator
 
 
 @pytest.mark.parametrize("module", [ptb, text])
 def test_text_configs_take_tbptt(module):
     config = module.get_config()
-    config.estimator.name, config.segment_length = "truncated", 25
-    resolved = resolve(config, overridden={"estimator.name"})
+    resolved = resolve(config, {"estimator.name": "truncated", "segment_length": 25})
     assert (resolved.segment_length, resolved.update_every, resolved.window) == (25, 1, 25)

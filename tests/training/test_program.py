@@ -10,11 +10,18 @@ import pytest
 from kfrtrl_jax._src.lanes import is_key
 from kfrtrl_jax.errors import ConfigError
 from kfrtrl_jax.training import checkpoints, program
-from tests.training.small import small, text
+from kfrtrl_jax.training.config import resolve
+from tests.training.small import COPY, small, text
 
 
 def test_a_chunk_is_what_its_config_says():
-    config = small({"segment_length": 5, "estimator.copies": 2, "estimator.reset_every": 7})
+    config = small(
+        {
+            "segment_length": 5,
+            "estimator.name": None,
+            "estimator": "average(reset_every(7, kf_rtrl), copies=2)",
+        }
+    )
     built = program.build(config)
     state, metrics = jax.jit(built.run_chunk)(jax.jit(built.init)(0))
     assert state.step == config.log_every
@@ -46,12 +53,13 @@ def test_the_step_at_which_numbers_stop_being_finite_is_reported():
 
 def test_a_state_that_does_not_fit_is_refused_before_anything_compiles(monkeypatch):
     monkeypatch.setattr(program, "memory_available", lambda: 2**20)
-    config = small({"cell.hidden_size": 100_000, "estimator.name": "rtrl"})
+    config = resolve(COPY, {"cell.hidden_size": 100_000, "estimator": "reset_every(9, rtrl)"})
     with pytest.raises(ConfigError) as raised:
         program.check_memory(program.build(config), config)
     message = str(raised.value)
     assert "1.00 MiB are available" in message
-    assert "estimator rtrl takes" in message
+    assert "estimator reset_every(period=9, estimator=rtrl) takes" in message
+    assert message.endswith("or smaller fields such as cell.hidden_size, task.batch_size")
     assert "\n" not in message
 
 

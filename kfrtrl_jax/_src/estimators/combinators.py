@@ -112,7 +112,8 @@ def random_resets(probability: float, estimator: InfluenceEstimator) -> Influenc
     Raises:
       ValueError: if probability is not in [0, 1).
     """
-    if not 0 <= probability < 1:
+    # In a sweep it is a tracer.
+    if isinstance(probability, (int, float)) and not 0 <= probability < 1:
         raise ValueError(f"probability must be in [0, 1), got {probability}")
 
     def push(state: Any, linearization: Linearization, key: Key) -> Any:
@@ -205,7 +206,8 @@ def control_variate(estimator: InfluenceEstimator, coefficient: float = 1.0) -> 
     Raises:
       ValueError: if the coefficient is not finite.
     """
-    if not math.isfinite(coefficient):
+    # In a sweep it is a tracer.
+    if isinstance(coefficient, (int, float)) and not math.isfinite(coefficient):
         raise ValueError(f"coefficient must be finite, got {coefficient}")
     trace = e_prop()
 

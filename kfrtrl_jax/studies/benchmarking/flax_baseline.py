@@ -16,11 +16,10 @@ from flax import nnx
 from kfrtrl_jax import readouts
 from kfrtrl_jax._src.base import Task
 from kfrtrl_jax.base import Array
-from kfrtrl_jax.optimizers import OPTIMIZERS
 from kfrtrl_jax.studies.benchmarking import floors, timing
 from kfrtrl_jax.studies.benchmarking.timing import Floor, Work
-from kfrtrl_jax.tasks import TASKS, draw
-from kfrtrl_jax.training.config import arguments
+from kfrtrl_jax.tasks import draw
+from kfrtrl_jax.training import config as configs
 
 # (parameters, carry, inputs [K, B, size]) -> (carry, outputs [K, B, n]).
 Unroll = Callable[[Any, Any, Array], tuple[Any, Array]]
@@ -47,10 +46,10 @@ def flax_training(config: Any) -> Floor:
 def _training(
     make: Callable[[Any, int], tuple[Any, Any, Unroll]], config: Any, options: dict[str, Any]
 ) -> Work:
-    task: Task = TASKS[config.task.name](**arguments(config, "task", {}))
+    task: Task = configs.make(config, "task")
     vocabulary, n, length = task.input_size, config.cell.hidden_size, config.segment_length
     readout = readouts.linear(input_size=n, output_size=vocabulary)
-    optimizer = OPTIMIZERS[config.optimizer.name](**arguments(config, "optimizer", {}))
+    optimizer = configs.make(config, "optimizer")
     cell_parameters, carry, unroll = make(config, vocabulary)
     parameters = {"cell": cell_parameters, "readout": readout.init(jax.random.key(1))}
     cross_entropy = optax.softmax_cross_entropy_with_integer_labels

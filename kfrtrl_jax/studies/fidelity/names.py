@@ -1,17 +1,16 @@
-"""Estimators as text: "ok(rank=8)", "average(kf_rtrl, copies=4)"."""
+"""Estimators by the text that describes them: "ok(rank=8)", "average(kf_rtrl, copies=4)"."""
 
 from __future__ import annotations
 
-import ast
-import difflib
-import inspect
-import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from kfrtrl_jax.base import InfluenceEstimator
 from kfrtrl_jax.errors import ConfigError
-from kfrtrl_jax.estimators import COMBINATORS, ESTIMATORS, UNBIASED
+from kfrtrl_jax.estimators import UNBIASED
+from kfrtrl_jax.training import composed
+from kfrtrl_jax.training.factories import KINDS, fields, find
+from kfrtrl_jax.training.values import quoted
 
 
 class Named(NamedTuple):
@@ -29,92 +28,26 @@ class Named(NamedTuple):
 
 
 def named(text: str) -> Named:
-    """Reads an estimator: a name, with arguments in brackets, by position or by keyword.
+    """Reads an estimator, written as in configs (see `training.notation`).
 
-    An argument is a number, text in quotes, True, False, None, an estimator, or a list of these. A
-    combinator claims to be unbiased if it preserves unbiasedness and all estimators in it claim it.
+    A combinator claims to be unbiased if it preserves unbiasedness and all estimators in it claim it.
 
     Raises:
       ConfigError: if there is no estimator of that name, or if it does not take these arguments.
     """
+    kind = KINDS["estimator"]
     try:
-        node = ast.parse(text.strip(), mode="eval").body
-    except (SyntaxError, ValueError) as error:
-        reason = getattr(error, "msg", str(error))
-        raise ConfigError(
-            f'estimator {text!r} cannot be read ({reason}); write it like "ok(rank=8)" or '
-            f'"average(kf_rtrl, copies=4)"'
-        ) from None
-    return _read(node, text)
+        section = composed.complete(kind, text, "estimator")
+        estimator = composed.make(kind, section, "estimator")
+    except ConfigError as error:
+        raise ConfigError(f"estimator {quoted(text)}: {error}") from None
+    return Named(text, estimator, _claims_unbiased(section))
 
 
-def _read(node: ast.expr, text: str) -> Named:
-    call = node if isinstance(node, ast.Call) else ast.Call(node, [], [])
-    if not isinstance(call.func, ast.Name):
-        what = ast.unparse(call.func)
-        raise ConfigError(f"estimator {text!r}: {what} is not the name of an estimator")
-    name = call.func.id
-    factory: Callable[..., InfluenceEstimator] | None = {**ESTIMATORS, **COMBINATORS}.get(name)
-    if factory is None:
-        near = difflib.get_close_matches(name, [*ESTIMATORS, *COMBINATORS], n=2)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"one of {', '.join(ESTIMATORS)}"
-        raise ConfigError(f"estimator {text!r}: there is no estimator {name!r}; {hint}")
-    inner: list[Named] = []
-
-    def argument(node: ast.expr) -> Any:
-        if isinstance(node, (ast.Name, ast.Call)):
-            inner.append(_read(node, text))
-            return inner[-1].estimator
-        if isinstance(node, (ast.List, ast.Tuple)):
-            return [argument(part) for part in node.elts]
-        try:
-            return ast.literal_eval(node)
-        except (ValueError, TypeError):
-            raise ConfigError(
-                f"estimator {text!r}: {ast.unparse(node)} is neither a value nor an estimator"
-            ) from None
-
-    if any(keyword.arg is None for keyword in call.keywords):
-        raise ConfigError(f"estimator {text!r}: arguments are given one by one, without **")
-    positional = [argument(node) for node in call.args]
-    keywords = {str(keyword.arg): argument(keyword.value) for keyword in call.keywords}
-    try:
-        bound = inspect.signature(factory).bind(*positional, **keywords)
-        _check(factory, bound)
-        estimator = factory(*bound.args, **bound.kwargs)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"estimator {text!r}: {name}: {error}") from None
-    claims = name in UNBIASED and all(part.claims_unbiased for part in inner)
-    return Named(text, estimator, claims)
-
-
-def _check(factory: Callable[..., Any], bound: inspect.BoundArguments) -> None:
-    """Refuses arguments whose types differ from the factory's signature."""
-    hints = typing.get_type_hints(factory)
-    for key, value in bound.arguments.items():
-        hint = hints.get(key)
-        if not _fits(value, hint):
-            kind = _KINDS.get(hint, str(hint).replace("typing.", ""))
-            shown = "an estimator" if isinstance(value, InfluenceEstimator) else repr(value)
-            raise ValueError(f"{key} must be {kind}, got {shown}")
-
-
-_KINDS: dict[Any, str] = {
-    InfluenceEstimator: "an estimator",
-    Sequence[InfluenceEstimator]: "a list of estimators",
-    Sequence[float]: "a list of numbers",
-    int: "an integer",
-    float: "a number",
-    str: "text in quotes",
-}
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    if typing.get_origin(hint) is Sequence:
-        (inner,) = typing.get_args(hint)
-        return isinstance(value, list) and all(_fits(item, inner) for item in value)
-    if isinstance(value, InfluenceEstimator) or hint is InfluenceEstimator:
-        return isinstance(value, InfluenceEstimator) and hint is InfluenceEstimator
-    if hint in (int, bool, str):
-        return type(value) is hint
-    return type(value) in (int, float) if hint is float else True
+def _claims_unbiased(section: Mapping[str, Any]) -> bool:
+    kind = KINDS["estimator"]
+    parts: list[Mapping[str, Any]] = []
+    for key, field in fields(kind, find(kind, section["name"], "estimator")).items():
+        if field.nested is not None and field.nested.kind == "estimator":
+            parts += section[key].values() if field.nested.many else [section[key]]
+    return section["name"] in UNBIASED and all(map(_claims_unbiased, parts))

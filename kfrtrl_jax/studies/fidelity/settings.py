@@ -11,22 +11,30 @@ from ml_collections import ConfigDict
 from kfrtrl_jax.base import Cell
 from kfrtrl_jax.cells import CELLS
 from kfrtrl_jax.errors import ConfigError
+from kfrtrl_jax.training.command_line import Invocation
+from kfrtrl_jax.training.notation import Written
 
 # Least values other than 1; a standard deviation needs two draws.
 _LEAST = {"seed": 0, "timing_rounds": 0, "init_scale": 0, "draws": 2}
 
 
-def checked(given: ConfigDict, defaults: ConfigDict) -> dict[str, Any]:
+def checked(invocation: Invocation, defaults: ConfigDict) -> dict[str, Any]:
     """The given config, completed by defaults, after a check against the fields and types of these.
+
+    Args:
+      invocation: the config and its overrides.
+      defaults: the fields, with a value each.
 
     Raises:
       ConfigError: naming the field that is unknown or has a wrong type or value.
     """
-    settings = {**defaults.to_dict(), **given.to_dict()}
+    settings = {**defaults.to_dict(), **dict(invocation.config.items()), **invocation.overrides}
     for key, value in settings.items():
         if key not in defaults:
             raise ConfigError(f"config.{key} is not a field; one of {', '.join(sorted(defaults))}")
         like = defaults[key]
+        if isinstance(value, Written):
+            settings[key] = value = str(value) if isinstance(like, str) else value.literal()
         if isinstance(like, float) and type(value) is int:
             settings[key] = value = float(value)
         items = isinstance(value, (tuple, list)) and isinstance(like, tuple)
