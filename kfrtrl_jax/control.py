@@ -5,6 +5,7 @@ from kfrtrl_jax._src.control.actor_critic import (
     AgentState,
     StepReport,
     actor_critic,
+    lane_axes,
     objective,
 )
 from kfrtrl_jax._src.control.environments import Environment, Transition, from_gymnax
@@ -21,5 +22,6 @@ __all__ = [
     "actor_critic",
     "control",
     "from_gymnax",
+    "lane_axes",
     "objective",
 ]

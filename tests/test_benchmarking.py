@@ -159,7 +159,9 @@ def test_a_population_is_the_same_runs_as_one_program():
         run_chunk=lambda state: (2 * state, state),
         evaluate=lambda *_: None,
         structure=None,
-        task=None,
+        unit="",
+        score_name=None,
+        held_out={},
         check=lambda: None,
     )
     together = steps._population(experiment, 3, 5)

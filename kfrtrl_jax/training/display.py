@@ -29,21 +29,36 @@ class Display(NamedTuple):
     close: Callable[[], None]
 
 
+class Words(NamedTuple):
+    """What a run's figures are called.
+
+    Attributes:
+      unit: of the loss.
+      score: the name of the score; None if it is the loss.
+    """
+
+    unit: str = ""
+    score: str | None = None
+
+
+NAMELESS = Words()
+
+
 def make_display(
-    num_steps: int, start: int, unit: str = "", console: Console | None = None
+    num_steps: int, start: int, words: Words = NAMELESS, console: Console | None = None
 ) -> Display:
-    """A display of a run from step `start` to `num_steps`, with losses in `unit`."""
+    """A display of a run from step `start` to `num_steps`."""
     console = console or Console()
     if console.is_terminal:
-        return _bar(num_steps, start, unit, console)
-    return _lines(num_steps, unit, console)
+        return _bar(num_steps, start, words, console)
+    return _lines(num_steps, words, console)
 
 
-def status(record: Record, unit: str = "") -> str:
+def status(record: Record, words: Words = NAMELESS) -> str:
     """The main numbers of a record."""
-    parts = [f"loss {record['running_loss']:.3f} {unit}".rstrip()]
-    if record.get("score") is not None and record["score"] != record["loss"]:
-        parts.append(f"score {record['score']:.3f}")
+    parts = [f"loss {record['running_loss']:.3f} {words.unit}".rstrip()]
+    if words.score and record.get("score") is not None:
+        parts.append(f"{words.score} {record['score']:.3f}")
     if "sequence_length" in record:
         parts.append(f"T* {record['sequence_length']:g}")
     if "valid_loss" in record:
@@ -87,7 +102,7 @@ def _plain() -> Console:
     return Console(markup=False, emoji=False)
 
 
-def _bar(num_steps: int, start: int, unit: str, console: Console) -> Display:
+def _bar(num_steps: int, start: int, words: Words, console: Console) -> Display:
     progress = Progress(
         TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
         BarColumn(bar_width=None),
@@ -100,14 +115,14 @@ def _bar(num_steps: int, start: int, unit: str, console: Console) -> Display:
     progress.start()
     return Display(
         update=lambda record: progress.update(
-            task, completed=record["step"], status=status(record, unit)
+            task, completed=record["step"], status=status(record, words)
         ),
         note=lambda text: console.print(text, markup=False, highlight=False),
         close=progress.stop,
     )
 
 
-def _lines(num_steps: int, unit: str, console: Console) -> Display:
+def _lines(num_steps: int, words: Words, console: Console) -> Display:
     last = -SECONDS_BETWEEN_LINES
 
     def note(text: str) -> None:
@@ -120,6 +135,6 @@ def _lines(num_steps: int, unit: str, console: Console) -> Display:
         if due or "valid_loss" in record or step == num_steps:
             last = now
             left = duration((num_steps - step) / record["steps_per_second"])
-            note(f"step {step}/{num_steps}  {status(record, unit)}  {left} left")
+            note(f"step {step}/{num_steps}  {status(record, words)}  {left} left")
 
     return Display(update, note, lambda: None)

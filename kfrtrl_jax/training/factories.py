@@ -20,6 +20,7 @@ import optax
 from kfrtrl_jax import readouts
 from kfrtrl_jax.base import Cell, CreditEstimator, InfluenceEstimator, Task
 from kfrtrl_jax.cells import CELLS
+from kfrtrl_jax.control import Control
 from kfrtrl_jax.credit import CREDIT
 from kfrtrl_jax.errors import ConfigError
 from kfrtrl_jax.estimators import COMBINATORS, ESTIMATORS
@@ -38,14 +39,14 @@ class Kind(NamedTuple):
 
     Attributes:
       word: "cell".
-      type: what its factories make.
+      type: what its factories make, or several such types.
       factories: the library's, by name; a kind without names has a single factory "".
       supplied: arguments of the factories that do not come from the config.
       default: the name of the default factory; None if the config must name one.
     """
 
     word: str
-    type: type
+    type: type | tuple[type, ...]
     factories: Mapping[str, Factory]
     supplied: frozenset[str] = frozenset()
     default: str | None = None
@@ -97,7 +98,7 @@ KINDS: dict[str, Kind] = {
         ),
         Kind("estimator", InfluenceEstimator, collections.ChainMap(COMBINATORS, ESTIMATORS)),
         Kind("credit", CreditEstimator, CREDIT, default="none"),
-        Kind("task", Task, TASKS),
+        Kind("task", (Task, Control), TASKS),
         Kind("optimizer", optax.GradientTransformation, OPTIMIZERS),
     )
 }

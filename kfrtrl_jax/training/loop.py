@@ -13,9 +13,10 @@ from typing import Any, NamedTuple
 import jax
 
 from kfrtrl_jax._src import xla
-from kfrtrl_jax.training import checkpoints, display, evaluation, metrics, plots, workdir
+from kfrtrl_jax.training import checkpoints, display, evaluation, memory, metrics, plots, workdir
 from kfrtrl_jax.training import config as configs
-from kfrtrl_jax.training.program import ChunkMetrics, Experiment, RunState, build, check_memory
+from kfrtrl_jax.training.program import ChunkMetrics, Experiment, build
+from kfrtrl_jax.training.segments import RunState
 
 CURVE = "learning_curve.png"
 # Fields that may differ when a run is resumed, as they do not affect its steps.
@@ -68,7 +69,7 @@ def train(config: Any, folder: Path) -> dict[str, Any]:
       Interrupted: on SIGTERM or ctrl-C; the run is saved.
     """
     experiment = build(config)
-    check_memory(experiment, config)
+    memory.check(experiment, config)
     with (
         workdir.hold(folder),
         catch_signals() as signals,
@@ -122,7 +123,7 @@ def _run(
     else:
         step, state, progress = 0, jax.jit(experiment.init)(config.seed), Progress()
     evaluate = _evaluator(experiment)
-    show = display.make_display(config.num_steps, step, experiment.task.loss.unit)
+    show = display.make_display(config.num_steps, step, words_of(experiment))
     with metrics.open_writer(folder, step) as writer, contextlib.closing(show):
         for warning in warnings:
             show.note(f"warning: {warning}; going back to step {step}")
@@ -187,7 +188,7 @@ def _advance(
                 # The previous chunk's metrics are logged while the device computes this one.
                 log(fetch(*pending))
             pending = (results, step)
-            evaluating = "valid" in run.experiment.task.held_out and due(config.eval_every)
+            evaluating = "valid" in run.experiment.held_out and due(config.eval_every)
             if evaluating or due(config.checkpoint_every):
                 record, pending = fetch(*pending), None
                 if evaluating:
@@ -223,8 +224,13 @@ def _advance(
     return state, progress
 
 
+def words_of(experiment: Experiment) -> display.Words:
+    """What the figures of an experiment are called."""
+    return display.Words(experiment.unit, experiment.score_name)
+
+
 def _evaluator(experiment: Experiment) -> Evaluate:
-    held_out = experiment.task.held_out
+    held_out = experiment.held_out
     streams = {name: evaluation.on_device(stream) for name, stream in held_out.items()}
     totals = jax.jit(experiment.evaluate)
 
@@ -246,15 +252,15 @@ def _finish(
     """Writes the final parameters, the summary with the test loss, and the picture."""
     parameters = state.learner.parameters
     checkpoints.save_parameters(folder / "final", parameters)
-    task, best = experiment.task, progress.best_loss
+    best = progress.best_loss
     test: dict[str, float] = {}
     if best is not None:
         parameters = checkpoints.load_parameters(folder / "best", parameters)
-        if "test" in task.held_out:
+        if "test" in experiment.held_out:
             loss, score = evaluate("test", parameters)
             test = {"test_loss": loss, "test_score": score}
     records = metrics.read(folder / metrics.METRICS)
-    unit, judged = task.loss.unit, task.score.name if task.score else None
+    unit, judged = words_of(experiment)
     summary = {
         "step": int(state.step),
         "wall_time": round(progress.wall_time, 3),
@@ -276,7 +282,7 @@ def _finish(
         *([] if config.credit.name == "none" else [configs.shown(config, "credit")]),
     ]
     title = ", ".join(parts)
-    plots.plot_run(records, folder / CURVE, title, unit)
+    plots.plot_run(records, folder / CURVE, title, words_of(experiment))
     rows = {
         "steps": f"{summary['step']:,}",
         "run time": display.duration(progress.wall_time),

@@ -12,6 +12,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from kfrtrl_jax.training.display import NAMELESS, Words
 from kfrtrl_jax.training.metrics import Record
 
 LABELS = {
@@ -38,6 +39,7 @@ STYLE: Any = {
 }
 # Okabe and Ito's colours, which the colour-blind can tell apart.
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000"]
+_VALIDATION: Any = {"marker": "o", "ms": 4, "color": COLOURS[1], "label": "validation"}
 
 
 def label_of(field: str, unit: str = "") -> str:
@@ -46,19 +48,26 @@ def label_of(field: str, unit: str = "") -> str:
     return f"{name} ({unit})" if unit and field.endswith("loss") else name
 
 
-def plot_run(records: Sequence[Record], path: Path, title: str = "", unit: str = "") -> None:
-    """Plots one run: its loss, running loss and validation loss, and T* if it has one."""
+def plot_run(
+    records: Sequence[Record], path: Path, title: str = "", words: Words = NAMELESS
+) -> None:
+    """Plots one run: its loss, running loss and validation loss, its score, and T* if it has one."""
     with mpl.rc_context(STYLE):
-        figure, (top, *rest) = _panels(2 if _has(records, "sequence_length") else 1)
+        scored, curriculum = words.score is not None, _has(records, "sequence_length")
+        figure, (top, *rest) = _panels(1 + scored + curriculum)
         top.plot(*_series(records, "loss"), color=COLOURS[0], alpha=0.3, lw=1, label="loss")
         top.plot(*_series(records, "running_loss"), color=COLOURS[0], label="running average")
         if _has(records, "valid_loss"):
-            style: Any = {"marker": "o", "ms": 4, "color": COLOURS[1]}
-            top.plot(*_series(records, "valid_loss"), label="validation", **style)
-        top.set_ylabel(unit)
+            top.plot(*_series(records, "valid_loss"), **_VALIDATION)
+        top.set_ylabel(words.unit)
         top.set_ylim(bottom=0)
         top.legend()
-        for axes in rest:
+        if scored:
+            rest[0].plot(*_series(records, "score"), color=COLOURS[0])
+            if _has(records, "valid_score"):
+                rest[0].plot(*_series(records, "valid_score"), **_VALIDATION)
+            rest[0].set_ylabel(str(words.score))
+        for axes in rest[scored:]:
             steps, lengths = _series(records, "sequence_length")
             axes.step(steps, lengths, where="post", color=COLOURS[2])
             axes.set_ylabel(label_of("sequence_length"))

@@ -17,16 +17,13 @@ import numpy as np
 
 from kfrtrl_jax._src import xla
 from kfrtrl_jax.errors import ConfigError
-from kfrtrl_jax.training import composed, display, evaluation, metrics, plots, workdir
+from kfrtrl_jax.training import composed, display, evaluation, memory, metrics, plots, workdir
 from kfrtrl_jax.training import config as configs
 from kfrtrl_jax.training.factories import KINDS
-from kfrtrl_jax.training.loop import Interrupted, catch_signals
+from kfrtrl_jax.training.loop import Interrupted, catch_signals, words_of
 from kfrtrl_jax.training.program import (
     Experiment,
     build,
-    check_memory,
-    memory_available,
-    memory_needed,
 )
 
 RESULTS = "sweep.json"
@@ -133,8 +130,8 @@ def _groups(trials: Sequence[Any]) -> list[list[int]]:
     for members in alike.values():
         config = trials[members[0]]
         experiment = build(config)
-        check_memory(experiment, config)
-        most = max(1, memory_available() // memory_needed(experiment)[0])
+        memory.check(experiment, config)
+        most = max(1, memory.available() // memory.needed(experiment)[0])
         groups += [members[i : i + most] for i in range(0, len(members), most)]
     return groups
 
@@ -159,13 +156,13 @@ def _run_group(
     jitted = xla.jit(jax.vmap(lambda s, point: experiment(point).run_chunk(s)), donate_argnums=0)
     base = experiment({})
     evaluate = jax.jit(jax.vmap(base.evaluate, in_axes=(0, None)))
-    held_out = base.task.held_out
+    held_out = base.held_out
     valid = evaluation.on_device(held_out["valid"]) if "valid" in held_out else None
 
     names = [_name(i) for i in group]
     results: dict[str, Any] = {}
     diverged: dict[str, int] = {}
-    show = display.make_display(config.num_steps, 0, base.task.loss.unit)
+    show = display.make_display(config.num_steps, 0, words_of(base))
     with contextlib.ExitStack() as stack:
         stack.enter_context(contextlib.closing(show))
         show.note(str(base.check()))
@@ -213,7 +210,7 @@ def _run_group(
                     record["valid_loss"] = float(losses.loss[i])
                     record["valid_score"] = float(losses.score[i])
                 writer.write(record)
-                results[name] = {**record, "loss_unit": base.task.loss.unit}
+                results[name] = {**record, "loss_unit": base.unit}
             alive = [results[name] for name in names if name not in diverged]
             if alive:
                 show.update({**alive[0], **_means(alive)})

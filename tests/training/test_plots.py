@@ -7,12 +7,15 @@ from rich.console import Console
 
 from kfrtrl_jax.training import display, plots
 
+WORDS = display.Words("bits/char", "accuracy")
+
 
 def records(scale=1.0):
     return [
         {
             "step": step,
             "loss": scale / step,
+            "score": step / 200,
             "running_loss": 2 * scale / step,
             "sequence_length": step // 20,
             "steps_per_second": 100.0,
@@ -28,7 +31,7 @@ def is_picture(path) -> bool:
 
 
 def test_a_run_is_drawn(tmp_path):
-    plots.plot_run(records(), tmp_path / "run.png", "title")
+    plots.plot_run(records(), tmp_path / "run.png", "title", WORDS)
     assert is_picture(tmp_path / "run.png")
     bare = [{"step": 1, "loss": 1.0, "running_loss": 1.0}]
     plots.plot_run(bare, tmp_path / "bare.png")
@@ -50,21 +53,22 @@ def test_a_response_is_drawn(tmp_path):
 
 def test_plain_lines_where_there_is_no_terminal():
     file = io.StringIO()
-    show = display.make_display(100, 0, "bits/char", Console(file=file, force_terminal=False))
+    show = display.make_display(100, 0, WORDS, Console(file=file, force_terminal=False))
     for record in records():
         show.update(record)
     show.close()
     lines = file.getvalue().splitlines()
-    assert lines[0] == "step 10/100  loss 0.200 bits/char  T* 0  100 steps/s  0:01 left"
+    assert (
+        lines[0]
+        == "step 10/100  loss 0.200 bits/char  accuracy 0.050  T* 0  100 steps/s  0:01 left"
+    )
     assert lines[-1].startswith("step 100/100")
     assert "\x1b" not in file.getvalue()
 
 
 def test_a_bar_on_a_terminal():
     file = io.StringIO()
-    show = display.make_display(
-        100, 0, "bits/char", Console(file=file, force_terminal=True, width=100)
-    )
+    show = display.make_display(100, 0, WORDS, Console(file=file, force_terminal=True, width=100))
     for record in records():
         show.update(record)
     show.note("a line")

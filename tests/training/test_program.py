@@ -9,7 +9,7 @@ import pytest
 
 from kfrtrl_jax._src.lanes import is_key
 from kfrtrl_jax.errors import ConfigError
-from kfrtrl_jax.training import checkpoints, program
+from kfrtrl_jax.training import checkpoints, memory, program
 from kfrtrl_jax.training.config import resolve
 from tests.training.small import COPY, small, text
 
@@ -52,10 +52,10 @@ def test_the_step_at_which_numbers_stop_being_finite_is_reported():
 
 
 def test_a_state_that_does_not_fit_is_refused_before_anything_compiles(monkeypatch):
-    monkeypatch.setattr(program, "memory_available", lambda: 2**20)
+    monkeypatch.setattr(memory, "available", lambda: 2**20)
     config = resolve(COPY, {"cell.hidden_size": 100_000, "estimator": "reset_every(9, rtrl)"})
     with pytest.raises(ConfigError) as raised:
-        program.check_memory(program.build(config), config)
+        memory.check(program.build(config), config)
     message = str(raised.value)
     assert "1.00 MiB are available" in message
     assert "estimator reset_every(period=9, estimator=rtrl) takes" in message
@@ -69,7 +69,7 @@ def test_what_a_state_needs_is_two_copies_of_it():
     arrays = [
         jax.random.key_data(leaf) if is_key(leaf) else leaf for leaf in jax.tree.leaves(state)
     ]
-    needed, share = program.memory_needed(built)
+    needed, share = memory.needed(built)
     assert needed == 2 * sum(array.nbytes for array in arrays)
     influence = jax.tree.leaves(state.learner.influence)
     assert share == 2 * sum(array.nbytes for array in influence)
@@ -108,4 +108,4 @@ def test_a_factorys_refusal_names_the_section():
 
 def test_text_has_held_out_parts(tmp_path):
     built = program.build(small(text(tmp_path)))
-    assert set(built.task.held_out) == {"valid", "test"}
+    assert set(built.held_out) == {"valid", "test"}

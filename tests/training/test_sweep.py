@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from kfrtrl_jax.errors import ConfigError, WorkdirError
-from kfrtrl_jax.training import loop, metrics, sweep
+from kfrtrl_jax.training import loop, memory, metrics, sweep
 from tests.training.small import nested, small, text
 
 BASE = nested({"num_steps": 40, "checkpoint_every": 0})
@@ -37,8 +37,8 @@ def test_trials_that_differ_in_seed_and_floats_are_one_program():
 
 def test_a_program_holds_no_more_trials_than_fit(monkeypatch):
     trials = [small({**changes, "num_steps": 40}) for changes in TRIALS]
-    monkeypatch.setattr(sweep, "memory_available", lambda: 300)
-    monkeypatch.setattr(sweep, "memory_needed", lambda built: (100, 50))
+    monkeypatch.setattr(memory, "available", lambda: 300)
+    monkeypatch.setattr(memory, "needed", lambda built: (100, 50))
     assert sweep._groups(trials) == [[0, 1, 2], [3], [4, 5, 6], [7]]
 
 

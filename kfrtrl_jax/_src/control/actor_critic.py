@@ -38,7 +38,7 @@ class AgentState(NamedTuple):
     """All that acting and learning carry from one time step to the next.
 
     Attributes:
-      learner: its parameters and optimizer are common to all lanes; all else is [B, 1, ...].
+      learner: its parameters and optimizer are common to all lanes; all else is [B, ...] of one lane.
       traces: z of each lane, like the parameters with a leading axis B.
       environment: the environments' states, [B, ...].
       observation: [B, o].
@@ -47,7 +47,7 @@ class AgentState(NamedTuple):
       key: a PRNG key.
     """
 
-    learner: LearnerState
+    learner: Any
     traces: Any
     environment: Any
     observation: Float[Array, "B o"]
@@ -82,6 +82,12 @@ class ActorCritic(NamedTuple):
 
     init: Callable[[Key], AgentState]
     step: Callable[[AgentState], tuple[AgentState, StepReport]]
+
+
+def lane_axes() -> Any:
+    """The axes of a learner's state as `jax.vmap` takes them: lanes share parameters and optimizer."""
+    shared: dict[str, Any] = {"parameters": None, "optimizer_state": None}
+    return LearnerState(**{name: shared.get(name, 0) for name in LearnerState._fields})
 
 
 def objective(settings: Settings) -> Callable[[Any, Any], Float[Array, ""]]:
@@ -167,8 +173,7 @@ def actor_critic(
     def gradients(state: AgentState, action: Array, delta: Array) -> tuple[Any, LearnerState]:
         """(the objective's gradient for each lane, the learner's state after the step)."""
         segment = Batch(state.observation, (action, jnp.sign(delta)), state.begins)
-        shared: dict[str, Any] = {"parameters": None, "optimizer_state": None}
-        axes: Any = LearnerState(**{name: shared.get(name, 0) for name in LearnerState._fields})
+        axes = lane_axes()
         gradient, after, _ = jax.vmap(learner.gradient, in_axes=(axes, 0), out_axes=(0, axes, 0))(
             state.learner, jax.tree.map(lambda x: x[:, None, None], segment)
         )

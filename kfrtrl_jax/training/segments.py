@@ -1,0 +1,93 @@
+"""What kinds of experiments have in common: a run as segments of time steps, and their sums."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+
+from kfrtrl_jax import learning, linearization
+from kfrtrl_jax.base import Array, Batch, Structure
+from kfrtrl_jax.training import evaluation
+
+DECAY = 0.999
+
+
+class RunState(NamedTuple):
+    """All that a run carries from one segment to the next.
+
+    Attributes:
+      learner: the learner's state.
+      task: the task's state.
+      losses: [K], of the last segment's time steps; empty if the task does not depend on them.
+      key: a PRNG key.
+      step: time steps so far.
+      running_loss: exponential average of the loss over time steps.
+    """
+
+    learner: learning.LearnerState
+    task: Any
+    losses: Array
+    key: Array
+    step: Array
+    running_loss: Array
+
+
+class Sums(NamedTuple):
+    """Sums over a segment's steps and lanes.
+
+    Attributes:
+      loss: weighted, as reported.
+      weight: of the losses.
+      score: weighted.
+      score_weight: of the scores.
+      gradient_norm: of the segment's step; a mean, not a sum.
+    """
+
+    loss: Array
+    weight: Array
+    score: Array
+    score_weight: Array
+    gradient_norm: Array
+
+
+class Segments(NamedTuple):
+    """A run as pure functions of its state.
+
+    Attributes:
+      init: key -> state.
+      advance: state -> (state, sums): one segment.
+      metrics: state -> the task's named scalars.
+      diagnostics: state -> those of the estimator.
+      evaluate: (parameters, stream) -> totals, see `evaluation.totals`.
+      structure: of the cell, as passed to its estimator.
+      unit: of the reported loss.
+      score_name: of the score; None if it is the loss.
+      held_out: streams to evaluate on, see `Task`.
+      check: compares the cell's linearization with `jax.vjp`, see `linearization.check`.
+    """
+
+    init: Callable[[Any], RunState]
+    advance: Callable[[RunState], tuple[RunState, Sums]]
+    metrics: Callable[[RunState], dict[str, Array]]
+    diagnostics: Callable[[RunState], dict[str, Array]]
+    evaluate: Callable[[dict[str, Any], Batch], evaluation.Totals]
+    structure: Structure
+    unit: str
+    score_name: str | None
+    held_out: Mapping[str, Batch]
+    check: Callable[[], linearization.Check]
+
+
+def mean(total: Array, weight: Array) -> Array:
+    """The weighted mean of segments; NaN where nothing counts."""
+    return jnp.sum(total) / jnp.sum(weight)
+
+
+def averaged(running_loss: Array, losses: Array, weights: Array) -> Array:
+    """The running loss after steps of losses [K]; those of weight 0 leave it as it is."""
+    counted = (weights > 0).astype(running_loss.dtype)
+    later = jnp.sum(counted) - jnp.cumsum(counted)
+    shares = (1 - DECAY) * DECAY**later * counted
+    return DECAY ** jnp.sum(counted) * running_loss + shares @ losses

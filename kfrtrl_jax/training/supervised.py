@@ -1,0 +1,101 @@
+"""Experiments on tasks: every segment is drawn, and learned from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from kfrtrl_jax import learning, linearization
+from kfrtrl_jax.base import Array, Batch, Task
+from kfrtrl_jax.tasks import draw
+from kfrtrl_jax.training import composed, evaluation
+from kfrtrl_jax.training.segments import RunState, Segments, Sums, averaged
+
+
+def make_supervised(config: Any, task: Task, make: Callable[..., Any]) -> Segments:
+    """The run of a learner on a task.
+
+    Args:
+      config: the resolved config.
+      task: of its section.
+      make: (section, **supplied) -> what the section names.
+    """
+    cell = make("cell", input_size=task.input_size)
+    size = composed.output_size(cell, task.input_size, "config.cell")
+    readout = make("readout", input_size=size, output_size=task.output_size)
+    cell, readout = task.around(cell, readout)
+    length = config.segment_length
+    learn = learning.make_learner(
+        cell,
+        readout,
+        make("estimator"),
+        make("optimizer"),
+        batch_size=task.batch_size,
+        segment_length=length,
+        update_every=config.update_every,
+        window=config.window,
+        immediate=config.immediate,
+        credit=make("credit"),
+        example_input=task.example_input,
+        loss=task.loss,
+        check=False,
+    )
+
+    def init(key: Array) -> RunState:
+        learner_key, task_key, key = jax.random.split(key, 3)
+        chance = jnp.asarray(task.chance_loss, float)
+        return RunState(
+            learner=learn.init(learner_key),
+            task=task.init(task_key),
+            losses=jnp.full(length if task.observe else 0, chance),
+            key=key,
+            step=jnp.zeros((), jnp.int32),
+            running_loss=chance,
+        )
+
+    def advance(state: RunState) -> tuple[RunState, Sums]:
+        key, *keys = jax.random.split(state.key, length + 1)
+        told = state.losses if task.observe else None
+        task_state, segment = jax.lax.scan(
+            lambda s, x: draw(task, s, *x), state.task, (jnp.stack(keys), told)
+        )
+        learner_state, metrics = learn.step(state.learner, segment)
+        new = RunState(
+            learner=learner_state,
+            task=task_state,
+            losses=metrics.loss if task.observe else state.losses,
+            key=key,
+            step=state.step + length,
+            running_loss=averaged(state.running_loss, metrics.loss, metrics.weight),
+        )
+        return new, _sums(task, segment, metrics)
+
+    def evaluate(parameters: dict[str, Any], stream: Batch) -> evaluation.Totals:
+        lanes = config.eval_lanes
+        return evaluation.totals(cell, readout, task, parameters, stream, lanes=lanes)
+
+    return Segments(
+        init=init,
+        advance=advance,
+        metrics=lambda state: task.metrics(state.task),
+        diagnostics=lambda state: learn.diagnostics(state.learner),
+        evaluate=evaluate,
+        structure=learn.linearizer.structure,
+        unit=task.loss.unit,
+        score_name=task.score.name if task.score else None,
+        held_out=task.held_out,
+        check=lambda: linearization.check(cell, task.example_input),
+    )
+
+
+def _sums(task: Task, segment: Batch, metrics: learning.StepMetrics) -> Sums:
+    loss = jnp.sum(metrics.weight * metrics.loss)
+    score, weight = loss, jnp.sum(metrics.weight)
+    if task.score is not None:
+        scores = jax.vmap(jax.vmap(task.score.function))(metrics.predictions, segment.targets)
+        own = jnp.ones_like(scores) if segment.weight is None else segment.weight
+        score = jnp.sum(jnp.where(own == 0, 0, own * scores))
+    return Sums(loss, weight, score, weight, metrics.gradient_norm)

@@ -1,0 +1,52 @@
+"""Runs of an actor-critic."""
+
+import json
+
+import pytest
+
+from kfrtrl_jax.errors import ConfigError
+from kfrtrl_jax.training import config as configs
+from kfrtrl_jax.training import loop, metrics, program
+from tests.training.small import records
+
+CONFIG = {
+    "num_steps": 40,
+    "log_every": 10,
+    "checkpoint_every": 20,
+    "cell": {"name": "lru", "hidden_size": 3},
+    "estimator": {"name": "diagonal_rtrl"},
+    "task": {"name": "control", "batch_size": 2, "parameters": "memory_length=3"},
+    "optimizer": {"name": "adam", "learning_rate": 1e-2},
+}
+
+
+def test_a_run_logs_returns_and_goes_on_from_its_checkpoint(tmp_path):
+    pytest.importorskip("gymnax")
+    loop.train(configs.resolve({**CONFIG, "num_steps": 20}), tmp_path / "parts")
+    loop.train(configs.resolve(CONFIG), tmp_path / "parts")
+    summary = loop.train(configs.resolve(CONFIG), tmp_path / "whole")
+    assert records(tmp_path / "parts") == records(tmp_path / "whole")
+    lines = metrics.read(tmp_path / "whole" / "metrics.jsonl")
+    # Episodes of four steps, in two environments.
+    assert [line["episodes"] for line in lines] == [4, 10, 14, 20]
+    assert all(-1 <= line["score"] <= 1 for line in lines)
+    assert summary["score_name"] == "return"
+    assert json.loads((tmp_path / "whole" / "summary.json").read_text()) == summary
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"segment_length": 2, "log_every": 10}, "needs segment_length = 1"),
+        ({"credit": {"name": "dni", "share": 0.5}}, "no segments for a credit"),
+        (
+            {"task": {**CONFIG["task"], "environment": "MemoryChain"}},
+            "config.task: gymnax has no environment 'MemoryChain'",
+        ),
+    ],
+)
+def test_what_an_actor_critic_cannot_do_is_one_line(changes, message):
+    pytest.importorskip("gymnax")
+    with pytest.raises(ConfigError, match=message) as error:
+        program.build(configs.resolve({**CONFIG, **changes}))
+    assert "\n" not in str(error.value)
