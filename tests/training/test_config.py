@@ -101,7 +101,7 @@ MESSAGES = [
      "number, got nan"),
     ({"optimizer.b1": 1.0}, "config.optimizer.b1 must be in [0, 1), got 1.0"),
     ({"optimizer.name": "adamm"}, "config.optimizer.name: there is no optimizer 'adamm'; "
-     "did you mean adam?"),
+     "did you mean adam or adamw?"),
     ({"credit.name": "dnl"}, "config.credit.name: there is no credit 'dnl'; did you mean dni?"),
     ({"credit.share": 0.5}, "config.credit.share is not a field of credit none; one of name"),
     ({**DNI, "credit.share": 1.5}, "config.credit.share must be in [0, 1], got 1.5"),
@@ -112,7 +112,7 @@ MESSAGES = [
      'through segments, which a credit needs: use immediate = "exact" or credit.name = "none"'),
     ({"readout": 3}, "config.readout must be a section with fields, got 3"),
     ({"readout.name": "linear"}, "config.readout.name is not a field of config.readout; one of "
-     "init_scale"),
+     "init_scale, feedback, feedback_scale"),
 ]  # fmt: skip
 
 
