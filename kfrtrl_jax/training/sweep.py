@@ -27,6 +27,7 @@ from kfrtrl_jax.training.program import (
 )
 
 RESULTS = "sweep.json"
+_OUTCOMES = ("running_loss", "score", "sequence_length", "valid_loss", "valid_score")
 Overrides = dict[str, Any]
 
 
@@ -210,7 +211,8 @@ def _run_group(
                     record["valid_loss"] = float(losses.loss[i])
                     record["valid_score"] = float(losses.score[i])
                 writer.write(record)
-                results[name] = {**record, "loss_unit": base.unit}
+                named = {"score_name": base.score_name} if base.score_name else {}
+                results[name] = {**record, "loss_unit": base.unit, **named}
             alive = [results[name] for name in names if name not in diverged]
             if alive:
                 show.update({**alive[0], **_means(alive)})
@@ -220,9 +222,16 @@ def _run_group(
 def _means(records: Sequence[metrics.Record]) -> metrics.Record:
     return {
         key: round(float(np.mean([r[key] for r in records])), 4)
-        for key in ("running_loss", "sequence_length", "valid_loss")
+        for key in _OUTCOMES
         if all(r.get(key) is not None for r in records)
     }
+
+
+def _outcomes(results: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The figures to report; scores only where they are not the losses."""
+    found = [key for key in _OUTCOMES if any(r.get(key) is not None for r in results)]
+    scored = any("score_name" in result for result in results)
+    return [key for key in found if scored or not key.endswith("score")]
 
 
 def _describe(sweep: Sequence[Overrides], members: Sequence[int]) -> str:
@@ -262,11 +271,7 @@ def _report(sweep: Sequence[Overrides], results: Sequence[Mapping[str, Any]], fo
     for i, overrides in enumerate(sweep):
         label = _label({k: v for k, v in overrides.items() if k != "seed"}) or "all"
         settings.setdefault(label, []).append(i)
-    outcomes = [
-        key
-        for key in ("running_loss", "sequence_length", "valid_loss")
-        if any(result.get(key) is not None for result in results)
-    ]
+    outcomes = _outcomes(results)
     keys = list(dict.fromkeys(key for overrides in sweep for key in overrides if key != "seed"))
     rows = []
     for members in settings.values():
