@@ -148,14 +148,18 @@ def test_e_prop_on_lif_is_the_trace_of_ostl_without_recurrent_gradients():
     np.testing.assert_allclose(membrane, e, atol=1e-12)
 
 
-@pytest.mark.parametrize("connected", [False, True])
-def test_e_prop_is_snap_without_self_connections_and_exact_without_any(connected):
+@pytest.mark.parametrize(
+    ("cell", "connected"),
+    [(LIF, True), (cells.lif(**SIZES, learned_dynamics=True), False)],
+    ids=["connected", "unconnected, learned"],
+)
+def test_e_prop_is_snap_without_self_connections_and_exact_without_any(cell, connected):
     kept = connected * (1 - np.eye(UNITS))
 
     def step(params, carry, x):
-        return LIF.step({**params, "recurrent": kept * params["recurrent"]}, carry, x)
+        return cell.step({**params, "recurrent": kept * params["recurrent"]}, carry, x)
 
-    trajectory = run(LIF._replace(step=step), STEPS)
+    trajectory = run(cell._replace(step=step), STEPS)
     n = trajectory.linearizer.structure.state_size
     cotangents = jnp.eye(2 * n).reshape(2 * n, 2, n)
 
