@@ -3,10 +3,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kfrtrl_jax import cells
+from kfrtrl_jax import cells, estimators
 from tests.helpers.interpreter import evaluated
 from tests.linearization.references import assert_exact, random_point, with_fixed_parameters
-from tests.trajectories import INPUT_SIZE
+from tests.trajectories import INPUT_SIZE, influence_rows, push_all, run
 
 SIZES = {"input_size": INPUT_SIZE, "hidden_size": 4, "num_heads": 2}
 T = 5
@@ -19,6 +19,24 @@ def test_linearization_and_rtrl_are_exact():
     linearizer = assert_exact(cell, point._replace(carry=(c, jnp.abs(n), m, h)), at_once=True)
     (site,) = linearizer.structure.sites
     assert site.weights_mask.density == (4 + 4 / 2) / 8  # W and b, and the blocks of R
+
+
+def test_snap_of_high_order_is_rtrl_with_the_entries_of_each_head_alone():
+    trajectory = run(cells.slstm(**SIZES), 4)
+    cotangents = jax.random.normal(jax.random.key(0), (3, 2, 16))
+
+    def found(key):
+        states = [push_all(e, trajectory, key) for e in (estimators.snap(10), estimators.rtrl())]
+        return states, [
+            influence_rows(e, trajectory, state, cotangents)
+            for e, state in zip((estimators.snap(10), estimators.rtrl()), states)
+        ]
+
+    (snap, rtrl), (of_snap, of_rtrl) = evaluated(found, jax.random.key(0))
+    np.testing.assert_allclose(of_snap, of_rtrl, atol=1e-12)
+    sizes = [sum(leaf.size for leaf in jax.tree.leaves(state)) for state in (snap, rtrl)]
+    # A weight reaches half of the state, and a unit has 6 weights of 8.
+    assert sizes[0] <= 0.5 * 0.75 * sizes[1]
 
 
 def outputs_without_stabilizer(params, xs, forget_gate):
