@@ -22,7 +22,7 @@ def test_linearization_and_rtrl_are_exact():
 
 
 def test_snap_of_high_order_is_rtrl_with_the_entries_of_each_head_alone():
-    trajectory = run(cells.slstm(**SIZES), 4)
+    trajectory = run(cells.slstm(**SIZES), 3)
     cotangents = jax.random.normal(jax.random.key(0), (3, 2, 16))
 
     def found(key):
