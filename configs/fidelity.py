@@ -21,14 +21,14 @@ def get_config() -> ConfigDict:
     config.timing_hidden_size = 64
     config.timing_batch_size = 4
     config.timing_rounds = 5
-    # Those after "lru" are difficult to linearize, see fidelity/cells.py.
+    # Those after "alif" are difficult to linearize, see fidelity/cells.py.
     config.cells = (
         "vanilla",
         "recurrent_highway",
         "lstm",
         "gru",
         "lru",
-        "spiking",
+        "alif",
         "complex_lru",
         "output_skip",
         "ode",

@@ -1,5 +1,6 @@
 """Recurrent cells as plain functions of one lane, without any derivatives written by hand."""
 
+from kfrtrl_jax._src.cells.conv_lstm import conv_lstm
 from kfrtrl_jax._src.cells.ctrnn import ctrnn
 from kfrtrl_jax._src.cells.elstm import elstm
 from kfrtrl_jax._src.cells.equinox_cells import from_equinox
@@ -15,17 +16,23 @@ from kfrtrl_jax._src.cells.recurrent_highway import recurrent_highway
 from kfrtrl_jax._src.cells.registry import CELLS
 from kfrtrl_jax._src.cells.rtu import rtu
 from kfrtrl_jax._src.cells.s5 import s5
+from kfrtrl_jax._src.cells.slstm import slstm
+from kfrtrl_jax._src.cells.spiking import adlif, alif, lif
 from kfrtrl_jax._src.cells.tokens import on_tokens
 from kfrtrl_jax._src.cells.vanilla import vanilla
 
 __all__ = [
     "CELLS",
+    "adlif",
+    "alif",
+    "conv_lstm",
     "ctrnn",
     "elstm",
     "from_equinox",
     "from_flax",
     "from_function",
     "gru",
+    "lif",
     "lru",
     "lstm",
     "lstm_columns",
@@ -35,5 +42,6 @@ __all__ = [
     "recurrent_highway",
     "rtu",
     "s5",
+    "slstm",
     "vanilla",
 ]

@@ -142,7 +142,7 @@ def test_gradients_through_the_outputs_are_those_of_the_unrolled_loss(cell):
 
 @pytest.mark.parametrize(("input_size", "hidden_size"), [(4, 8), (64, 64)])
 def test_spiking_units_spike_often_enough_to_have_influence(input_size, hidden_size):
-    cell = fidelity.CERTIFIED_CELLS["spiking"](input_size=input_size, hidden_size=hidden_size)
+    cell = cells.alif(input_size=input_size, hidden_size=hidden_size)
 
     @jax.jit
     @jax.vmap
@@ -273,7 +273,7 @@ def test_what_cannot_be_read_is_refused_in_one_line(text, message):
         ({"segment_lengths": (1, 5)}, "multiple of each of segment_lengths, got 24 and 5"),
         ({"cells": ()}, "config.cells must be like"),
         ({"cells": ("elman",)}, "^there is no cell 'elman'; one of vanilla, .*, ode$"),
-        ({"cells": ("gru", "spikng")}, "^there is no cell 'spikng'; one of .*spiking.*$"),
+        ({"cells": ("gru", "alf")}, "^there is no cell 'alf'; one of .*alif.*$"),
     ],
 )
 def test_a_bad_config_is_refused(fields, message, tmp_path):

@@ -137,8 +137,8 @@ class Linearization(NamedTuple):
     Attributes:
       jacobian: J = ds_T/ds_0, [B, n, n].
       sites: one for each site of the structure.
-      leak: the part of J that goes through no pre-activation: of one step ds_1/ds_0 at fixed z,
-        [B, n, n], of several the product of theirs.
+      leak: the part of J that goes through no product with weights and no loop, but for element-wise
+        weights: of one step [B, n, n], of several the product of theirs.
       keep: [B], 0 for a lane that starts anew in these steps.
       steps: the single steps that it is made of, in order; empty for one step.
     """

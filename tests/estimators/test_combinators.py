@@ -3,10 +3,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kfrtrl_jax import estimators
+from kfrtrl_jax import cells, estimators
 from kfrtrl_jax.errors import UnsupportedCellError
 from kfrtrl_jax.linearization import make_linearizer
-from kfrtrl_jax.studies import fidelity
 from tests.estimators import stacked
 
 
@@ -185,7 +184,14 @@ def test_antithetic_refuses_what_is_no_power_of_two(copies):
 
 def test_a_control_variate_refuses_a_leak_that_its_trace_does_not_follow():
     """The spikes of the step before drive the adaptation, which no pre-activation reaches by itself."""
-    cell = fidelity.CERTIFIED_CELLS["spiking"](input_size=3, hidden_size=4)
+    lif = cells.lif(input_size=3, hidden_size=4)
+
+    def step(params, carry, x):
+        state, adaptation = carry
+        new, z = lif.step(params, state, x)
+        return (new, 0.9 * adaptation + state[1]), z - adaptation
+
+    cell = cells.from_function(step, lif.init, (lif.initial_carry(), jnp.zeros(4)))
     structure = make_linearizer(cell, jnp.zeros(3), 2).structure
     with pytest.raises(UnsupportedCellError, match="e_prop"):
         estimators.control_variate(estimators.kf_rtrl()).init(structure)

@@ -5,6 +5,7 @@ import pytest
 
 from kfrtrl_jax import cells, estimators
 from kfrtrl_jax.errors import UnsupportedCellError
+from tests.helpers.interpreter import evaluated
 from tests.trajectories import SMALL_CELLS, influence_rows, push_all, run
 
 STEPS = 8
@@ -62,6 +63,29 @@ def test_rflo_of_a_leaky_network_is_its_papers_trace():
         keep = np.asarray(trajectory.keep[t])[:, None, None]
         p = (1 - leak) * keep * p + leak * a[:, :, None] * slope[:, None, :]
     np.testing.assert_allclose(state.influence[0].values[:, :, 0], p, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        lambda p, h, x: 0.7 * h + p["bias"] + x @ p["w"],
+        lambda p, h, x: jnp.tanh(x @ p["w"] + jnp.tanh(p["leak"] * h) + p["bias"]),
+    ],
+    ids=["beside a bias", "through an element-wise weight"],
+)
+def test_e_prop_follows_a_leak_inside_of_a_pre_activation(step):
+    shapes = {"bias": (4,), "leak": (4,), "w": (3, 4)}
+
+    def init(key):
+        return {name: jax.random.normal(key, shape) for name, shape in shapes.items()}
+
+    cell = cells.from_function(lambda *now: (step(*now),) * 2, init, jnp.zeros(4))
+    trajectory = run(cell, STEPS)
+    e_prop, exact = (
+        evaluated(lambda _, e=e: rows_of(e, trajectory), trajectory.inputs)
+        for e in (estimators.e_prop(), estimators.rtrl())
+    )
+    np.testing.assert_allclose(e_prop, exact, atol=1e-12)
 
 
 def test_a_dense_derivative_is_refused():

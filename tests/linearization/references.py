@@ -85,6 +85,12 @@ class Point(NamedTuple):
         return len(self.inputs)
 
 
+def with_fixed_parameters(cell, seed=0):
+    """The cell with the parameters of one key, whichever key is asked for, as `assert_exact` needs."""
+    params = cell.init(jax.random.key(seed))
+    return cell._replace(init=lambda key: params)
+
+
 def random_point(cell, input_size, steps=3, seed=0, dtype=jnp.float64):
     """A point; integers and keys in the carry are the initial ones."""
     generator = np.random.default_rng(seed)
@@ -281,7 +287,7 @@ def assert_exact(cell, point, atol=1e-9, at_once=False, length=None, **options):
     """The linearization, backpropagation in a segment and exact RTRL over steps agree with JAX.
 
     Args:
-      cell: the cell.
+      cell: the cell; its `init` gives the point's parameters for any key.
       point: where.
       atol: relative to the largest entry of what is compared.
       at_once: backpropagation and RTRL in one learner, with segments of two steps; takes half the time.

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from kfrtrl_jax._src.base import Cell
+from kfrtrl_jax._src.cells.conv_lstm import conv_lstm
 from kfrtrl_jax._src.cells.ctrnn import ctrnn
 from kfrtrl_jax._src.cells.elstm import elstm
 from kfrtrl_jax._src.cells.flax_cells import flax_gru, flax_optimized_lstm
@@ -15,6 +16,8 @@ from kfrtrl_jax._src.cells.min_gru import min_gru
 from kfrtrl_jax._src.cells.recurrent_highway import recurrent_highway
 from kfrtrl_jax._src.cells.rtu import rtu
 from kfrtrl_jax._src.cells.s5 import s5
+from kfrtrl_jax._src.cells.slstm import slstm
+from kfrtrl_jax._src.cells.spiking import adlif, alif, lif
 from kfrtrl_jax._src.cells.vanilla import vanilla
 
 CELLS: dict[str, Callable[..., Cell]] = {
@@ -30,6 +33,11 @@ CELLS: dict[str, Callable[..., Cell]] = {
     "ltc": ltc,
     "lstm_columns": lstm_columns,
     "s5": s5,
+    "slstm": slstm,
+    "conv_lstm": conv_lstm,
+    "lif": lif,
+    "alif": alif,
+    "adlif": adlif,
     "flax_optimized_lstm": flax_optimized_lstm,
     "flax_gru": flax_gru,
 }

@@ -187,7 +187,7 @@ class ControlVariateState(NamedTuple):
 def control_variate(estimator: InfluenceEstimator, coefficient: float = 1.0) -> InfluenceEstimator:
     """G~(J) - c (G~(leak) - G(leak)): subtracts the noise that the same draws cause on the leak.
 
-    The leak is the part of J that passes through no pre-activation. The influence it carries is known
+    The leak is the part of J that passes through no product with weights. Its influence is known
     exactly, from `e_prop()`. Unbiased for every c if the estimator is. The cost is twice that of the
     estimator, and that of `e_prop()`.
 
@@ -255,7 +255,7 @@ def _require_closed_leak(structure: Structure) -> None:
         if np.any(reached & ~entries):
             raise UnsupportedCellError(
                 f"control_variate cannot use this cell: the influence of {site.label} passes from one "
-                f"state variable to another through no pre-activation, which e_prop() ignores, so "
+                f"state variable to another through no product, which e_prop() ignores, so "
                 f"e_prop() is not exact on the leak; use the estimator without control_variate"
             )
 

@@ -18,14 +18,17 @@ from kfrtrl_jax._src.matrices import Banded, BlockColumns, Matrix
 
 
 def e_prop() -> InfluenceEstimator:
-    """G <- L G + I on the entries of I, where L, the leak, is J without paths through pre-activations.
+    """G <- L G + I on the entries of I, where L, the leak, is J without paths through products.
 
     If several steps are pushed at once, L and I are those of the composed steps with only their leaks
     between them.
 
-    The eligibility trace passes through all variables of the unit's own state (both of an LSTM unit's)
-    and through no recurrent weight; the learning signal is the loss's gradient by the present state
-    (symmetric e-prop). A cell without such a path, such as the tanh network, keeps I alone.
+    The eligibility trace passes through all variables of the unit's own state (both of an LSTM unit's),
+    element-wise weights included, and through no recurrent weight matrix; the learning signal is the
+    loss's gradient by the present state (symmetric e-prop). A cell without such a path, such as the
+    tanh network, keeps I alone. A variable of the unit that no weight reaches within a step has no
+    entry in I, and no trace. For one layer of spiking units whose reset has a derivative this is also
+    OSTL without the gradient through recurrent weights (Bohnstingl et al., 2020, arXiv:2007.12723).
 
     Biased, without noise; O(m n) memory and work per lane for each band. Its init raises
     UnsupportedCellError for a cell whose pre-activations do not reach the state element-wise.

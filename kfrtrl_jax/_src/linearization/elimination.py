@@ -72,7 +72,10 @@ def eliminate(
     sums: dict[Variable, list[Matrix]] = {source: [direct(source)] for source in local.sources}
     for v in local.states:
         sums[v] = [sums[v][0].kept(keep)]
-    leak = BlockColumns(tuple(sums[v][0] for v in local.states))
+    direct_sums = {v: list(terms) for v, terms in sums.items()}
+    without_products = _Walk(local, jacobians, direct_sums, environment, state_size, keep)
+    by_source = without_products.through_all(products=False)
+    leak = BlockColumns(tuple(by_source[v] for v in local.states))
     walk = _Walk(local, jacobians, sums, environment, state_size, keep)
     derivatives = walk.through_all()
     products = _merged(walk.factored, environment)
@@ -117,14 +120,18 @@ class _Walk:
         self._derivatives: dict[Variable, Matrix] = {}
         self.factored: list[_Factored] = []
 
-    def through_all(self) -> dict[Variable, Matrix]:
-        """The derivatives by all sources, and by the pre-activations inside of loops."""
+    def through_all(self, products: bool = True) -> dict[Variable, Matrix]:
+        """The derivatives by all sources, and by the pre-activations inside of loops.
+
+        Args:
+          products: whether also along the paths through products and loops.
+        """
         for i in reversed(range(len(self._local.cuts))):
             cut = self._local.cuts[i]
-            if isinstance(cut, InnerLoop):
+            if isinstance(cut, PreActivation):
+                self._through_pre_activation(i, cut, products)
+            elif products:
                 self._through_loop(i, cut)
-            else:
-                self._through_pre_activation(i, cut)
         for v in self._local.sources:
             self._by(v)
         return self._derivatives
@@ -136,9 +143,11 @@ class _Walk:
             self._derivatives[v] = total(self._sums[v], self._state_size, size)
         return self._derivatives[v]
 
-    def _through_pre_activation(self, i: int, z: PreActivation) -> None:
+    def _through_pre_activation(self, i: int, z: PreActivation, products: bool) -> None:
         derivative = self._by(z.variable)
         for j, term in enumerate(z.terms):
+            if isinstance(term, Product) and not products:
+                continue
             target = self._local.reads.get((i, j))
             for source, relation in self._jacobians[target].items() if target else ():
                 left, keep = derivative, self._keep_of(source)

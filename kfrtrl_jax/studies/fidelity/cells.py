@@ -1,8 +1,7 @@
 """The cells of the certificate: those of the library, and some that are difficult to linearize.
 
-The latter are written in plain JAX, as users would write them: with a custom derivative rule, in
-complex numbers, with an output that reads more than the new state, and with a loop that uses every
-weight several times per step.
+The latter are written in plain JAX, as users would write them: in complex numbers, with an output that
+reads more than the new state, and with a loop that uses every weight several times per step.
 """
 
 from __future__ import annotations
@@ -14,74 +13,7 @@ import jax.numpy as jnp
 
 from kfrtrl_jax._src.cells.initializers import gaussian
 from kfrtrl_jax.base import Array, Cell, Key
-from kfrtrl_jax.cells import CELLS, lstm_columns
-
-
-@jax.custom_vjp
-def _spike(excess: Array) -> Array:
-    """1 above the threshold, else 0; its derivative is the triangle 0.3 max(0, 1 - |excess|)."""
-    return (excess > 0).astype(excess.dtype)
-
-
-def _spike_forward(excess: Array) -> tuple[Array, Array]:
-    return _spike(excess), excess
-
-
-def _spike_backward(excess: Array, cotangent: Array) -> tuple[Array]:
-    return (0.3 * jnp.maximum(0.0, 1 - jnp.abs(excess)) * cotangent,)
-
-
-_spike.defvjp(_spike_forward, _spike_backward)
-
-
-def spiking(
-    *,
-    input_size: int,
-    hidden_size: int,
-    leak: float = 0.8,
-    adaptation_leak: float = 0.9,
-    adaptation: float = 0.1,
-    threshold: float = 0.6,
-) -> Cell:
-    """Leaky integrate-and-fire units with adaptive thresholds (Bellec et al., 2018, arXiv:1803.09574).
-
-    u' = leak * u + W^T x + R^T z + b - threshold * z, a' = adaptation_leak * a + z, and z' = 1 where u'
-    is above threshold + adaptation * a', else 0: a spike lowers the membrane by the threshold, and
-    raises the next thresholds. The derivative of a spike is the paper's surrogate, by `jax.custom_vjp`.
-    The carry is (u, a, z), three vectors of hidden_size, the output z.
-
-    Args:
-      input_size: length of x.
-      hidden_size: the number of units, so that n is three times this.
-      leak: of the membrane u per step.
-      adaptation_leak: of the adaptation a per step.
-      adaptation: the factor of a in the threshold.
-      threshold: without adaptation.
-    """
-
-    def init(key: Key) -> dict[str, Array]:
-        input_key, recurrent_key = jax.random.split(key)
-        return {
-            "input": gaussian(input_key, (input_size, hidden_size), 0.0),
-            "recurrent": 0.5 * gaussian(recurrent_key, (hidden_size, hidden_size), 0.0),
-            "bias": jnp.zeros(hidden_size),
-        }
-
-    def initial_carry() -> tuple[Array, Array, Array]:
-        zeros = jnp.zeros(hidden_size)
-        return zeros, zeros, zeros
-
-    def step(
-        params: dict[str, Array], carry: tuple[Array, Array, Array], x: Array
-    ) -> tuple[tuple[Array, Array, Array], Array]:
-        u, a, z = carry
-        current = x @ params["input"] + z @ params["recurrent"] + params["bias"]
-        u = leak * u + current - threshold * z
-        a = adaptation_leak * a + z
-        z = _spike((u - threshold - adaptation * a) / threshold)
-        return (u, a, z), z
-
-    return Cell(init, initial_carry, step)
+from kfrtrl_jax.cells import CELLS, conv_lstm, lstm_columns
 
 
 def complex_lru(*, input_size: int, hidden_size: int) -> Cell:
@@ -210,9 +142,9 @@ def single_lstms(*, input_size: int, hidden_size: int) -> Cell:
 
 
 CERTIFIED_CELLS: dict[str, Callable[..., Cell]] = {
-    **CELLS,
+    # Those of which the number of units is an argument.
+    **{name: make for name, make in CELLS.items() if make is not conv_lstm},
     "lstm_columns": single_lstms,
-    "spiking": spiking,
     "complex_lru": complex_lru,
     "output_skip": output_skip,
     "ode": ode,

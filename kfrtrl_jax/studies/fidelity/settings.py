@@ -64,7 +64,7 @@ def check_divides(lengths: Sequence[int], steps: int) -> None:
 
 
 def scaled_cell(name: str) -> Callable[..., Cell]:
-    """The factory of a cell that takes `init_scale`.
+    """The factory of a cell that takes `hidden_size` and `init_scale`.
 
     Raises:
       ConfigError: if there is no such cell of that name.
@@ -72,7 +72,7 @@ def scaled_cell(name: str) -> Callable[..., Cell]:
     scaled = {
         other: make
         for other, make in CELLS.items()
-        if "init_scale" in inspect.signature(make).parameters
+        if {"hidden_size", "init_scale"} <= set(inspect.signature(make).parameters)
     }
     if name not in scaled:
         raise ConfigError(f"config.cell must be one of {', '.join(scaled)}, got {name!r}")
