@@ -1,0 +1,26 @@
+"""The Mackey-Glass series six units of time ahead, with 8-OK.
+
+python -m experiments.train --config=configs/mackey_glass.py --workdir=DIR
+
+The long horizon of the literature: --config.task.horizon=84.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    config = ConfigDict()
+    config.seed = 0
+    config.num_steps = 100_000
+    config.log_every = 1_000
+    config.eval_every = 10_000
+    config.eval_lanes = 1
+    config.checkpoint_every = 10_000
+    config.segment_length = 8
+    config.update_every = 1
+
+    config.cell = ConfigDict({"name": "recurrent_highway", "hidden_size": 64})
+    config.estimator = ConfigDict({"name": "ok", "rank": 8})
+    config.task = ConfigDict({"name": "mackey_glass", "batch_size": 16, "horizon": 6})
+    config.optimizer = ConfigDict({"name": "adam", "learning_rate": 1e-3, "clip_norm": 1.0})
+    return config

@@ -1,0 +1,26 @@
+"""MNIST-1D (Greydanus and Kobak, 2020) value by value, with 8-OK.
+
+python -m experiments.train --config=configs/mnist1d.py --workdir=DIR
+
+It needs the package mnist1d: pip install "kfrtrl_jax[mnist1d]".
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    config = ConfigDict()
+    config.seed = 0
+    config.num_steps = 400_000
+    config.log_every = 4_000
+    config.eval_every = 40_000
+    config.eval_lanes = 100
+    config.checkpoint_every = 40_000
+    config.segment_length = 8
+    config.update_every = 8
+
+    config.cell = ConfigDict({"name": "lstm", "hidden_size": 64})
+    config.estimator = ConfigDict({"name": "ok", "rank": 8})
+    config.task = ConfigDict({"name": "mnist1d", "batch_size": 16})
+    config.optimizer = ConfigDict({"name": "adam", "learning_rate": 1e-3, "clip_norm": 1.0})
+    return config
