@@ -22,5 +22,5 @@ def get_config() -> ConfigDict:
     config.cell = ConfigDict({"name": "recurrent_highway", "hidden_size": 64})
     config.estimator = ConfigDict({"name": "ok", "rank": 8})
     config.task = ConfigDict({"name": "henon", "batch_size": 16})
-    config.optimizer = ConfigDict({"name": "adam", "learning_rate": 1e-3, "clip_norm": 1.0})
+    config.optimizer = ConfigDict({"name": "adam", "learning_rate": 10**-3.5, "clip_norm": 1.0})
     return config
