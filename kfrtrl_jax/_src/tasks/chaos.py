@@ -13,8 +13,8 @@ from jaxtyping import Float
 
 from kfrtrl_jax._src.base import Array, Batch, Key, Task
 from kfrtrl_jax._src.losses import normalized_square, squared_error
-from kfrtrl_jax._src.shapes import require_key
-from kfrtrl_jax._src.tasks.common import require_positive, vectors
+from kfrtrl_jax._src.shapes import require_key, require_positive
+from kfrtrl_jax._src.tasks.common import vectors
 
 HENON_A, HENON_B = 1.4, 0.3
 LORENZ_SIGMA, LORENZ_RHO, LORENZ_BETA = 10.0, 28.0, 8 / 3

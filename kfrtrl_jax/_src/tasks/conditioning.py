@@ -20,8 +20,8 @@ from jaxtyping import Bool, Float, Int
 
 from kfrtrl_jax._src.base import Array, Batch, Key, Score, Task
 from kfrtrl_jax._src.losses import temporal_difference
-from kfrtrl_jax._src.shapes import require_key
-from kfrtrl_jax._src.tasks.common import bootstrapped, require_positive, vectors
+from kfrtrl_jax._src.shapes import require_key, require_positive
+from kfrtrl_jax._src.tasks.common import bootstrapped, vectors
 
 CS_STEPS, US_STEPS, DISTRACTOR_STEPS = 4, 2, 4
 # Poisson distractor i, while it is off, begins with this probability per step.

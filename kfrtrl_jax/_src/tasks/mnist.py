@@ -16,7 +16,7 @@ from jaxtyping import UInt8
 
 from kfrtrl_jax._src.base import Task
 from kfrtrl_jax._src.errors import DataError
-from kfrtrl_jax._src.tasks.common import require_positive
+from kfrtrl_jax._src.shapes import require_positive
 from kfrtrl_jax._src.tasks.sequences import Labelled, classification
 
 MNIST_VARIABLE = "KFRTRL_MNIST_DIR"

@@ -12,8 +12,8 @@ from jaxtyping import Float, Int, Num
 
 from kfrtrl_jax._src.base import Array, Batch, Key, Task
 from kfrtrl_jax._src.losses import accuracy, cross_entropy
-from kfrtrl_jax._src.shapes import require_key
-from kfrtrl_jax._src.tasks.common import require_positive, vectors
+from kfrtrl_jax._src.shapes import require_key, require_positive
+from kfrtrl_jax._src.tasks.common import vectors
 
 
 class Labelled(NamedTuple):
