@@ -1,6 +1,6 @@
-"""The Henon map one step ahead, with 8-OK.
+"""python -m experiments.train --config=configs/henon.py --workdir=DIR
 
-python -m experiments.train --config=configs/henon.py --workdir=DIR
+The Henon map one step ahead, with 8-OK.
 
 Further ahead: --config.task.horizon=2.
 """

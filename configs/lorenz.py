@@ -1,6 +1,6 @@
-"""The Lorenz system five steps (a quarter of a unit of time) ahead, with 8-OK.
+"""python -m experiments.train --config=configs/lorenz.py --workdir=DIR
 
-python -m experiments.train --config=configs/lorenz.py --workdir=DIR
+The Lorenz system five steps (a quarter of a unit of time) ahead, with 8-OK.
 
 Another horizon, in steps of 0.05: --config.task.horizon=10.
 """

@@ -1,6 +1,6 @@
-"""The Mackey-Glass series six units of time ahead, with 8-OK.
+"""python -m experiments.train --config=configs/mackey_glass.py --workdir=DIR
 
-python -m experiments.train --config=configs/mackey_glass.py --workdir=DIR
+The Mackey-Glass series six units of time ahead, with 8-OK.
 
 The long horizon of the literature: --config.task.horizon=84.
 """

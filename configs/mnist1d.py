@@ -1,6 +1,6 @@
-"""MNIST-1D (Greydanus and Kobak, 2020) value by value, with 8-OK.
+"""python -m experiments.train --config=configs/mnist1d.py --workdir=DIR
 
-python -m experiments.train --config=configs/mnist1d.py --workdir=DIR
+MNIST-1D (Greydanus and Kobak, 2020) value by value, with 8-OK.
 
 It needs the package mnist1d: pip install "kfrtrl_jax[mnist1d]".
 """
@@ -19,7 +19,7 @@ def get_config() -> ConfigDict:
     config.segment_length = 8
     config.update_every = 8
 
-    config.cell = ConfigDict({"name": "lstm", "hidden_size": 64})
+    config.cell = ConfigDict({"name": "recurrent_highway", "hidden_size": 64})
     config.estimator = ConfigDict({"name": "ok", "rank": 8})
     config.task = ConfigDict({"name": "mnist1d", "batch_size": 16})
     config.optimizer = ConfigDict({"name": "adam", "learning_rate": 1e-3, "clip_norm": 1.0})

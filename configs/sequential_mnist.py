@@ -1,6 +1,6 @@
-"""MNIST row by row, with 8-OK and two updates per image.
+"""python -m experiments.train --config=configs/sequential_mnist.py --workdir=DIR
 
-python -m experiments.train --config=configs/sequential_mnist.py --workdir=DIR
+MNIST row by row, with 8-OK and two updates per image.
 
 The folder of the four files: KFRTRL_MNIST_DIR or --config.task.data_dir=DIR. Pixel by pixel:
 --config.task.order=pixels --config.log_every=7840 --config.num_steps=7840000
@@ -22,7 +22,7 @@ def get_config() -> ConfigDict:
     config.segment_length = 14
     config.update_every = 14
 
-    config.cell = ConfigDict({"name": "lstm", "hidden_size": 64})
+    config.cell = ConfigDict({"name": "recurrent_highway", "hidden_size": 64})
     config.estimator = ConfigDict({"name": "ok", "rank": 8})
     config.task = ConfigDict({"name": "sequential_mnist", "batch_size": 16, "order": "rows"})
     config.optimizer = ConfigDict({"name": "adam", "learning_rate": 1e-3, "clip_norm": 1.0})

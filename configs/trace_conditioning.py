@@ -1,6 +1,6 @@
-"""Trace conditioning (Rafiee et al., 2022) by TD(0), with 8-OK.
+"""python -m experiments.train --config=configs/trace_conditioning.py --workdir=DIR
 
-python -m experiments.train --config=configs/trace_conditioning.py --workdir=DIR
+Trace conditioning (Rafiee et al., 2022) by TD(0), with 8-OK.
 
 The score is the mean square return error (MSRE). A longer interval between the stimuli:
 --config.task.isi=20.
@@ -18,7 +18,7 @@ def get_config() -> ConfigDict:
     config.segment_length = 8
     config.update_every = 1
 
-    config.cell = ConfigDict({"name": "lstm", "hidden_size": 64})
+    config.cell = ConfigDict({"name": "recurrent_highway", "hidden_size": 64})
     config.estimator = ConfigDict({"name": "ok", "rank": 8})
     config.task = ConfigDict({"name": "trace_conditioning", "batch_size": 16})
     config.optimizer = ConfigDict({"name": "adam", "learning_rate": 1e-3, "clip_norm": 1.0})

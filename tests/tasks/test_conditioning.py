@@ -170,6 +170,7 @@ def test_chance_loss_is_that_of_predicting_nothing():
         ("trace_patterning", {"num_cs": 1}, "num_cs must be at least 2"),
         ("trace_patterning", {"num_cs": 4, "num_patterns": 7}, "num_patterns must be in 1..6"),
         ("trace_patterning", {"num_distractors": -1}, "must not be negative"),
+        ("trace_patterning", {"pattern_seed": -1}, "must not be negative"),
     ],
 )
 def test_impossible_sizes_are_refused(name, kwargs, said):

@@ -107,7 +107,8 @@ def trace_conditioning(
     where c is the US, and gamma = 1 - 1 / isi. The target is (c_{t+1}, gamma, G_t). The loss is the
     mean square TD error, 0.018 for a prediction of 0, and the score the mean square of prediction -
     G_t (MSRE), 0.18 for a prediction of 0 and 0.15 for the mean return. Returns contain all trials
-    to within 1e-9. Lanes begin with a trial at the first step and never start anew.
+    to within 1e-9. Each lane begins at a random step of a trial, the published
+    program at the first, and never starts anew.
 
     Args:
       batch_size: B.
@@ -185,9 +186,8 @@ def trace_patterning(
 
     Raises:
       ValueError: if a size is impossible: batch_size less than 1, isi or num_cs less than 2,
-      min_iti
-        less than 4 or greater than max_iti, num_distractors less than 0, or more patterns than
-        there are sets of half of the CS.
+        min_iti less than 4 or greater than max_iti, num_distractors or pattern_seed less than 0, or
+        more patterns than there are sets of half of the CS.
 
     Source: Rafiee et al., 2022, arXiv:2011.04590; see `trace_conditioning`.
     """
@@ -257,7 +257,7 @@ def activation_patterns(
     """Different sets of num_cs // 2 of the CS, chosen at random.
 
     Raises:
-      ValueError: if there are fewer.
+      ValueError: if there are fewer, or if an argument is too small.
     """
     if num_cs < 2:
         raise ValueError(f"num_cs must be at least 2, got {num_cs}")
@@ -267,6 +267,8 @@ def activation_patterns(
             f"num_patterns must be in 1..{most}, as many as there are sets of half of {num_cs} CS, "
             f"got {num_patterns}"
         )
+    if seed < 0:
+        raise ValueError(f"pattern_seed must not be negative, got {seed}")
     sets = list(itertools.combinations(range(num_cs), num_cs // 2))
     chosen = np.random.default_rng(seed).choice(most, num_patterns, replace=False)
     patterns = np.zeros((num_patterns, num_cs), bool)
@@ -336,9 +338,9 @@ def _task(protocol: _Protocol, batch_size: int) -> Task:
 
     def init(key: Key) -> ConditioningState:
         require_key("key", key)
-        uniform = jax.random.uniform(key, (batch_size, count, 2 + protocol.draws), jnp.float32)
-        trials = drawn(uniform)
-        time = jnp.zeros(batch_size, jnp.int32)
+        uniform = jax.random.uniform(key, (batch_size, count, 3 + protocol.draws), jnp.float32)
+        trials = drawn(uniform[..., 1:])
+        time = (uniform[:, 0, 0] * trials.length[:, 0]).astype(jnp.int32)
         ages = jnp.zeros((batch_size, protocol.distractors), jnp.int32)
         return ConditioningState(
             trials, time, ages, observed(trials, time, ages), jnp.zeros((), bool)

@@ -68,7 +68,8 @@ def sequential_mnist(
 
     Raises:
       DataError: if a file is missing or broken, or if the training set has 5,000 images or fewer.
-      ValueError: if batch_size is less than 1 or order is neither of the two.
+      ValueError: if batch_size is less than 1, order is neither of the two, or permutation_seed is
+        negative.
 
     Source: Le, Jaitly and Hinton, "A simple way to initialize recurrent networks of rectified
     linear units", 2015, arXiv:1504.00941.
@@ -76,6 +77,8 @@ def sequential_mnist(
     require_positive(batch_size=batch_size)
     if order not in ("pixels", "rows"):
         raise ValueError(f'order must be "pixels" or "rows", got {order!r}')
+    if permutation_seed < 0:
+        raise ValueError(f"permutation_seed must not be negative, got {permutation_seed}")
     train, test = read_mnist(data_dir)
     count, height, width = train.pixels.shape
     if count <= VALIDATION_IMAGES:
