@@ -25,8 +25,7 @@ from kfrtrl_jax._src.base import (
     Structure,
 )
 from kfrtrl_jax._src.estimators import low_rank
-from kfrtrl_jax._src.estimators.snap import SnapState, on_bands, snap
-from kfrtrl_jax._src.matrices import Banded, Matrix
+from kfrtrl_jax._src.estimators.on_pattern import Everywhere, OnBands, on_bands
 
 
 @jax.tree_util.register_dataclass
@@ -44,7 +43,7 @@ class SketchedState:
       weights: the weights that each site has, None for all; static.
     """
 
-    sparse: tuple[Matrix, ...]
+    sparse: tuple[OnBands | Everywhere, ...]
     state_factor: Float[Array, "B n r"]
     parameter_factors: tuple[Float[Array, "B r _m _g"], ...]
     rank_in_use: Int[Array, " B"]
@@ -87,7 +86,6 @@ def sketched(rank: int, tolerance: float = 0.0, squarings: int = 0) -> Influence
     # In a sweep it is a tracer.
     if isinstance(tolerance, (int, float)) and not 0 <= tolerance < math.inf:
         raise ValueError(f"tolerance must be finite and at least 0, got {tolerance}")
-    first_order = snap(1)
 
     def init(structure: Structure) -> SketchedState:
         b, n, dtype = structure.batch_size, structure.state_size, structure.dtype
@@ -107,9 +105,10 @@ def sketched(rank: int, tolerance: float = 0.0, squarings: int = 0) -> Influence
         )
 
     def push(state: SketchedState, linearization: Linearization, key: Key) -> SketchedState:
+        del key
         # As one step, so that influence which leaves the pattern between the steps is not lost.
         as_one = linearization._replace(steps=())
-        pushed = first_order.push(SnapState(state.sparse), as_one, key).influence
+        pushed = [s.push(as_one, site) for site, s in enumerate(state.sparse)]
         sparse = tuple(_masked(s, weights) for s, weights in zip(pushed, state.weights))
         if not state.parameter_factors:
             return dataclasses.replace(state, sparse=sparse)
@@ -154,12 +153,10 @@ def sketched(rank: int, tolerance: float = 0.0, squarings: int = 0) -> Influence
         weights = jnp.einsum("bn,bnr->br", cotangent, state.state_factor)
         factors = iter(state.parameter_factors)
         return tuple(
-            gradient + jnp.einsum("br,brmg->mg", weights, next(factors))
-            if low_rank.has_rest(influence)
-            else gradient
-            for gradient, influence in zip(
-                first_order.pull(SnapState(state.sparse), cotangent), state.sparse
-            )
+            s.pull(cotangent) + jnp.einsum("br,brmg->mg", weights, next(factors))
+            if low_rank.has_rest(s)
+            else s.pull(cotangent)
+            for s in state.sparse
         )
 
     def diagnostics(state: SketchedState) -> dict[str, Array]:
@@ -212,11 +209,11 @@ def resized(state: SketchedState, rank: int) -> SketchedState:
     )
 
 
-def _masked(influence: Matrix, weights: Mask | None) -> Matrix:
+def _masked(influence: OnBands | Everywhere, weights: Mask | None) -> OnBands | Everywhere:
     """The influence without absent weights, which would use up rank in L R^T."""
     if weights is None:
         return influence
-    if isinstance(influence, Banded):
+    if isinstance(influence, OnBands):
         present = weights.array[:, influence.columns.array]
     else:
         present = weights.array[:, None]
