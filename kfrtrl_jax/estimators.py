@@ -17,6 +17,7 @@ from kfrtrl_jax._src.estimators.local_traces import e_prop, rflo
 from kfrtrl_jax._src.estimators.nobacktrack import nobacktrack
 from kfrtrl_jax._src.estimators.ok import ok
 from kfrtrl_jax._src.estimators.per_lane import pull_lanes
+from kfrtrl_jax._src.estimators.pp_prop import pp_prop
 from kfrtrl_jax._src.estimators.registry import COMBINATORS, ESTIMATORS, UNBIASED
 from kfrtrl_jax._src.estimators.reverse_kf_rtrl import reverse_kf_rtrl
 from kfrtrl_jax._src.estimators.rtrl import rtrl
@@ -43,6 +44,7 @@ __all__ = [
     "nobacktrack",
     "ok",
     "partition",
+    "pp_prop",
     "pull_lanes",
     "random_resets",
     "reset_every",

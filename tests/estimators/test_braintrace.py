@@ -118,8 +118,9 @@ def single_precision():
         (estimators.snap(order=1), braintrace.SnAp, {"n": 1}),
         (estimators.e_prop(), braintrace.D_RTRL, {}),
         (estimators.e_prop(), braintrace.EProp, {}),
+        (estimators.pp_prop(0.8), braintrace.pp_prop, {"decay_or_rank": 0.8}),
     ],
-    ids=["rtrl", "snap(2)", "snap(1)", "e_prop D-RTRL", "e_prop EProp"],
+    ids=["rtrl", "snap(2)", "snap(1)", "e_prop D-RTRL", "e_prop EProp", "pp_prop"],
 )
 def test_traces_give_the_gradient_of_braintrace(model, estimator, algorithm, options):
     gradient, _ = ours(model, estimator, batch=2)

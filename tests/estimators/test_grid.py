@@ -28,7 +28,12 @@ EVERYWHERE = "KFRTRL_ALL_CELLS" in os.environ
 EAGER_ON = set(SMALL_CELLS) if EVERYWHERE else {"gru"}
 JIT_ON = EAGER_ON | {"deep_recurrent_highway"}
 # The arguments that have no default.
-ARGUMENTS = {"ok": {"rank": 2}, "ktp": {"rank": 2}, "sketched": {"rank": 2}}
+ARGUMENTS = {
+    "ok": {"rank": 2},
+    "ktp": {"rank": 2},
+    "sketched": {"rank": 2},
+    "pp_prop": {"decay": 0.8},
+}
 
 
 def zero(got, exact):
@@ -53,6 +58,7 @@ RELATIONS = {
     "sketched": exact_at_first,
     "e_prop": exact_at_first,
     "rflo": exact_at_first,
+    "pp_prop": exact_at_first,
     "kernl": near_at_first,
     "truncated": zero,
 }
@@ -63,6 +69,7 @@ REFUSED = {
     "diagonal_rtrl": set(SMALL_CELLS),
     "e_prop": {"deep_recurrent_highway"},
     "rflo": {"deep_recurrent_highway"},
+    "pp_prop": {"deep_recurrent_highway"},
 }
 
 

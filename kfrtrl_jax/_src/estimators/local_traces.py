@@ -50,13 +50,7 @@ def _carried_by(carries: Callable[[Linearization], BlockColumns]) -> InfluenceEs
     local = snap(order=1)
 
     def init(structure: Structure) -> SnapState:
-        for site in structure.sites:
-            if site.columns is None:
-                often = f", which a step uses {site.uses} times," if site.uses > 1 else ""
-                raise UnsupportedCellError(
-                    f"a trace local to each unit needs element-wise derivatives, but those by the "
-                    f"pre-activation of {site.label}{often} are not; use rtrl, uoro or kf_rtrl"
-                )
+        require_local(structure)
         return local.init(structure)
 
     def push(state: SnapState, linearization: Linearization, key: Key) -> SnapState:
@@ -65,6 +59,21 @@ def _carried_by(carries: Callable[[Linearization], BlockColumns]) -> InfluenceEs
         return push_on_pattern(state, linearization, jacobians)
 
     return InfluenceEstimator(init, push, local.pull)
+
+
+def require_local(structure: Structure) -> None:
+    """Refuses a cell whose pre-activations do not reach the state element-wise.
+
+    Raises:
+      UnsupportedCellError: naming the parameters.
+    """
+    for site in structure.sites:
+        if site.columns is None:
+            often = f", which a step uses {site.uses} times," if site.uses > 1 else ""
+            raise UnsupportedCellError(
+                f"a trace local to each unit needs element-wise derivatives, but those by the "
+                f"pre-activation of {site.label}{often} are not; use rtrl, uoro or kf_rtrl"
+            )
 
 
 def _diagonal(matrix: BlockColumns) -> BlockColumns:

@@ -19,6 +19,7 @@ from kfrtrl_jax._src.estimators.ktp import ktp
 from kfrtrl_jax._src.estimators.local_traces import e_prop, rflo
 from kfrtrl_jax._src.estimators.nobacktrack import nobacktrack
 from kfrtrl_jax._src.estimators.ok import ok
+from kfrtrl_jax._src.estimators.pp_prop import pp_prop
 from kfrtrl_jax._src.estimators.reverse_kf_rtrl import reverse_kf_rtrl
 from kfrtrl_jax._src.estimators.rtrl import rtrl
 from kfrtrl_jax._src.estimators.sketched import sketched
@@ -40,6 +41,7 @@ ESTIMATORS: dict[str, Callable[..., InfluenceEstimator]] = {
     "sketched": sketched,
     "e_prop": e_prop,
     "rflo": rflo,
+    "pp_prop": pp_prop,
     "kernl": kernl,
     "truncated": truncated,
 }
