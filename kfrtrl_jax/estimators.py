@@ -18,6 +18,7 @@ from kfrtrl_jax._src.estimators.nobacktrack import nobacktrack
 from kfrtrl_jax._src.estimators.ok import ok
 from kfrtrl_jax._src.estimators.per_lane import pull_lanes
 from kfrtrl_jax._src.estimators.pp_prop import pp_prop
+from kfrtrl_jax._src.estimators.random_transport import random_transport
 from kfrtrl_jax._src.estimators.registry import COMBINATORS, ESTIMATORS, UNBIASED
 from kfrtrl_jax._src.estimators.reverse_kf_rtrl import reverse_kf_rtrl
 from kfrtrl_jax._src.estimators.rtrl import rtrl
@@ -47,6 +48,7 @@ __all__ = [
     "pp_prop",
     "pull_lanes",
     "random_resets",
+    "random_transport",
     "reset_every",
     "reverse_kf_rtrl",
     "rflo",

@@ -20,6 +20,7 @@ from kfrtrl_jax._src.estimators.local_traces import e_prop, rflo
 from kfrtrl_jax._src.estimators.nobacktrack import nobacktrack
 from kfrtrl_jax._src.estimators.ok import ok
 from kfrtrl_jax._src.estimators.pp_prop import pp_prop
+from kfrtrl_jax._src.estimators.random_transport import random_transport
 from kfrtrl_jax._src.estimators.reverse_kf_rtrl import reverse_kf_rtrl
 from kfrtrl_jax._src.estimators.rtrl import rtrl
 from kfrtrl_jax._src.estimators.sketched import sketched
@@ -53,11 +54,13 @@ COMBINATORS: dict[str, Callable[..., InfluenceEstimator]] = {
     "control_variate": control_variate,
     "mixture": mixture,
     "random_resets": random_resets,
+    "random_transport": random_transport,
     "reset_every": reset_every,
 }
 
 # Estimators whose mean is the influence matrix, and combinators that are unbiased if all their
-# arguments are. `mixture` is not among them: that depends on its weights.
+# arguments are. `mixture` and `random_transport` are not among them: that depends on the weights, and
+# on whether the paths are rescaled.
 UNBIASED = frozenset(
     {
         "rtrl",
