@@ -22,6 +22,7 @@ from kfrtrl_jax._src.estimators.random_transport import random_transport
 from kfrtrl_jax._src.estimators.registry import COMBINATORS, ESTIMATORS, UNBIASED
 from kfrtrl_jax._src.estimators.reverse_kf_rtrl import reverse_kf_rtrl
 from kfrtrl_jax._src.estimators.rtrl import rtrl
+from kfrtrl_jax._src.estimators.shrink import shrink
 from kfrtrl_jax._src.estimators.sketched import sketched
 from kfrtrl_jax._src.estimators.snap import snap
 from kfrtrl_jax._src.estimators.tracking import partition, tracked
@@ -53,6 +54,7 @@ __all__ = [
     "reverse_kf_rtrl",
     "rflo",
     "rtrl",
+    "shrink",
     "sketched",
     "snap",
     "tracked",

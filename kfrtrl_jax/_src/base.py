@@ -227,6 +227,11 @@ def _no_diagnostics(state: Any) -> dict[str, Array]:
     return {}
 
 
+def _nothing_learned(state: Any, cotangents: Array) -> Any:
+    del cotangents
+    return state
+
+
 class InfluenceEstimator(NamedTuple):
     """An approximation of the influence matrix G_t = ds_t/dW, kept for every lane.
 
@@ -235,12 +240,15 @@ class InfluenceEstimator(NamedTuple):
       push: (state, linearization, key) -> state, with G_t ~ J_t G_{t-1} + I_t.
       pull: (state, cotangent [B, n]) -> for every site the sum over lanes of c^T G, [m, g].
       diagnostics: state -> named scalars worth logging, such as factor norms.
+      observe: (state, cotangents [U, B, n]) -> state, called once between two pushes with what this
+        state was pulled with, for an estimator that learns from how it is used.
     """
 
     init: Callable[[Structure], Any]
     push: Callable[[Any, Linearization, Key], Any]
     pull: Callable[[Any, Array], SiteGradients]
     diagnostics: Callable[[Any], dict[str, Array]] = _no_diagnostics
+    observe: Callable[[Any, Array], Any] = _nothing_learned
 
 
 class CreditEstimator(NamedTuple):

@@ -54,7 +54,10 @@ def average(estimator: InfluenceEstimator, copies: int) -> InfluenceEstimator:
     def diagnostics(state: Any) -> dict[str, Array]:
         return jax.tree.map(jnp.mean, jax.vmap(estimator.diagnostics)(state))
 
-    return InfluenceEstimator(init, push, pull, diagnostics)
+    def observe(state: Any, cotangents: Float[Array, "U B n"]) -> Any:
+        return jax.vmap(estimator.observe, in_axes=(0, None))(state, cotangents)
+
+    return InfluenceEstimator(init, push, pull, diagnostics, observe)
 
 
 class ResetEveryState(NamedTuple):
@@ -94,7 +97,10 @@ def reset_every(period: int, estimator: InfluenceEstimator) -> InfluenceEstimato
     def diagnostics(state: ResetEveryState) -> dict[str, Array]:
         return estimator.diagnostics(state.inner)
 
-    return InfluenceEstimator(init, push, pull, diagnostics)
+    def observe(state: ResetEveryState, cotangents: Float[Array, "U B n"]) -> ResetEveryState:
+        return state._replace(inner=estimator.observe(state.inner, cotangents))
+
+    return InfluenceEstimator(init, push, pull, diagnostics, observe)
 
 
 def random_resets(probability: float, estimator: InfluenceEstimator) -> InfluenceEstimator:
@@ -167,7 +173,12 @@ def mixture(
             for name, x in estimator.diagnostics(one).items()
         }
 
-    return InfluenceEstimator(init, push, pull, diagnostics)
+    def observe(state: tuple[Any, ...], cotangents: Float[Array, "U B n"]) -> tuple[Any, ...]:
+        return tuple(
+            estimator.observe(one, cotangents) for estimator, one in zip(estimators, state)
+        )
+
+    return InfluenceEstimator(init, push, pull, diagnostics, observe)
 
 
 class ControlVariateState(NamedTuple):
@@ -236,7 +247,13 @@ def control_variate(estimator: InfluenceEstimator, coefficient: float = 1.0) -> 
     def diagnostics(state: ControlVariateState) -> dict[str, Array]:
         return estimator.diagnostics(state.inner)
 
-    return InfluenceEstimator(init, push, pull, diagnostics)
+    def observe(
+        state: ControlVariateState, cotangents: Float[Array, "U B n"]
+    ) -> ControlVariateState:
+        inner, leak = (estimator.observe(s, cotangents) for s in (state.inner, state.on_leak))
+        return state._replace(inner=inner, on_leak=leak)
+
+    return InfluenceEstimator(init, push, pull, diagnostics, observe)
 
 
 def _require_closed_leak(structure: Structure) -> None:
@@ -322,4 +339,7 @@ def antithetic(estimator: InfluenceEstimator, copies: int = 2) -> InfluenceEstim
     def diagnostics(state: AntitheticState) -> dict[str, Array]:
         return mean.diagnostics(state.copies)
 
-    return InfluenceEstimator(init, push, pull, diagnostics)
+    def observe(state: AntitheticState, cotangents: Float[Array, "U B n"]) -> AntitheticState:
+        return state._replace(copies=mean.observe(state.copies, cotangents))
+
+    return InfluenceEstimator(init, push, pull, diagnostics, observe)

@@ -23,6 +23,7 @@ from kfrtrl_jax._src.estimators.pp_prop import pp_prop
 from kfrtrl_jax._src.estimators.random_transport import random_transport
 from kfrtrl_jax._src.estimators.reverse_kf_rtrl import reverse_kf_rtrl
 from kfrtrl_jax._src.estimators.rtrl import rtrl
+from kfrtrl_jax._src.estimators.shrink import shrink
 from kfrtrl_jax._src.estimators.sketched import sketched
 from kfrtrl_jax._src.estimators.snap import snap
 from kfrtrl_jax._src.estimators.truncated import truncated
@@ -56,6 +57,7 @@ COMBINATORS: dict[str, Callable[..., InfluenceEstimator]] = {
     "random_resets": random_resets,
     "random_transport": random_transport,
     "reset_every": reset_every,
+    "shrink": shrink,
 }
 
 # Estimators whose mean is the influence matrix, and combinators that are unbiased if all their

@@ -80,7 +80,10 @@ def tracked(estimator: InfluenceEstimator, reference: InfluenceEstimator) -> Inf
             "relative_error": _ratio(error, jnp.linalg.norm(theirs)),
         }
 
-    return InfluenceEstimator(init, push, pull, diagnostics)
+    def observe(state: TrackedState, cotangents: Float[Array, "U B n"]) -> TrackedState:
+        return state._replace(inner=estimator.observe(state.inner, cotangents))
+
+    return InfluenceEstimator(init, push, pull, diagnostics, observe)
 
 
 def _flat(gradients: SiteGradients) -> Float[Array, " P"]:
@@ -161,7 +164,14 @@ def partition(
         }
         return {f"{part}/{name}": x for part, named in parts.items() for name, x in named.items()}
 
-    return InfluenceEstimator(init, push, pull, diagnostics)
+    def observe(state: PartitionState, cotangents: Float[Array, "U B n"]) -> PartitionState:
+        return dataclasses.replace(
+            state,
+            chosen=chosen.observe(state.chosen, cotangents),
+            other=other.observe(state.other, cotangents),
+        )
+
+    return InfluenceEstimator(init, push, pull, diagnostics, observe)
 
 
 def _pick(sites: tuple[Any, ...], choice: tuple[bool, ...], which: bool) -> tuple[Any, ...]:

@@ -47,8 +47,9 @@ def run_segment(
     if share != 1:
         cotangent = jnp.where(state.fresh[:, None], 0, inside.cotangent)
         past = Past(model, influence, None, cotangent, begins, jnp.asarray(0))
-        (influence, gradients), _ = past.pulled()
-        by_past = model.linearizer.gradient(state.parameters["cell"], gradients)
+        pulled, _ = past.pulled()
+        influence = model.estimator.observe(pulled.influence, pulled.cotangent[None])
+        by_past = model.linearizer.gradient(state.parameters["cell"], pulled.gradients)
         gradient = {**gradient, "cell": trees.add(gradient["cell"], by_past)}
     steps = linearized(model, state.parameters, inside.seen.starts, segment, begins)
     new = state._replace(

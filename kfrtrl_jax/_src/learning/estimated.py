@@ -46,6 +46,7 @@ def run_step(
         return influence, model.estimator.pull(forget(influence, unused), cotangent)
 
     (influence, pulled), _ = recovered(advance(state.influence), without_lost_lanes)
+    influence = model.estimator.observe(influence, cotangent[None])
     gradient = {"cell": linearizer.gradient(parameters["cell"], pulled), "readout": by_readout}
     new = state._replace(carry=carry, influence=influence, fresh=jnp.zeros_like(state.fresh))
     return gradient, new, jax.tree.map(lambda x: x[None], outcome)

@@ -71,7 +71,7 @@ def run_segment(
         ring = kept.empty(model, state.parameters["cell"], state.carry, first, lengths.window)
 
     def one(carry: tuple[LearnerState, Any], interval: tuple[Batch, Array]) -> Any:
-        """(((state, kept steps), (report, outcome, whether lanes were lost)), influence)."""
+        """(((state, kept steps), (report, outcome, are lanes lost, cotangent)), influence)."""
         state, ring = carry
         batches, count = interval
         begins = batches.reset.at[0].set(batches.reset[0] | state.fresh)
@@ -79,15 +79,16 @@ def run_segment(
         # Nothing precedes a run's first step: the cotangent is 0, even if the derivative is infinite.
         cotangent = jnp.where(state.fresh[:, None], 0, inside.cotangent)
         past = Past(model, influence, ring, cotangent, begins, count)
-        (after, gradients), lost = past.pulled()
-        by_past = model.linearizer.gradient(state.parameters["cell"], gradients)
+        pulled, lost = past.pulled()
+        by_past = model.linearizer.gradient(state.parameters["cell"], pulled.gradients)
         gradient = {**inside.gradient, "cell": trees.add(inside.gradient["cell"], by_past)}
         steps = linearized(model, state.parameters, inside.seen.starts, batches, begins)
         state = state._replace(carry=inside.seen.carry, fresh=jnp.zeros_like(state.fresh))
         state, report = update(state, gradient)
         kept_now = steps if ring is None else kept.append(ring, steps)
         outcome = Outcome(inside.losses, inside.seen.predictions)
-        return ((state, kept_now), (report, outcome, lost)), after
+        outputs = report, outcome, lost, pulled.cotangent
+        return ((state, kept_now), outputs), pulled.influence
 
     # The influence is the same for all updates: the loop need not carry it.
     state = state._replace(influence=())
@@ -99,10 +100,10 @@ def run_segment(
         ((state, ring), outputs), influence = one(
             (state, ring), (only, jnp.asarray(lengths.earlier))
         )
-        reports, outcomes, _ = jax.tree.map(lambda x: x[None], outputs)
+        reports, outcomes, _, cotangents = jax.tree.map(lambda x: x[None], outputs)
     else:
         counts = lengths.earlier + lengths.update * jnp.arange(lengths.updates)
-        (state, ring), (reports, outcomes, lost) = jax.lax.scan(
+        (state, ring), (reports, outcomes, lost, cotangents) = jax.lax.scan(
             lambda carry, interval: one(carry, interval)[0], (state, ring), (intervals, counts)
         )
         forget = model.forget
@@ -115,6 +116,7 @@ def run_segment(
     if lengths.keeps:
         # Without earlier steps the ring is the segment's, from its first place on.
         steps = kept.oldest(ring, lengths.segment) if lengths.earlier else ring.steps
+    influence = model.estimator.observe(influence, cotangents)
     influence = model.estimator.push(influence, compose(steps), key)
     state = state._replace(influence=influence, kept=ring if lengths.earlier else ())
     flat = jax.tree.map(lambda x: x.reshape(lengths.segment, *x.shape[2:]), outcomes)

@@ -12,6 +12,20 @@ from kfrtrl_jax._src.learning.recovery import recovered
 from kfrtrl_jax._src.learning.types import Model
 
 
+class Pulled(NamedTuple):
+    """A gradient's part from the time before its own steps.
+
+    Attributes:
+      influence: the influence to go on with.
+      gradients: for every site, [m, g].
+      cotangent: that the influence was pulled with, [B, n].
+    """
+
+    influence: Any
+    gradients: SiteGradients
+    cotangent: Array
+
+
 class Past(NamedTuple):
     """What an update's gradient takes from the time before its own steps.
 
@@ -31,8 +45,8 @@ class Past(NamedTuple):
     begins: Array
     steps: Array
 
-    def pulled(self) -> tuple[tuple[Any, SiteGradients], Array]:
-        """((the influence to go on with, for every site [m, g]), whether lanes were left out).
+    def pulled(self) -> tuple[Pulled, Array]:
+        """(what it is, whether lanes were left out).
 
         Lanes with infinite influence or derivatives that have no part in the gradient are left out,
         as they would make it NaN.
@@ -42,7 +56,7 @@ class Past(NamedTuple):
             return found, jnp.zeros((), bool)
         return recovered(found, lambda: self._sum(careful=True))
 
-    def _sum(self, careful: bool) -> tuple[Any, SiteGradients]:
+    def _sum(self, careful: bool) -> Pulled:
         influence, cotangent, begun = self.influence, self.cotangent, self.begins[0]
         along: SiteGradients | None = None
         if self.ring is not None:
@@ -54,4 +68,5 @@ class Past(NamedTuple):
             pulled_from = self.model.forget(influence, begun | jnp.all(cotangent == 0, axis=1))
             influence = self.model.forget(influence, begun | jnp.any(self.begins, axis=0))
         pulled = self.model.estimator.pull(pulled_from, cotangent)
-        return influence, pulled if along is None else trees.add(pulled, along)
+        gradients = pulled if along is None else trees.add(pulled, along)
+        return Pulled(influence, gradients, cotangent)

@@ -7,7 +7,7 @@ influence has to be set to 0.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -46,12 +46,13 @@ def make_forget(estimator: InfluenceEstimator, structure: Structure) -> Forget |
     return forget
 
 
-def recovered(
-    found: tuple[Any, SiteGradients], again: Callable[[], Any]
-) -> tuple[tuple[Any, SiteGradients], Bool[Array, ""]]:
-    """((influence, gradient), as found or as `again` computes it; whether `again` was needed).
+_Found = TypeVar("_Found", bound=tuple[Any, ...])
 
-    `again` is called if the gradient is not finite, for all lanes and all vmapped runs at once.
+
+def recovered(found: _Found, again: Callable[[], _Found]) -> tuple[_Found, Bool[Array, ""]]:
+    """((influence, gradients, ..), as found or as `again` computes it; whether `again` was needed).
+
+    `again` is called if the gradients are not finite, for all lanes and all vmapped runs at once.
     """
     lost = ~all_finite(found[1])
     return jax.lax.cond(anywhere(lost), again, lambda: found), lost
