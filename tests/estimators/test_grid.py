@@ -28,12 +28,7 @@ EVERYWHERE = "KFRTRL_ALL_CELLS" in os.environ
 EAGER_ON = set(SMALL_CELLS) if EVERYWHERE else {"gru"}
 JIT_ON = EAGER_ON | {"deep_recurrent_highway"}
 # The arguments that have no default.
-ARGUMENTS = {
-    "ok": {"rank": 2},
-    "ktp": {"rank": 2},
-    "sketched": {"rank": 2},
-    "pp_prop": {"decay": 0.8},
-}
+ARGUMENTS = {"ok": {"rank": 2}, "ktp": {"rank": 2}, "sketched": {"rank": 2}}
 
 
 def zero(got, exact):

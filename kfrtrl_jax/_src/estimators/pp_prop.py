@@ -36,7 +36,7 @@ class PpPropState(NamedTuple):
     weight: Float[Array, " B"]
 
 
-def pp_prop(decay: float) -> InfluenceEstimator:
+def pp_prop(decay: float = 0.9) -> InfluenceEstimator:
     """x <- decay x + a, f <- decay L f + (1 - decay) D, and G = x (x) f / w.
 
     L is the leak, J without paths through pre-activations. The weights of f's average sum up to
