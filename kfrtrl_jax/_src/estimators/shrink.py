@@ -59,7 +59,8 @@ def shrink(
     """
     if copies < 2:
         raise ValueError(f"copies must be at least 2, to tell noise from signal, got {copies}")
-    if not 0 <= decay < 1:
+    # In a sweep it is a tracer.
+    if isinstance(decay, (int, float)) and not 0 <= decay < 1:
         raise ValueError(f"decay must be in [0, 1), got {decay}")
     mean = average(estimator, copies)
 
