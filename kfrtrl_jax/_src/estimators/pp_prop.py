@@ -39,7 +39,7 @@ class PpPropState(NamedTuple):
 def pp_prop(decay: float = 0.9) -> InfluenceEstimator:
     """x <- decay x + a, f <- decay L f + (1 - decay) D, and G = x (x) f / w.
 
-    L is the leak, J without paths through pre-activations. The weights of f's average sum up to
+    L is the leak, J without paths through products with weights. The weights of f's average sum up to
     w = 1 - decay^t after t steps. Without smoothing, `e_prop` keeps sum_s a_s (x) L^(t - s) D_s, a
     matrix for each unit; here the product of two sums takes the place of the sum of products, which is
     right where a or D changes slowly.
