@@ -24,7 +24,7 @@ GENERATED = [name for name in tasks.TASKS if name not in FROM_FILES]
 # Arguments for short sequences, of which a short stream has many.
 SHORT = {
     "adding": {"length": 6},
-    "copy_fixed": {"symbols": 3, "delay": 3},
+    "copy_fixed": {"symbols": 3, "alphabet": 3, "delay": 3},
     "t_maze": {"corridor": 3},
     "memory_chain": {"length": 3},
 }
