@@ -15,8 +15,8 @@ def get_config() -> ConfigDict:
     config.segment_length = 8
     config.update_every = 1
 
-    config.cell = ConfigDict({"name": "recurrent_highway", "hidden_size": 64})
-    config.estimator = ConfigDict({"name": "ok", "rank": 8})
+    config.cell = ConfigDict({"name": "gru", "hidden_size": 64})
+    config.estimator = ConfigDict({"name": "kf_rtrl"})
     config.task = ConfigDict({"name": "adding", "batch_size": 16, "length": 50})
     config.optimizer = ConfigDict({"name": "adam", "learning_rate": 1e-3, "clip_norm": 1.0})
     return config
