@@ -19,8 +19,9 @@ from kfrtrl_jax.training import config
 from tests.helpers.streams import scanned
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
-FROM_FILES = {"text", "penn_treebank"}
-GENERATED = [name for name in tasks.TASKS if name not in FROM_FILES]
+# Those that read files, and the problem of control, which is no task by itself.
+OTHERS = {"text", "penn_treebank", "control"}
+GENERATED = [name for name in tasks.TASKS if name not in OTHERS]
 # Arguments for short sequences, of which a short stream has many.
 SHORT = {
     "adding": {"length": 6},
