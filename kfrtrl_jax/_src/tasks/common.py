@@ -1,7 +1,9 @@
-"""What tasks have in common: kinds of inputs, predictions of the next step, checks of arguments."""
+"""What tasks have in common: kinds of inputs, positions in sequences, predictions of the next step."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -9,6 +11,17 @@ import jax.numpy as jnp
 
 from kfrtrl_jax._src.base import Array, Batch, Cell, Key, Readout, Task
 from kfrtrl_jax._src.cells.tokens import on_tokens
+
+
+def following(position: Array, length: int | Array) -> Array:
+    """The position after the last time step's: positions go from 0 to length - 1 again and again."""
+    return jnp.where(position + 1 == length, 0, position + 1)
+
+
+def entropy(frequencies: Sequence[float]) -> float:
+    """Of a distribution with these relative frequencies, in bits: the loss of the best constant."""
+    total = sum(frequencies)
+    return -sum(f / total * math.log2(f / total) for f in frequencies if f > 0)
 
 
 def draw(task: Task, state: Any, key: Key, loss: Array | None = None) -> tuple[Any, Batch]:

@@ -1,0 +1,22 @@
+"""python -m experiments.train --config=configs/delayed_match.py --workdir=DIR
+
+Delayed match to sample.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    config = ConfigDict()
+    config.seed = 0
+    config.num_steps = 50_000
+    config.log_every = 1_000
+    config.checkpoint_every = 10_000
+    config.segment_length = 8
+    config.update_every = 1
+
+    config.cell = ConfigDict({"name": "gru", "hidden_size": 64})
+    config.estimator = ConfigDict({"name": "kf_rtrl"})
+    config.task = ConfigDict({"name": "delayed_match", "batch_size": 16})
+    config.optimizer = ConfigDict({"name": "adam", "learning_rate": 1e-3, "clip_norm": 1.0})
+    return config
