@@ -14,6 +14,7 @@ from kfrtrl_jax._src.estimators.kernl import kernl
 from kfrtrl_jax._src.estimators.kf_rtrl import kf_rtrl
 from kfrtrl_jax._src.estimators.ktp import ktp
 from kfrtrl_jax._src.estimators.local_traces import e_prop, rflo
+from kfrtrl_jax._src.estimators.layerwise import layerwise
 from kfrtrl_jax._src.estimators.nobacktrack import nobacktrack
 from kfrtrl_jax._src.estimators.ok import ok
 from kfrtrl_jax._src.estimators.per_lane import pull_lanes
@@ -39,6 +40,7 @@ __all__ = [
     "kernl",
     "kf_rtrl",
     "ktp",
+    "layerwise",
     "mixture",
     "nobacktrack",
     "ok",

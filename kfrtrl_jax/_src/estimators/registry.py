@@ -16,6 +16,7 @@ from kfrtrl_jax._src.estimators.forward_gradient import forward_gradient
 from kfrtrl_jax._src.estimators.kernl import kernl
 from kfrtrl_jax._src.estimators.kf_rtrl import kf_rtrl
 from kfrtrl_jax._src.estimators.ktp import ktp
+from kfrtrl_jax._src.estimators.layerwise import layerwise
 from kfrtrl_jax._src.estimators.local_traces import e_prop, rflo
 from kfrtrl_jax._src.estimators.nobacktrack import nobacktrack
 from kfrtrl_jax._src.estimators.ok import ok
@@ -52,10 +53,11 @@ COMBINATORS: dict[str, Callable[..., InfluenceEstimator]] = {
     "mixture": mixture,
     "random_resets": random_resets,
     "reset_every": reset_every,
+    "layerwise": layerwise,
 }
 
 # Estimators whose mean is the influence matrix, and combinators that are unbiased if all their
-# arguments are. `mixture` is not among them: that depends on its weights.
+# arguments are. `mixture` is not among them: that depends on its weights. `layerwise` is biased.
 UNBIASED = frozenset(
     {
         "rtrl",

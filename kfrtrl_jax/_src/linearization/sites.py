@@ -61,6 +61,9 @@ class Use(Protocol):
     def weights(self) -> list[Variable]:
         """The parameter-only values that the block of weights holds, each once."""
 
+    def weights_of_columns(self) -> list[tuple[int, list[Variable]]]:
+        """From left to right how many of its columns hold which of these."""
+
     def reads(self) -> list[Variable]:
         """The data that the weights meet."""
 
@@ -265,10 +268,12 @@ class _ProductUse:
         return [part.z for part in self.parts]
 
     def weights(self) -> list[Variable]:
-        found: dict[Variable, None] = {}
-        for part in self.parts:
-            found.update(dict.fromkeys(p.weights for p in (*part.products, *part.biases)))
-        return list(found)
+        return list(dict.fromkeys(v for _, of_part in self.weights_of_columns() for v in of_part))
+
+    def weights_of_columns(self) -> list[tuple[int, list[Variable]]]:
+        return [
+            (part.size, [p.weights for p in (*part.products, *part.biases)]) for part in self.parts
+        ]
 
     def reads(self) -> list[Variable]:
         return [product.data for product in self._vectors()]
@@ -408,6 +413,9 @@ class _ScalingUse:
     def weights(self) -> list[Variable]:
         return [self.term.weights]
 
+    def weights_of_columns(self) -> list[tuple[int, list[Variable]]]:
+        return [(self.output_size, self.weights())]
+
     def reads(self) -> list[Variable]:
         return [self.term.data]
 
@@ -470,6 +478,9 @@ class _OpaqueUse:
 
     def weights(self) -> list[Variable]:
         return [self.value]
+
+    def weights_of_columns(self) -> list[tuple[int, list[Variable]]]:
+        return [(self.output_size, self.weights())]
 
     def reads(self) -> list[Variable]:
         return []
@@ -537,6 +548,9 @@ class _UseInLoop:
 
     def weights(self) -> list[Variable]:
         return self.use.weights()
+
+    def weights_of_columns(self) -> list[tuple[int, list[Variable]]]:
+        return self.use.weights_of_columns()
 
     def reads(self) -> list[Variable]:
         return self.use.reads()
@@ -637,6 +651,10 @@ class SitePlan:
     def weights(self) -> list[Variable]:
         """The parameter-only values that the block of weights holds, each once."""
         return self.uses[0].weights()
+
+    def weights_of_columns(self) -> list[tuple[int, list[Variable]]]:
+        """From left to right how many of its columns hold which of these."""
+        return self.uses[0].weights_of_columns()
 
     def jacobian(
         self, derivatives: Mapping[Variable, Matrix], environment: Environment

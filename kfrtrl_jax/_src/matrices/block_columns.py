@@ -214,6 +214,16 @@ class BlockColumns:
             tuple(dataclasses.replace(p, left=p.left.rows(start, stop)) for p in self.products),
         )
 
+    def diagonal_block(self, first: int, last: int) -> BlockColumns:
+        """The square block of the leaves from number `first` to number `last` - 1 alone."""
+        own = self.rows(self._columns[first][0], self._columns[last - 1][1])
+        products = tuple(
+            dataclasses.replace(p, block=p.block - first)
+            for p in own.products
+            if first <= p.block < last and p.left.num_bands
+        )
+        return BlockColumns(own.rest[first:last], products)
+
 
 def _times(blocks: Sequence[Matrix], x: Array) -> Array:
     """The product of blocks of columns with x: [..., n, k]."""

@@ -116,6 +116,10 @@ class Terms:
         """Some of their rows."""
         return Terms(tuple(group.rows(start, stop) for group in self.groups))
 
+    def columns_at(self, places: np.ndarray) -> Terms:
+        """Their columns at static places, 0 for -1; none stands at two."""
+        return Terms(tuple(group.columns_at(places) for group in self.groups))
+
     def kept(self, keep: Array) -> Terms:
         """The same, and 0 in the lanes where keep, [B], is 0: even in place of what is not finite."""
         return Terms(tuple(g.kept(jnp.broadcast_to(keep, g.lead)) for g in self.groups))
