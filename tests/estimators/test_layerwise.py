@@ -136,7 +136,11 @@ def test_diagonal_rtrl_takes_a_stack_in_memory_of_its_parameters(length):
 
 
 def deep(layers, shifts, carry, x):
-    """A step of `lru_stack` written out: (its new states with shifts added, inputs of layers, output)."""
+    """A step of `lru_stack` written out, with shifts added to the new states.
+
+    Returns:
+      The new states, the inputs of the layers, and the output.
+    """
     new, inputs = [], []
     for p, shift, (real, imaginary) in zip(layers, shifts, carry):
         inputs.append(x)

@@ -80,8 +80,7 @@ def stack_of(
 ) -> Cell:
     """A `stack` of as many cells as asked for, each made for the length of the input that it reads.
 
-    For example
-    `stack_of(lambda size: lru(input_size=size, hidden_size=64), 4, input_size=10, mix="glu", width=32)`.
+    For example `stack_of(lambda size: lru(input_size=size, hidden_size=64), 4, input_size=10)`.
 
     Args:
       make: length of the input -> cell.

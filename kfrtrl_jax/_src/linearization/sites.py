@@ -23,11 +23,14 @@ from kfrtrl_jax._src.linearization.patterns import MOVES_ONE, move
 from kfrtrl_jax._src.linearization.program import Environment, Equation, Variable, has_gradient
 from kfrtrl_jax._src.linearization.weight_terms import Product, Scaling
 from kfrtrl_jax._src.matrices import (
+    Banded,
     Dense,
     Group,
     Matrix,
     Shared,
     Terms,
+    below_each_other,
+    plain,
     side_by_side,
     stacked,
     take,
@@ -657,16 +660,16 @@ class SitePlan:
         return self.uses[0].weights_of_columns()
 
     def jacobian(
-        self, derivatives: Mapping[Variable, Matrix], environment: Environment
+        self, derivatives: Sequence[Mapping[Variable, Matrix]], environment: Environment
     ) -> SiteJacobian:
         """a and D of all uses, of one lane: [T, m], and T matrices n x g.
 
         Args:
-          derivatives: of the new state by every pre-activation and opaque value.
+          derivatives: of each block of rows of the new state, by every pre-activation and opaque value.
           environment: the values of a step.
         """
         inputs = _one_after_another([use.inputs(environment) for use in self.uses], axis=0)
-        groups = stacked([use.derivative(derivatives, environment) for use in self.uses])
+        groups = stacked([_derivative(use, derivatives, environment) for use in self.uses])
         return SiteJacobian(inputs.astype(jax.tree.leaves(groups)[0].dtype), Terms(groups))
 
     def reached(self, reach: Mapping[Variable, np.ndarray]) -> np.ndarray | None:
@@ -700,6 +703,20 @@ class SitePlan:
     def cotangents(self, block: Array) -> list[tuple[Variable, Array]]:
         """The gradient of each of `weights()`, from the gradient of the block, [m, g]."""
         return self.uses[0].cotangents(block)
+
+
+def _derivative(
+    use: Use, blocks: Sequence[Mapping[Variable, Matrix]], environment: Environment
+) -> Group:
+    """D of a use, in the same blocks of rows as the derivatives by its sources."""
+    if len(blocks) == 1:
+        return use.derivative(blocks[0], environment)
+    if use.count > 1:
+        sources = use.sources()
+        whole = {v: plain(below_each_other([block[v] for block in blocks])) for v in sources}
+        return use.derivative(whole, environment)
+    parts = [use.derivative(block, environment) for block in blocks]
+    return below_each_other([part for part in parts if isinstance(part, (Dense, Banded))])
 
 
 def _one_after_another(parts: Sequence[Array], axis: int) -> Array:
