@@ -1,4 +1,4 @@
-"""Exact RTRL of diagonal recurrences (Zucchini et al., 2023, arXiv:2305.15947)."""
+"""Exact RTRL of diagonal recurrences (Zucchet et al., 2023, arXiv:2305.15947)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def diagonal_rtrl(unit_size: int = 2) -> InfluenceEstimator:
     That holds if J couples no two units. A unit is one variable of an element-wise recurrence, the real
     and imaginary parts of a complex variable, or the variables of a gated unit. G then has at most
     `unit_size` entries per weight, and the cost is that of `snap`: O(unit_size P) memory and
-    O(unit_size^2 P) work per lane for P weights (Zucchini et al., 2023, arXiv:2305.15947; Irie et al.,
+    O(unit_size^2 P) work per lane for P weights (Zucchet et al., 2023, arXiv:2305.15947; Irie et al.,
     2023, arXiv:2305.19044). No bias, no noise.
 
     Args:
