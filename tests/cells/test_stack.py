@@ -31,7 +31,7 @@ def mixed():
 
 
 def test_rtrl_on_a_stack_of_mixed_cells_is_backpropagation_through_time():
-    cell, batches = mixed(), Batch(*sequence(6))
+    cell, batches = mixed(), Batch(*sequence(4))
     learner = learner_of(cell, estimators.rtrl())
     state = learner.init(jax.random.key(0))
 
