@@ -95,8 +95,11 @@ def layerwise(estimator: InfluenceEstimator) -> InfluenceEstimator:
 
     Where layers feed forward only, J is block-triangular, and the blocks J_ll of a product of Jacobians
     are the products of theirs: K steps at once are as much as K pushes. With L layers of equal size,
-    `rtrl()` inside takes 1 / L of the memory and of the work of `rtrl()`. With diagonal cells,
-    `diagonal_rtrl()` takes the stack, in O(unit_size P) memory for P parameters.
+    `rtrl()` inside takes 1 / L of the memory and at most 1 / L of the work of `rtrl()`. On a stack of
+    diagonal cells `diagonal_rtrl()` inside takes O(unit_size P) memory and O(unit_size^2 P) work per
+    lane for P parameters. The bias is against `rtrl()` of the whole stack: 29 % of the norm of G, with a
+    cosine of 0.97, on two layers of 8 linear recurrent units at their initial parameters. `e_prop()`
+    and `rflo()` refuse all layers but the top one, as do combinators that need D to be banded.
 
     A layer is an entry of the carry, and its parameters are the entry of the same name (the same place,
     in a tuple). A site belongs to the layer of its parameters.

@@ -101,9 +101,10 @@ class LocalJacobians:
         }
 
     def layers(self) -> list[slice]:
-        """Stretches of the results, of which each depends on no state of a later one's back and forth.
+        """The step's layers: stretches of the results, one after the other.
 
-        Results that depend on each other's state are in one stretch.
+        Two results that depend on each other's old state are in the same layer, and so is what stands
+        between them. A step with a loop in it has one layer.
         """
         if any(isinstance(cut, InnerLoop) for cut in self.cuts):
             return [slice(0, len(self.results))]
