@@ -18,6 +18,7 @@ from kfrtrl_jax._src.cells.rtu import rtu
 from kfrtrl_jax._src.cells.s5 import s5
 from kfrtrl_jax._src.cells.slstm import slstm
 from kfrtrl_jax._src.cells.spiking import adlif, alif, lif
+from kfrtrl_jax._src.cells.stack import stack, stack_of
 from kfrtrl_jax._src.cells.tokens import on_tokens
 from kfrtrl_jax._src.cells.vanilla import vanilla
 
@@ -43,5 +44,7 @@ __all__ = [
     "rtu",
     "s5",
     "slstm",
+    "stack",
+    "stack_of",
     "vanilla",
 ]

@@ -13,6 +13,7 @@ from kfrtrl_jax._src.estimators.forward_gradient import forward_gradient
 from kfrtrl_jax._src.estimators.kernl import kernl
 from kfrtrl_jax._src.estimators.kf_rtrl import kf_rtrl
 from kfrtrl_jax._src.estimators.ktp import ktp
+from kfrtrl_jax._src.estimators.layerwise import layerwise
 from kfrtrl_jax._src.estimators.local_traces import e_prop, rflo
 from kfrtrl_jax._src.estimators.nobacktrack import nobacktrack
 from kfrtrl_jax._src.estimators.ok import ok
@@ -42,6 +43,7 @@ __all__ = [
     "kernl",
     "kf_rtrl",
     "ktp",
+    "layerwise",
     "mixture",
     "nobacktrack",
     "ok",

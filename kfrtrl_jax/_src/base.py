@@ -70,6 +70,8 @@ class Site(NamedTuple):
       problem: why the parameter could not be put into a product with data, in which case m is 1 and g
         the size of the whole parameter; None for a product or sum.
       uses: how often a step uses the weights: the number T of terms of one step.
+      parts: from left to right how many of the g columns belong to which parameters, as
+        (number, label); () if all belong to those of `label`.
     """
 
     input_size: int
@@ -80,6 +82,7 @@ class Site(NamedTuple):
     weights_mask: Mask | None = None
     problem: str | None = None
     uses: int = 1
+    parts: tuple[tuple[int, str], ...] = ()
 
 
 class Structure(NamedTuple):
@@ -95,6 +98,7 @@ class Structure(NamedTuple):
         blocks of J's columns are those of the leaves.
       leak_mask: which entries of one step's leak (see `Linearization`) can be non-zero, [n, n]; None
         for all.
+      leaf_paths: the paths of these leaves in the user's carry, such as "0/1".
     """
 
     batch_size: int
@@ -104,6 +108,7 @@ class Structure(NamedTuple):
     jacobian_mask: Mask | None = None
     leaf_sizes: tuple[int, ...] = ()
     leak_mask: Mask | None = None
+    leaf_paths: tuple[str, ...] = ()
 
     @property
     def problems(self) -> tuple[str, ...]:

@@ -20,12 +20,14 @@ from kfrtrl_jax._src.base import Array, Linearization, SiteJacobian
 from kfrtrl_jax._src.matrices import (
     Banded,
     BlockColumns,
+    BlockRows,
     Composed,
     Dense,
     Group,
     Matrix,
     Shared,
     Terms,
+    plain,
     spans,
     total,
 )
@@ -140,9 +142,10 @@ def _product_of(blocks: tuple[Matrix, ...]) -> _Product:
 
 def _chain(jacobians: Sequence[BlockColumns]) -> list[_Product]:
     """Q_{T-1} = J_T, Q_{T-2} = J_T J_{T-1}, .., J_T .. J_1, for J_T .. J_1."""
-    chain = [_product_of(jacobians[0].blocks)]
-    for jacobian in jacobians[1:]:
-        chain.append(_product_of(_times(chain[-1], jacobian.blocks)))
+    factors = [tuple(map(plain, jacobian.blocks)) for jacobian in jacobians]
+    chain = [_product_of(factors[0])]
+    for blocks in factors[1:]:
+        chain.append(_product_of(_times(chain[-1], blocks)))
     return chain
 
 
@@ -164,9 +167,11 @@ def _times(q: _Product, blocks: tuple[Matrix, ...]) -> tuple[Matrix, ...]:
 def _after(q: _Product, group: Group) -> Group:
     """Q D for each D of a group of a single step, n x g, [*terms, B, ...]."""
     assert not isinstance(group, Composed)
+    if isinstance(group, BlockRows):
+        group = plain(group)
     if isinstance(group, Shared):
         whole = _after(q, group.whole)
-        assert not isinstance(whole, Shared)
+        assert not isinstance(whole, (BlockRows, Shared))
         return Shared(whole, group.count)
     if q.dense is None:
         rows = spans(block.shape[1] for block in q.blocks)

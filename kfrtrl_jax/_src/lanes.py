@@ -24,19 +24,27 @@ def is_raw_key(leaf: Any) -> bool:
 def initial_lanes(cell: Cell, batch_size: int) -> Any:
     """The carry of B lanes before their first step; each lane has its own PRNG keys, typed or raw."""
 
-    def folded(keys: Array) -> Array:
-        fold = jnp.vectorize(jax.random.fold_in, signature="(),()->()")
-        return fold(keys, jnp.arange(batch_size).reshape(-1, *[1] * keys.ndim))
-
     def lanes(leaf: Any) -> Array:
-        leaf = jnp.asarray(leaf)
-        if is_key(leaf):
-            return folded(leaf)
-        if is_raw_key(leaf):
-            return jax.random.key_data(folded(jax.random.wrap_key_data(leaf)))
-        return jnp.broadcast_to(leaf, (batch_size, *leaf.shape))
+        return jnp.broadcast_to(leaf, (batch_size, *jnp.shape(leaf)))
 
-    return jax.tree.map(lanes, cell.initial_carry())
+    return jax.vmap(with_keys_folded)(
+        jax.tree.map(lanes, cell.initial_carry()), jnp.arange(batch_size)
+    )
+
+
+def with_keys_folded(carry: Any, number: int | Array) -> Any:
+    """The carry with a number folded into each of its PRNG keys, typed or raw."""
+    fold = jnp.vectorize(jax.random.fold_in, signature="(),()->()")
+
+    def leaf(x: Any) -> Array:
+        x = jnp.asarray(x)
+        if is_key(x):
+            return fold(x, number)
+        if is_raw_key(x):
+            return jax.random.key_data(fold(jax.random.wrap_key_data(x), number))
+        return x
+
+    return jax.tree.map(leaf, carry)
 
 
 def restarted(cell: Cell, carry: Any, reset: Array) -> Any:

@@ -7,12 +7,14 @@ import pytest
 from kfrtrl_jax._src.matrices import (
     Banded,
     BlockColumns,
+    BlockRows,
     Composed,
     Dense,
     FactoredTerm,
     Index,
     Shared,
     Terms,
+    below_each_other,
     compose,
     places_of_bands,
     runs,
@@ -54,6 +56,13 @@ def kinds(lead=(B,)):
             f"composed {name}": Composed(random(*lead, N, N, seed=2), banded(name, lead))
             for name in COLUMNS
         },
+        "blocks": BlockRows(
+            (
+                banded("mixed", lead).rows(0, 2),
+                Dense(random(*lead, 2, G, seed=1)),
+                banded("shifted", lead).rows(4, 5),
+            )
+        ),
     }
 
 
@@ -64,6 +73,8 @@ def whole(matrix):
     """[..., n, g], entry by entry, without the library's own products."""
     if isinstance(matrix, Dense):
         return np.asarray(matrix.values)
+    if isinstance(matrix, BlockRows):
+        return np.concatenate([whole(part) for part in matrix.parts], axis=-2)
     if isinstance(matrix, Composed):
         return np.asarray(matrix.left) @ whole(matrix.right)
     result = np.zeros((*matrix.lead, *matrix.shape))
@@ -333,10 +344,29 @@ def test_several_terms_as_one_matrix_are_as_good_as_apart(kind):
     close_all(of_terms, (m, *args), evaluated(of_terms, apart, *args))
 
 
-@pytest.mark.parametrize("kind", ["dense", "mixed"])
+@pytest.mark.parametrize("kind", ["dense", "mixed", "composed mixed", "blocks"])
 def test_columns_at_places(kind):
     matrix, places = kinds()[kind], np.array([3, -1, 0, 7, 5])
     close(matrix.columns_at(places).dense(), np.where(places >= 0, whole(matrix)[..., places], 0))
+
+
+def test_columns_of_each_of_several_terms_as_one_matrix():
+    places, whole_ = np.array([2, -1, 0]), kinds((1, B))["mixed"]
+    terms = Terms((Shared(whole_, 2),))
+    apart = np.asarray(terms.dense())
+    close(terms.columns_at(places).dense(), np.where(places >= 0, apart[..., places], 0))
+
+
+def test_blocks_of_rows_are_banded_if_all_are_and_one_block_has_its_own_form():
+    parts = [banded("mixed").rows(0, 2), banded("mixed").rows(2, 3), banded("mixed").rows(3, N)]
+    together = below_each_other(parts)
+    assert isinstance(together, Banded)
+    close(together.dense(), whole(banded("mixed")))
+    dense = below_each_other([parts[0], Dense(parts[1].dense()), parts[2]])
+    assert isinstance(dense, BlockRows)
+    assert [type(dense.rows(*span)) for span in dense.spans] == [Banded, Dense, Banded]
+    assert isinstance(dense.rows(1, N), BlockRows)
+    close(dense.rows(1, N).dense(), whole(banded("mixed"))[:, 1:])
 
 
 def test_like_terms_that_follow_one_another_are_one_group():

@@ -18,6 +18,7 @@ from kfrtrl_jax._src.cells.rtu import rtu
 from kfrtrl_jax._src.cells.s5 import s5
 from kfrtrl_jax._src.cells.slstm import slstm
 from kfrtrl_jax._src.cells.spiking import adlif, alif, lif
+from kfrtrl_jax._src.cells.stack import stack
 from kfrtrl_jax._src.cells.vanilla import vanilla
 
 CELLS: dict[str, Callable[..., Cell]] = {
@@ -38,6 +39,7 @@ CELLS: dict[str, Callable[..., Cell]] = {
     "lif": lif,
     "alif": alif,
     "adlif": adlif,
+    "stack": stack,
     "flax_optimized_lstm": flax_optimized_lstm,
     "flax_gru": flax_gru,
 }

@@ -14,7 +14,7 @@ import numpy as np
 from kfrtrl_jax._src.base import InfluenceEstimator, Key, Linearization, Structure
 from kfrtrl_jax._src.errors import UnsupportedCellError
 from kfrtrl_jax._src.estimators.snap import SnapState, push_on_pattern, snap
-from kfrtrl_jax._src.matrices import Banded, BlockColumns, Matrix
+from kfrtrl_jax._src.matrices import Banded, BlockColumns, Matrix, plain
 
 
 def e_prop() -> InfluenceEstimator:
@@ -80,7 +80,7 @@ def _diagonal(matrix: BlockColumns) -> BlockColumns:
     """The diagonal entries of a square matrix, 0 elsewhere."""
     blocks: list[Matrix] = []
     start = 0
-    for block in matrix.blocks:
+    for block in map(plain, matrix.blocks):
         stop = start + block.shape[1]
         own = np.arange(block.shape[0]) - start
         own = np.where((own >= 0) & (own < block.shape[1]), own, -1)

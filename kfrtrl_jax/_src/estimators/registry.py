@@ -16,6 +16,7 @@ from kfrtrl_jax._src.estimators.forward_gradient import forward_gradient
 from kfrtrl_jax._src.estimators.kernl import kernl
 from kfrtrl_jax._src.estimators.kf_rtrl import kf_rtrl
 from kfrtrl_jax._src.estimators.ktp import ktp
+from kfrtrl_jax._src.estimators.layerwise import layerwise
 from kfrtrl_jax._src.estimators.local_traces import e_prop, rflo
 from kfrtrl_jax._src.estimators.nobacktrack import nobacktrack
 from kfrtrl_jax._src.estimators.ok import ok
@@ -58,11 +59,12 @@ COMBINATORS: dict[str, Callable[..., InfluenceEstimator]] = {
     "random_transport": random_transport,
     "reset_every": reset_every,
     "shrink": shrink,
+    "layerwise": layerwise,
 }
 
 # Estimators whose mean is the influence matrix, and combinators that are unbiased if all their
 # arguments are. `mixture` and `random_transport` are not among them: that depends on the weights, and
-# on whether the paths are rescaled.
+# on whether the paths are rescaled. `shrink` and `layerwise` are biased.
 UNBIASED = frozenset(
     {
         "rtrl",

@@ -35,9 +35,11 @@ from kfrtrl_jax._src.matrices import (
     BlockColumns,
     Dense,
     FactoredTerm,
-    Index,
     Matrix,
+    below_each_other,
     compose,
+    placed,
+    plain,
     side_by_side,
     take,
     through_weights,
@@ -52,19 +54,68 @@ def eliminate(
 ) -> tuple[Linearization, tuple[Array, ...]]:
     """J and every D of one lane, through the cuts from the last to the first.
 
+    Layers of a deep network, whose states depend on those of lower layers alone, are taken one by one:
+    so a layer's own block of rows keeps its form, whatever the form of those of the layers above.
+
     The weights of J's products, which have no lanes, are apart from them.
     """
     jacobians = local.jacobians(environment, keep)
-    rows = [target.rows for target in local.results]
+    layers = [_eliminated(local, jacobians, which, environment, keep) for which in local.layers()]
+    sizes = [layer.rows for layer in layers]
+    products = [
+        dataclasses.replace(p, left=p.left.placed(start, sum(sizes)))
+        for layer, start in zip(layers, np.cumsum([0, *sizes]))
+        for p in layer.products
+    ]
+    jacobian = BlockColumns(
+        tuple(below_each_other([layer.derivatives[v] for layer in layers]) for v in local.states),
+        tuple(dataclasses.replace(p, weights=None) for p in products),
+    )
+    leak = BlockColumns(
+        tuple(plain(below_each_other([layer.leak[v] for layer in layers])) for v in local.states)
+    )
+    of_layers = [layer.derivatives for layer in layers]
+    sites = tuple(plan.jacobian(of_layers, layers[0].environment) for plan in plans)
+    return Linearization(jacobian, sites, leak, keep), tuple(p.weights for p in products)
+
+
+class _Rows(NamedTuple):
+    """Some rows of J and of every D.
+
+    Attributes:
+      rows: how many.
+      leak: by the leaves of the state.
+      derivatives: by all sources, those of J without the products.
+      products: of J.
+      environment: the values of a step, also those inside of loops.
+    """
+
+    rows: int
+    leak: dict[Variable, Matrix]
+    derivatives: dict[Variable, Matrix]
+    products: list[FactoredTerm]
+    environment: Environment
+
+
+def _eliminated(
+    local: LocalJacobians,
+    jacobians: dict[Target, dict[Variable, Matrix]],
+    which: slice,
+    environment: Environment,
+    keep: Array,
+) -> _Rows:
+    """The rows that belong to some of the new state's leaves."""
+    results = local.results[which]
+    rows = [target.rows for target in results]
     state_size = sum(rows)
 
     def direct(source: Variable) -> Matrix:
         """The new state's local Jacobian, the leaves one below the other."""
         size = math.prod(source.shape)
-        blocks = [jacobians[target].get(source) for target in local.results]
+        blocks = [jacobians[target].get(source) for target in results]
         starts = np.cumsum([0, *rows])
         return total(
-            [_placed(b, start, state_size) for b, start in zip(blocks, starts) if b is not None],
+            [placed(b, start, state_size) for b, start in zip(blocks, starts) if b is not None],
             state_size,
             size,
         )
@@ -75,16 +126,11 @@ def eliminate(
     direct_sums = {v: list(terms) for v, terms in sums.items()}
     without_products = _Walk(local, jacobians, direct_sums, environment, state_size, keep)
     by_source = without_products.through_all(products=False)
-    leak = BlockColumns(tuple(by_source[v] for v in local.states))
+    leak = {v: by_source[v] for v in local.states}
     walk = _Walk(local, jacobians, sums, environment, state_size, keep)
     derivatives = walk.through_all()
     products = _merged(walk.factored, environment)
-    jacobian = BlockColumns(
-        tuple(derivatives[v] for v in local.states),
-        tuple(dataclasses.replace(p, weights=None) for p in products),
-    )
-    sites = tuple(plan.jacobian(derivatives, walk.environment) for plan in plans)
-    return Linearization(jacobian, sites, leak, keep), tuple(p.weights for p in products)
+    return _Rows(state_size, leak, derivatives, products, walk.environment)
 
 
 class _Walk:
@@ -145,6 +191,8 @@ class _Walk:
 
     def _through_pre_activation(self, i: int, z: PreActivation, products: bool) -> None:
         derivative = self._by(z.variable)
+        if isinstance(derivative, Banded) and not derivative.num_bands:
+            return
         for j, term in enumerate(z.terms):
             if isinstance(term, Product) and not products:
                 continue
@@ -301,13 +349,3 @@ def _is_copy(matrix: Banded) -> bool:
         matrix.values[matrix.columns.array >= 0]
     )
     return bool(ones) and bool(np.all(matrix.rows_of_columns() >= 0))
-
-
-def _placed(block: Matrix, start: int, rows: int) -> Matrix:
-    """A block of rows at its place among `rows` rows, zero elsewhere."""
-    below = rows - start - block.shape[0]
-    if isinstance(block, Dense):
-        return Dense(jnp.pad(block.values, ((start, below), (0, 0))))
-    columns = np.pad(block.columns.array, ((0, 0), (start, below)), constant_values=-1)
-    values = jnp.pad(block.values, ((0, 0), (start, below)))
-    return Banded(values, Index(columns), block.num_columns)

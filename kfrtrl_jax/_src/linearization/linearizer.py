@@ -146,17 +146,21 @@ def make_linearizer(cell: Cell, example_input: Any, batch_size: int) -> Lineariz
     # Past this size nothing is known to be zero, which is never wrong.
     reach = reachable(local, masks) if entries <= _MAX_ENTRIES else {}
 
+    def label(weights: list[Variable]) -> str:
+        return " + ".join(parameter_paths(program, discovery.prefix, weights))
+
     def shape(plan: SitePlan, site: SiteJacobian) -> Site:
         columns = _columns_of(site.derivatives)
         return Site(
             input_size=plan.input_size,
             output_size=plan.output_size,
-            label=" + ".join(parameter_paths(program, discovery.prefix, plan.weights())),
+            label=label(plan.weights()),
             columns=columns,
             derivative_mask=mask_of([plan.reached(reach)]) if columns is None else None,
             weights_mask=mask_of([plan.nonzero(masks)]),
             problem=plan.problem,
             uses=plan.count,
+            parts=tuple((number, label(weights)) for number, weights in plan.weights_of_columns()),
         )
 
     structure = Structure(
@@ -169,6 +173,11 @@ def make_linearizer(cell: Cell, example_input: Any, batch_size: int) -> Lineariz
         leak_mask=mask_of(list(map(places, shapes.leak.blocks)))
         if entries <= _MAX_ENTRIES
         else None,
+        leaf_paths=tuple(
+            path
+            for v, path in zip(program.carry, _paths_of_parts(carry), strict=True)
+            if v in states
+        ),
     )
 
     def gradient(
@@ -218,6 +227,15 @@ def make_linearizer(cell: Cell, example_input: Any, batch_size: int) -> Lineariz
         tuple(dict.fromkeys(path for path in program.paths if path not in reaching)),
         taps,
     )
+
+
+def _paths_of_parts(carry: Any) -> list[str]:
+    """The path of each real leaf: the two parts of a complex one have the same."""
+    return [
+        jax.tree_util.keystr(path, simple=True, separator="/")
+        for path, leaf in jax.tree_util.tree_flatten_with_path(carry)[0]
+        for _ in range(2 if jnp.issubdtype(leaf.dtype, jnp.complexfloating) else 1)
+    ]
 
 
 def _columns_of(derivatives: Terms) -> Index | None:

@@ -100,6 +100,33 @@ class LocalJacobians:
             for j, (atom, arrange) in _reads(cut).items()
         }
 
+    def layers(self) -> list[slice]:
+        """The step's layers: stretches of the results, one after the other.
+
+        Two results that depend on each other's old state are in the same layer, and so is what stands
+        between them. A step with a loop in it has one layer.
+        """
+        if any(isinstance(cut, InnerLoop) for cut in self.cuts):
+            return [slice(0, len(self.results))]
+        states: dict[Variable, set[int]] = {v: {i} for i, v in enumerate(self.states)}
+
+        def behind(target: Target) -> set[int]:
+            """The states that a target depends on."""
+            return set().union(*(states.get(v, set()) for v in target.relations))
+
+        for i, cut in enumerate(self.cuts):
+            assert not isinstance(cut, InnerLoop)
+            states[cut.variable] = set().union(*map(behind, self.reads_of(i)))
+        count = len(self.results)
+        depends = np.eye(count, dtype=bool)
+        for i, target in enumerate(self.results):
+            depends[i, sorted(behind(target))] = True
+        for _ in range(count):
+            depends = depends @ depends
+        linked = depends & depends.T
+        starts = [i for i in range(count) if not linked[i:, :i].any()]
+        return [slice(start, stop) for start, stop in zip(starts, [*starts[1:], count])]
+
     def reads_of(self, cut: int) -> list[Target]:
         """What a cut reads, by its number."""
         return [target for (i, _), target in self.reads.items() if i == cut]

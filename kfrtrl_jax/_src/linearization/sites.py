@@ -23,11 +23,14 @@ from kfrtrl_jax._src.linearization.patterns import MOVES_ONE, move
 from kfrtrl_jax._src.linearization.program import Environment, Equation, Variable, has_gradient
 from kfrtrl_jax._src.linearization.weight_terms import Product, Scaling
 from kfrtrl_jax._src.matrices import (
+    Banded,
     Dense,
     Group,
     Matrix,
     Shared,
     Terms,
+    below_each_other,
+    plain,
     side_by_side,
     stacked,
     take,
@@ -60,6 +63,9 @@ class Use(Protocol):
 
     def weights(self) -> list[Variable]:
         """The parameter-only values that the block of weights holds, each once."""
+
+    def weights_of_columns(self) -> list[tuple[int, list[Variable]]]:
+        """From left to right how many of its columns hold which of these."""
 
     def reads(self) -> list[Variable]:
         """The data that the weights meet."""
@@ -265,10 +271,12 @@ class _ProductUse:
         return [part.z for part in self.parts]
 
     def weights(self) -> list[Variable]:
-        found: dict[Variable, None] = {}
-        for part in self.parts:
-            found.update(dict.fromkeys(p.weights for p in (*part.products, *part.biases)))
-        return list(found)
+        return list(dict.fromkeys(v for _, of_part in self.weights_of_columns() for v in of_part))
+
+    def weights_of_columns(self) -> list[tuple[int, list[Variable]]]:
+        return [
+            (part.size, [p.weights for p in (*part.products, *part.biases)]) for part in self.parts
+        ]
 
     def reads(self) -> list[Variable]:
         return [product.data for product in self._vectors()]
@@ -408,6 +416,9 @@ class _ScalingUse:
     def weights(self) -> list[Variable]:
         return [self.term.weights]
 
+    def weights_of_columns(self) -> list[tuple[int, list[Variable]]]:
+        return [(self.output_size, self.weights())]
+
     def reads(self) -> list[Variable]:
         return [self.term.data]
 
@@ -470,6 +481,9 @@ class _OpaqueUse:
 
     def weights(self) -> list[Variable]:
         return [self.value]
+
+    def weights_of_columns(self) -> list[tuple[int, list[Variable]]]:
+        return [(self.output_size, self.weights())]
 
     def reads(self) -> list[Variable]:
         return []
@@ -537,6 +551,9 @@ class _UseInLoop:
 
     def weights(self) -> list[Variable]:
         return self.use.weights()
+
+    def weights_of_columns(self) -> list[tuple[int, list[Variable]]]:
+        return self.use.weights_of_columns()
 
     def reads(self) -> list[Variable]:
         return self.use.reads()
@@ -638,17 +655,21 @@ class SitePlan:
         """The parameter-only values that the block of weights holds, each once."""
         return self.uses[0].weights()
 
+    def weights_of_columns(self) -> list[tuple[int, list[Variable]]]:
+        """From left to right how many of its columns hold which of these."""
+        return self.uses[0].weights_of_columns()
+
     def jacobian(
-        self, derivatives: Mapping[Variable, Matrix], environment: Environment
+        self, derivatives: Sequence[Mapping[Variable, Matrix]], environment: Environment
     ) -> SiteJacobian:
         """a and D of all uses, of one lane: [T, m], and T matrices n x g.
 
         Args:
-          derivatives: of the new state by every pre-activation and opaque value.
+          derivatives: of each block of rows of the new state, by every pre-activation and opaque value.
           environment: the values of a step.
         """
         inputs = _one_after_another([use.inputs(environment) for use in self.uses], axis=0)
-        groups = stacked([use.derivative(derivatives, environment) for use in self.uses])
+        groups = stacked([_derivative(use, derivatives, environment) for use in self.uses])
         return SiteJacobian(inputs.astype(jax.tree.leaves(groups)[0].dtype), Terms(groups))
 
     def reached(self, reach: Mapping[Variable, np.ndarray]) -> np.ndarray | None:
@@ -682,6 +703,20 @@ class SitePlan:
     def cotangents(self, block: Array) -> list[tuple[Variable, Array]]:
         """The gradient of each of `weights()`, from the gradient of the block, [m, g]."""
         return self.uses[0].cotangents(block)
+
+
+def _derivative(
+    use: Use, blocks: Sequence[Mapping[Variable, Matrix]], environment: Environment
+) -> Group:
+    """D of a use, in the same blocks of rows as the derivatives by its sources."""
+    if len(blocks) == 1:
+        return use.derivative(blocks[0], environment)
+    if use.count > 1:
+        sources = use.sources()
+        whole = {v: plain(below_each_other([block[v] for block in blocks])) for v in sources}
+        return use.derivative(whole, environment)
+    parts = [use.derivative(block, environment) for block in blocks]
+    return below_each_other([part for part in parts if isinstance(part, (Dense, Banded))])
 
 
 def _one_after_another(parts: Sequence[Array], axis: int) -> Array:

@@ -6,12 +6,16 @@ free, so the same code serves one lane inside `vmap` and a whole batch.
 
 from kfrtrl_jax._src.matrices.banded import Banded, places_of_bands
 from kfrtrl_jax._src.matrices.block_columns import BlockColumns, FactoredTerm
+from kfrtrl_jax._src.matrices.block_rows import BlockRows
 from kfrtrl_jax._src.matrices.composed import Composed
 from kfrtrl_jax._src.matrices.dense import Dense
 from kfrtrl_jax._src.matrices.index import Index, runs, spans, take
 from kfrtrl_jax._src.matrices.operations import (
     Matrix,
+    below_each_other,
     compose,
+    placed,
+    plain,
     side_by_side,
     through_weights,
     total,
@@ -22,6 +26,7 @@ from kfrtrl_jax._src.matrices.terms import Group, Terms, single, stacked
 __all__ = [
     "Banded",
     "BlockColumns",
+    "BlockRows",
     "Composed",
     "Dense",
     "FactoredTerm",
@@ -30,8 +35,11 @@ __all__ = [
     "Matrix",
     "Shared",
     "Terms",
+    "below_each_other",
     "compose",
+    "placed",
     "places_of_bands",
+    "plain",
     "runs",
     "side_by_side",
     "single",

@@ -131,6 +131,13 @@ class Banded:
         values = take(self.values[..., start:stop], bands, axis=-2)
         return Banded(values, Index(columns[bands]), self.num_columns)
 
+    def placed(self, start: int, rows: int) -> Banded:
+        """These rows at their place among `rows` rows, zero elsewhere."""
+        around = (start, rows - start - self.shape[0])
+        columns = np.pad(self.columns.array, ((0, 0), around), constant_values=-1)
+        values = jnp.pad(self.values, (*[(0, 0)] * (len(self.lead) + 1), around))
+        return Banded(values, Index(columns), self.num_columns)
+
     def columns_at(self, places: np.ndarray) -> Banded:
         """Its columns at static places, 0 for -1; none stands at two."""
         new = np.full(self.num_columns + 1, -1)

@@ -11,9 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from kfrtrl_jax._src.matrices.banded import Banded
+from kfrtrl_jax._src.matrices.block_rows import BlockRows
 from kfrtrl_jax._src.matrices.dense import Dense
 from kfrtrl_jax._src.matrices.index import spans, take
-from kfrtrl_jax._src.matrices.operations import Matrix, through_weights, times_weights, total
+from kfrtrl_jax._src.matrices.operations import (
+    Matrix,
+    through_weights,
+    times_weights,
+    total_in_blocks,
+)
 
 Array = jax.Array
 
@@ -94,16 +100,16 @@ class BlockColumns:
       products: the factored terms.
     """
 
-    rest: tuple[Matrix, ...]
+    rest: tuple[Matrix | BlockRows, ...]
     products: tuple[FactoredTerm, ...] = ()
 
     @property
-    def blocks(self) -> tuple[Matrix, ...]:
+    def blocks(self) -> tuple[Matrix | BlockRows, ...]:
         """The blocks multiplied out: sums of the terms, each written once."""
         if not self.products:
             return self.rest
         return tuple(
-            total(
+            total_in_blocks(
                 [block, *(p.multiplied_out() for p in self.products if p.block == i)], *block.shape
             )
             for i, block in enumerate(self.rest)
@@ -183,13 +189,15 @@ class BlockColumns:
             if inside.any():
                 parts.append(block.entries_at(rows, np.where(inside, columns - start, -1)))
         if not parts:
-            return jnp.zeros((*self.rest[0].lead, *rows.shape), self.rest[0].values.dtype)
+            return jnp.zeros((*self.rest[0].lead, *rows.shape), jax.tree.leaves(self.rest)[0].dtype)
         return sum(parts[1:], parts[0])
 
     def scaled(self, scale: Array) -> BlockColumns:
         """This matrix times a number for each lane, scale: [...]; 0 times anything is 0."""
 
         def times_scale(matrix: Any) -> Any:
+            if isinstance(matrix, BlockRows):
+                return BlockRows(tuple(map(times_scale, matrix.parts)))
             s = scale[..., None, None].astype(matrix.values.dtype)
             return dataclasses.replace(matrix, values=jnp.where(s == 0, 0, s * matrix.values))
 
@@ -214,8 +222,18 @@ class BlockColumns:
             tuple(dataclasses.replace(p, left=p.left.rows(start, stop)) for p in self.products),
         )
 
+    def diagonal_block(self, first: int, last: int) -> BlockColumns:
+        """The square block of the leaves from number `first` to number `last` - 1 alone."""
+        own = self.rows(self._columns[first][0], self._columns[last - 1][1])
+        products = tuple(
+            dataclasses.replace(p, block=p.block - first)
+            for p in own.products
+            if first <= p.block < last and p.left.num_bands
+        )
+        return BlockColumns(own.rest[first:last], products)
 
-def _times(blocks: Sequence[Matrix], x: Array) -> Array:
+
+def _times(blocks: Sequence[Matrix | BlockRows], x: Array) -> Array:
     """The product of blocks of columns with x: [..., n, k]."""
     if len(blocks) == 1:
         return _sum_of_products(blocks, [x])
@@ -223,7 +241,7 @@ def _times(blocks: Sequence[Matrix], x: Array) -> Array:
     return _sum_of_products(blocks, [x[..., start:stop, :] for start, stop in columns])
 
 
-def _sum_of_products(blocks: Sequence[Matrix], pieces: Sequence[Array]) -> Array:
+def _sum_of_products(blocks: Sequence[Matrix | BlockRows], pieces: Sequence[Array]) -> Array:
     """The sum of the products of blocks of columns with the rows that each multiplies."""
     terms = [
         block.times(piece)

@@ -168,6 +168,10 @@ class Composed:
             return self
         return Composed(self.left[..., start:stop, :], self.right)
 
+    def columns_at(self, places: np.ndarray) -> Composed:
+        """Its columns at static places, 0 for -1; none stands at two."""
+        return Composed(self.left, self.right.columns_at(places))
+
     def kept(self, keep: Array) -> Composed:
         """This matrix, and 0 where keep, [...], is 0: even in place of what is not finite."""
         return Composed(chosen(self.left, keep), self.right.kept(keep))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import jax
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kfrtrl_jax._src.matrices.banded import Banded
+from kfrtrl_jax._src.matrices.block_rows import BlockRows
 from kfrtrl_jax._src.matrices.dense import Dense
 from kfrtrl_jax._src.matrices.index import Index, take
 from kfrtrl_jax._src.xla import materialized
@@ -16,6 +18,26 @@ from kfrtrl_jax._src.xla import materialized
 Array = jax.Array
 
 Matrix = Dense | Banded
+
+
+def total_in_blocks(
+    matrices: Sequence[Matrix | BlockRows], rows: int, columns: int
+) -> Matrix | BlockRows:
+    """The sum of matrices of one shape, in the blocks of rows that one of them has, if any."""
+    for m in matrices:
+        if isinstance(m, BlockRows):
+            return BlockRows(
+                tuple(
+                    total([plain(m.rows(*span)) for m in matrices], span[1] - span[0], columns)
+                    for span in m.spans
+                )
+            )
+    return total([plain(m) for m in matrices], rows, columns)
+
+
+def plain(matrix: Matrix | BlockRows) -> Matrix:
+    """The same matrix in one block."""
+    return Dense(matrix.dense()) if isinstance(matrix, BlockRows) else matrix
 
 
 def total(matrices: Sequence[Matrix], rows: int, columns: int) -> Matrix:
@@ -127,6 +149,31 @@ def through_weights(left: Matrix, weights: Array, right: Matrix) -> Matrix:
             product = product * take(right.values[..., band, :], rows, axis=-1)[..., None, :]
         terms.append(Dense(product))
     return total(terms, left.shape[0], right.shape[1])
+
+
+def placed(block: Matrix, start: int, rows: int) -> Matrix:
+    """A block of rows at its place among `rows` rows, zero elsewhere."""
+    if isinstance(block, Banded):
+        return block.placed(start, rows)
+    lead = [(0, 0)] * len(block.lead)
+    around = (start, rows - start - block.shape[0])
+    return Dense(jnp.pad(block.values, (*lead, around, (0, 0))))
+
+
+def below_each_other(parts: Sequence[Matrix]) -> Matrix | BlockRows:
+    """Blocks of rows one below the other, banded if all are."""
+    if len(parts) == 1:
+        return parts[0]
+    if all(isinstance(part, Banded) for part in parts):
+        rows = sum(part.shape[0] for part in parts)
+        starts = np.cumsum([0, *(part.shape[0] for part in parts)])
+        at_their_places = [placed(part, start, rows) for part, start in zip(parts, starts)]
+        return total(at_their_places, rows, parts[0].shape[1])
+    kinds = [part.values.dtype for part in parts if isinstance(part, Dense) or part.num_bands]
+    dtype = jnp.result_type(*kinds)
+    return BlockRows(
+        tuple(dataclasses.replace(part, values=part.values.astype(dtype)) for part in parts)
+    )
 
 
 def side_by_side(matrices: Sequence[Matrix]) -> Matrix:

@@ -107,6 +107,12 @@ class Shared:
         """Some of their rows."""
         return Shared(self.whole.rows(start, stop), self.count)
 
+    def columns_at(self, places: np.ndarray) -> Shared:
+        """The columns of each D_t at static places, 0 for -1; none stands at two."""
+        starts = self.shape[1] * np.arange(self.count)[:, None]
+        of_whole = np.where(places >= 0, places + starts, -1).reshape(-1)
+        return Shared(self.whole.columns_at(of_whole), self.count)
+
     def kept(self, keep: Array) -> Shared:
         """The same, and 0 where keep, [T, B] and alike for all T, is 0: even if it is not finite."""
         return Shared(self.whole.kept(keep[:1]), self.count)

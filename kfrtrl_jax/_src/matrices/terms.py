@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kfrtrl_jax._src.matrices.banded import Banded
+from kfrtrl_jax._src.matrices.block_rows import BlockRows
 from kfrtrl_jax._src.matrices.composed import MAX_STRETCHES, Composed, stretch
 from kfrtrl_jax._src.matrices.dense import Dense
 from kfrtrl_jax._src.matrices.index import runs, take
@@ -19,7 +20,7 @@ from kfrtrl_jax._src.matrices.shared import Shared
 from kfrtrl_jax._src.xla import sum_of_first
 
 Array = jax.Array
-Group = Dense | Banded | Composed | Shared
+Group = Dense | Banded | BlockRows | Composed | Shared
 
 
 @jax.tree_util.register_dataclass
@@ -116,6 +117,10 @@ class Terms:
         """Some of their rows."""
         return Terms(tuple(group.rows(start, stop) for group in self.groups))
 
+    def columns_at(self, places: np.ndarray) -> Terms:
+        """Their columns at static places, 0 for -1; none stands at two."""
+        return Terms(tuple(group.columns_at(places) for group in self.groups))
+
     def kept(self, keep: Array) -> Terms:
         """The same, and 0 in the lanes where keep, [B], is 0: even in place of what is not finite."""
         return Terms(tuple(g.kept(jnp.broadcast_to(keep, g.lead)) for g in self.groups))
@@ -165,8 +170,13 @@ def single(matrix: Dense | Banded) -> Terms:
     return Terms((dataclasses.replace(matrix, values=matrix.values[None]),))
 
 
-def _add_to(x: Array, group: Dense | Banded | Shared, scales: Array) -> Array:
+def _add_to(x: Array, group: Dense | Banded | BlockRows | Shared, scales: Array) -> Array:
     """X + the sum of a group's terms, for scales [*terms, B]."""
+    if isinstance(group, BlockRows):
+        pairs = zip(group.parts, group.spans)
+        return jnp.concatenate(
+            [_add_to(x[:, slice(*rows)], part, scales) for part, rows in pairs], axis=1
+        )
     if isinstance(group, Shared):
         return group.add_to(x, scales)
     if math.prod(group.lead[:-1]) == 1:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from kfrtrl_jax._src.cells.initializers import gaussian
 from kfrtrl_jax.base import Array, Cell, Key
-from kfrtrl_jax.cells import CELLS, conv_lstm, lstm_columns
+from kfrtrl_jax.cells import CELLS, conv_lstm, lru, lstm_columns, stack_of
 
 
 def complex_lru(*, input_size: int, hidden_size: int) -> Cell:
@@ -141,6 +141,28 @@ def single_lstms(*, input_size: int, hidden_size: int) -> Cell:
     return lstm_columns(input_size=input_size, num_columns=hidden_size)
 
 
+def stack_lru(*, input_size: int, hidden_size: int, layers: int = 2) -> Cell:
+    """A deep network of linear recurrent units, each with a gated linear unit, a skip and a norm.
+
+    As in Zucchet et al. (2023, arXiv:2305.15947).
+
+    Args:
+      input_size: length of x.
+      hidden_size: the number of complex units of a layer, and the length of its output; n is
+        2 * layers * hidden_size.
+      layers: how many.
+    """
+    return stack_of(
+        lambda size: lru(input_size=size, hidden_size=hidden_size),
+        layers,
+        input_size=input_size,
+        skip=True,
+        norm="layer",
+        mix="glu",
+        width=hidden_size,
+    )
+
+
 CERTIFIED_CELLS: dict[str, Callable[..., Cell]] = {
     # Those of which the number of units is an argument.
     **{name: make for name, make in CELLS.items() if make is not conv_lstm},
@@ -148,4 +170,5 @@ CERTIFIED_CELLS: dict[str, Callable[..., Cell]] = {
     "complex_lru": complex_lru,
     "output_skip": output_skip,
     "ode": ode,
+    "stack_lru": stack_lru,
 }
