@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
 from kfrtrl_jax._src.matrices import BlockColumns, Index, Terms
 
@@ -127,7 +128,7 @@ class SiteJacobian(NamedTuple):
       derivatives: D_t = ds/dz_t, by the state at the end, n x g each.
     """
 
-    inputs: Array
+    inputs: Float[Array, "B T m"]
     derivatives: Terms
 
 
@@ -151,7 +152,7 @@ class Linearization(NamedTuple):
     jacobian: BlockColumns
     sites: tuple[SiteJacobian, ...]
     leak: BlockColumns
-    keep: Array
+    keep: Float[Array, " B"]
     steps: tuple[Any, ...] = ()
 
     @property
@@ -159,7 +160,7 @@ class Linearization(NamedTuple):
         """The single steps: itself, if it is one."""
         return self.steps or (self,)
 
-    def scaled(self, memory: Array) -> Linearization:
+    def scaled(self, memory: Float[Array, "*lanes"]) -> Linearization:
         """The same steps with J times a number per lane, [B], or one, []; 0 starts the lane anew."""
         memory = jnp.broadcast_to(memory, self.keep.shape)
         jacobian, leak = (m.kept(memory).scaled(memory) for m in (self.jacobian, self.leak))
@@ -174,7 +175,7 @@ class Linearization(NamedTuple):
         steps = tuple(step._replace(sites=change(step.sites)) for step in self.steps)
         return self._replace(sites=change(self.sites), steps=steps)
 
-    def with_signs(self, signs: Array) -> Linearization:
+    def with_signs(self, signs: Float[Array, " T"]) -> Linearization:
         """The same steps, both factors of each term times the sign of its step; signs are [T]."""
 
         def flipped(site: SiteJacobian, of_terms: Array) -> SiteJacobian:
@@ -191,13 +192,13 @@ class Linearization(NamedTuple):
         steps = tuple(step.with_signs(signs[i : i + 1]) for i, step in enumerate(self.steps))
         return self._replace(sites=sites, steps=steps)
 
-    def times(self, x: Array) -> Array:
+    def times(self, x: Float[Array, "B n k"]) -> Float[Array, "B n k"]:
         """J x, for x: [B, n, k] of few columns: step by step, without J."""
         for step in self.singles:
             x = step.jacobian.times(x)
         return x
 
-    def vector_times(self, v: Array) -> list[Array]:
+    def vector_times(self, v: Float[Array, "B n"]) -> list[Float[Array, "B T _g"]]:
         """v^T D_t of every term of every site, [B, T, g], for v: [B, n]: step by step backward."""
         found: list[list[Array]] = [[] for _ in self.sites]
         for step in reversed(self.singles):
@@ -206,7 +207,7 @@ class Linearization(NamedTuple):
             v = step.jacobian.vector_times(v)
         return [jnp.concatenate(parts, axis=1) for parts in found]
 
-    def times_each(self, x: Sequence[Array]) -> list[Array]:
+    def times_each(self, x: Sequence[Float[Array, "B T _g k"]]) -> list[Float[Array, "B T n k"]]:
         """D_t x_t of every term of every site, [B, T, n, k], for [B, T, g, k]: step by step forward."""
         counts = [0] * len(self.sites)
         found: list[Array | None] = [None] * len(self.sites)
@@ -224,7 +225,7 @@ class Linearization(NamedTuple):
         return [part for part in found if part is not None]
 
 
-SiteGradients = tuple[Array, ...]
+SiteGradients = tuple[Float[Array, "_m _g"], ...]
 
 
 def _no_diagnostics(state: Any) -> dict[str, Array]:
@@ -251,9 +252,9 @@ class InfluenceEstimator(NamedTuple):
 
     init: Callable[[Structure], Any]
     push: Callable[[Any, Linearization, Key], Any]
-    pull: Callable[[Any, Array], SiteGradients]
+    pull: Callable[[Any, Float[Array, "B n"]], SiteGradients]
     diagnostics: Callable[[Any], dict[str, Array]] = _no_diagnostics
-    observe: Callable[[Any, Array], Any] = _nothing_learned
+    observe: Callable[[Any, Float[Array, "U B n"]], Any] = _nothing_learned
 
 
 class CreditEstimator(NamedTuple):
@@ -271,8 +272,8 @@ class CreditEstimator(NamedTuple):
     """
 
     init: Callable[[Structure, Key], Any]
-    predict: Callable[[Any, Array], Array]
-    update: Callable[[Any, Array, Array], Any]
+    predict: Callable[[Any, Float[Array, "B n"]], Float[Array, "B n"]]
+    update: Callable[[Any, Float[Array, "B n"], Float[Array, "B n"]], Any]
     share: float | Array = 1.0
     diagnostics: Callable[[Any], dict[str, Array]] = _no_diagnostics
 
