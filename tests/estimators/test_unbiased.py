@@ -22,7 +22,7 @@ BROUGHT_CELLS = {
 }
 # All of them where asked for, as it takes minutes; the suite takes one of each kind.
 if "KFRTRL_ALL_CELLS" not in os.environ:
-    kept = ("nnx_gru", "linear_recurrent_unit", "stack")
+    kept = ("nnx_gru", "linear_recurrent_unit")
     BROUGHT_CELLS = {name: BROUGHT_CELLS[name] for name in kept}
 UNBIASED = {
     "uoro": estimators.uoro(),

@@ -464,12 +464,12 @@ def trained(cell, output_size, optimizer, steps=1):
         example_input=jnp.zeros(X),
         loss=squared_error,
     )
-    state = learner.init(jax.random.key(0))
+    state = evaluated(learner.init, jax.random.key(0))
     before = state.parameters["cell"]
     x = jax.random.normal(jax.random.key(1), (1, LANES, X))
     batch = Batch(x, jnp.ones((1, LANES, 2)), jnp.ones((1, LANES), bool))
     for _ in range(steps):
-        state, _ = learner.step(state, batch)
+        state, _ = evaluated(learner.step, state, batch)
     return before, state.parameters["cell"]
 
 
@@ -486,7 +486,7 @@ def test_steps_descend_along_the_imaginary_parts_too():
         outputs = jax.vmap(lambda x: cell.step(params, start, x)[1])(x)
         return jnp.mean(jax.vmap(lambda o: squared_error(readout.apply(weights, o), 1.0))(outputs))
 
-    slope = jax.grad(loss)(before["b"].imag)
+    slope = evaluated(jax.grad(loss), before["b"].imag)
     np.testing.assert_allclose((after["b"] - before["b"]).imag, -1e-4 * slope, rtol=1e-6)
 
 

@@ -44,7 +44,7 @@ from tests.linearization.references import (
 TOGETHER = 8
 GROUPS = [list(SUPPORTED)[i : i + TOGETHER] for i in range(0, len(SUPPORTED), TOGETHER)]
 NIGHT = "KFRTRL_RANDOM_CELLS" in os.environ
-NUMBER = int(os.environ.get("KFRTRL_RANDOM_CELLS", "5"))
+NUMBER = int(os.environ.get("KFRTRL_RANDOM_CELLS", "3"))
 
 
 def drawn(number):

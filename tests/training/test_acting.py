@@ -1,12 +1,13 @@
 """Runs of an actor-critic."""
 
 import json
+import shutil
 
 import pytest
 
 from kfrtrl_jax.errors import ConfigError
 from kfrtrl_jax.training import config as configs
-from kfrtrl_jax.training import loop, metrics, program
+from kfrtrl_jax.training import loop, metrics, plots, program
 from tests.training.small import records
 
 CONFIG = {
@@ -14,17 +15,19 @@ CONFIG = {
     "log_every": 10,
     "checkpoint_every": 20,
     "cell": {"name": "lru", "hidden_size": 3},
-    "estimator": {"name": "diagonal_rtrl"},
+    "estimator": {"name": "uoro"},
     "task": {"name": "control", "batch_size": 2, "parameters": "memory_length=3"},
     "optimizer": {"name": "adam", "learning_rate": 1e-2},
 }
 
 
-def test_a_run_logs_returns_and_goes_on_from_its_checkpoint(tmp_path):
+def test_a_run_logs_returns_and_goes_on_from_its_checkpoint(tmp_path, monkeypatch):
     pytest.importorskip("gymnax")
-    loop.train(configs.resolve({**CONFIG, "num_steps": 20}), tmp_path / "parts")
-    loop.train(configs.resolve(CONFIG), tmp_path / "parts")
+    monkeypatch.setattr(plots, "plot_run", lambda *_: None)
     summary = loop.train(configs.resolve(CONFIG), tmp_path / "whole")
+    shutil.copytree(tmp_path / "whole", tmp_path / "parts")
+    shutil.rmtree(tmp_path / "parts" / "checkpoints" / "40")
+    loop.train(configs.resolve(CONFIG), tmp_path / "parts")
     assert records(tmp_path / "parts") == records(tmp_path / "whole")
     lines = metrics.read(tmp_path / "whole" / "metrics.jsonl")
     # Episodes of four steps, in two environments.
