@@ -16,6 +16,7 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
     "rtrl": {"algorithm": braintrace.SnAp, "n": 2},
     "e_prop": {"algorithm": braintrace.D_RTRL},
     "uoro": {"algorithm": braintrace.UORO, "vjp_method": "single-step"},
+    "pp_prop": {"algorithm": braintrace.pp_prop, "decay_or_rank": 0.9},
 }
 
 

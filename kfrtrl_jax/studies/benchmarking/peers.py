@@ -2,6 +2,7 @@
 
 A step reads an input x and a target y for every lane, contracts the gradient of |h - y|^2 / (2 B) with
 the updated influence (the papers' form, immediate="estimated") and takes a step of gradient descent.
+With a segment length above 1, ours makes the same updates, and pushes the influence once a segment.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ class Peer(NamedTuple):
       batch: lanes.
       target: the largest ratio ours / theirs that counts as reached.
       product: whether J A alone takes the place of our step, which shows the best possible ratio.
+      segment_length: K of ours; the other package pushes its influence at every step.
     """
 
     package: str
@@ -47,11 +49,13 @@ class Peer(NamedTuple):
     batch: int
     target: float | None
     product: bool = False
+    segment_length: int = 1
 
     @property
     def name(self) -> str:
         """Estimator and package."""
         ours = "J A alone" if self.product else self.estimator
+        ours += f" K {self.segment_length}" if self.segment_length > 1 else ""
         return f"vanilla {ours} / {self.package}" + (" kf_rtrl" if self.product else "")
 
 
@@ -60,8 +64,12 @@ PEERS_SUITE = (
     Peer("torch", "kf_rtrl", 256, 32, 1 / 3),
     Peer("torch", "kf_rtrl", 128, 16, None, product=True),
     Peer("torch", "kf_rtrl", 256, 32, None, product=True),
+    Peer("torch", "kf_rtrl", 128, 16, 1 / 4, segment_length=8),
+    Peer("torch", "kf_rtrl", 256, 32, 1 / 3, segment_length=8),
     Peer("torch", "uoro", 128, 16, 1 / 4),
     Peer("torch", "uoro", 256, 32, 1 / 3),
+    Peer("torch", "uoro", 128, 16, 1 / 4, segment_length=8),
+    Peer("torch", "uoro", 256, 32, 1 / 3, segment_length=8),
     Peer("braintrace", "uoro", 128, 1, 1 / 2),
     Peer("braintrace", "uoro", 256, 1, 1 / 2),
     Peer("braintrace", "uoro", 128, 16, 1 / 2),
@@ -69,6 +77,8 @@ PEERS_SUITE = (
     Peer("braintrace", "snap", 256, 32, 1 / 2),
     Peer("braintrace", "e_prop", 128, 16, 1 / 2),
     Peer("braintrace", "e_prop", 256, 32, 1 / 2),
+    Peer("braintrace", "pp_prop", 128, 16, 1 / 2),
+    Peer("braintrace", "pp_prop", 256, 32, 1 / 2),
 )
 
 
@@ -91,7 +101,7 @@ def require(packages: set[str]) -> None:
         )
 
 
-def measure_peer(peer: Peer, *, suite: str, rounds: int = 9, steps: int = 20) -> Measurement:
+def measure_peer(peer: Peer, *, suite: str, rounds: int = 9, steps: int = 24) -> Measurement:
     """Measures our training steps against another package's.
 
     Raises:
@@ -104,7 +114,7 @@ def measure_peer(peer: Peer, *, suite: str, rounds: int = 9, steps: int = 20) ->
     if peer.product:
         work = floors.product(peer.batch, peer.n, peer.n, [peer.n], weights.dtype).work
     else:
-        work = Work(_ours(peer.estimator, weights, xs, ys), steps)
+        work = Work(_ours(peer, weights, xs, ys), steps)
     return timing.compare(
         work,
         floor,
@@ -128,9 +138,15 @@ def problem(n: int, batch: int, steps: int) -> tuple[Array, Array, Array]:
     )
 
 
-def our_learner(estimator: str, weights: Array, batch: int) -> tuple[Learner, LearnerState]:
+def our_learner(
+    estimator: str, weights: Array, batch: int, segment_length: int = 1
+) -> tuple[Learner, LearnerState]:
     """Our learner for the problem, and its state before the first step."""
     rows, n = weights.shape
+    one_step = {"immediate": "estimated"}
+    lengths: dict[str, Any] = (
+        one_step if segment_length == 1 else {"segment_length": segment_length, "update_every": 1}
+    )
     learner = make_learner(
         vanilla(input_size=rows - n - 1, hidden_size=n),
         Readout(lambda key: {}, lambda params, h: h),
@@ -138,7 +154,7 @@ def our_learner(estimator: str, weights: Array, batch: int) -> tuple[Learner, Le
         optax.sgd(RATE),
         batch_size=batch,
         example_input=jnp.zeros(rows - n - 1, weights.dtype),
-        immediate="estimated",
+        **lengths,
         loss=lambda h, y: jnp.sum((h - y) ** 2) / 2,
     )
     start = learner.init(jax.random.key(0))
@@ -147,17 +163,20 @@ def our_learner(estimator: str, weights: Array, batch: int) -> tuple[Learner, Le
     return learner, start._replace(parameters=parameters)
 
 
-def segments(xs: Array, ys: Array) -> Batch:
-    """The sequence as segments of one time step, [T, 1, B, ...]; no lane starts anew."""
+def segments(xs: Array, ys: Array, length: int = 1) -> Batch:
+    """The sequence as segments of K time steps, [T / K, K, B, ...]; no lane starts anew."""
     reset = jnp.zeros(xs.shape[:2], bool)
-    return jax.tree.map(lambda leaf: leaf[:, None], Batch(xs, ys, reset))
+    return jax.tree.map(
+        lambda leaf: leaf.reshape(-1, length, *leaf.shape[1:]), Batch(xs, ys, reset)
+    )
 
 
-def _ours(estimator: str, weights: Array, xs: Array, ys: Array) -> Callable[[], Any]:
+def _ours(peer: Peer, weights: Array, xs: Array, ys: Array) -> Callable[[], Any]:
     """A function that trains on the whole sequence each time it is called."""
-    learner, start = our_learner(estimator, weights, xs.shape[1])
+    length = peer.segment_length
+    learner, start = our_learner(peer.estimator, weights, xs.shape[1], length)
     train = xla.jit(
-        lambda state, xs, ys: jax.lax.scan(learner.step, state, segments(xs, ys)),
+        lambda state, xs, ys: jax.lax.scan(learner.step, state, segments(xs, ys, length)),
         donate_argnums=0,
     )
     state = [start]
