@@ -1,6 +1,7 @@
 """Compares runs: python -m experiments.compare --runs=NAME=WORKDIR,... --out=PREFIX.
 
-Writes PREFIX.png, PREFIX.csv (run, step and the fields) and PREFIX.json (configs and summaries).
+Runs of the same name, such as seeds, are one curve: their mean and range. Writes PREFIX.png, PREFIX.csv
+(run, step and the fields) and PREFIX.json (configs and summaries).
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import pathlib
 from absl import flags
 
 from kfrtrl_jax.errors import ConfigError
-from kfrtrl_jax.training import command_line, metrics, plots, workdir
+from kfrtrl_jax.training import command_line, display, metrics, plots, workdir
 
 _RUNS = flags.DEFINE_list("runs", [], "NAME=WORKDIR pairs of `experiments.train`.")
 _OUT = flags.DEFINE_string("out", "comparison", "Prefix of the files to write.")
@@ -23,22 +24,26 @@ _TITLE = flags.DEFINE_string("title", "", "Above the picture.")
 
 def main() -> int:
     """Reads the runs and writes the three files."""
-    folders = dict(run.partition("=")[::2] for run in _RUNS.value)
-    if not folders or not all(folders.values()):
+    pairs = [run.partition("=")[::2] for run in _RUNS.value]
+    if not pairs or not all(folder for _, folder in pairs):
         raise ConfigError("--runs takes NAME=WORKDIR pairs, for example --runs=kf_rtrl=runs/copy")
     about, records = {}, {}
-    for name, folder in folders.items():
+    groups: dict[str, list[list[metrics.Record]]] = {}
+    for name, folder in pairs:
         path = pathlib.Path(folder)
-        about[name] = {
-            "config": workdir.read_json(path / workdir.CONFIG),
-            "summary": workdir.read_json(path / "summary.json"),
-        }
-        records[name] = metrics.read(path / metrics.METRICS)
+        config = workdir.read_json(path / workdir.CONFIG)
+        alone = sum(other == name for other, _ in pairs) == 1
+        label = name if alone else f"{name}, seed {config['seed']}"
+        if label in about:
+            raise ConfigError(f"--runs has {label!r} twice: give runs that differ other names")
+        summary = workdir.read_json(path / "summary.json")
+        about[label] = {"config": config, "summary": summary}
+        records[label] = metrics.read(path / metrics.METRICS)
+        groups.setdefault(name, []).append(records[label])
     out = pathlib.Path(_OUT.value)
     out.parent.mkdir(parents=True, exist_ok=True)
-    units = {run["summary"].get("loss_unit", "") for run in about.values()}
-    unit = units.pop() if len(units) == 1 else ""
-    plots.plot_runs(records, out.with_suffix(".png"), _FIELDS.value, _TITLE.value, unit)
+    words = display.common_words([run["summary"] for run in about.values()])
+    plots.plot_groups(groups, out.with_suffix(".png"), _FIELDS.value, _TITLE.value, words)
     workdir.write_json(out.with_suffix(".json"), about)
     with open(out.with_suffix(".csv"), "w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from rich.console import Console
@@ -42,6 +42,15 @@ class Words(NamedTuple):
 
 
 NAMELESS = Words()
+
+
+def common_words(results: Sequence[Mapping[str, Any]]) -> Words:
+    """The words of runs' summaries where they agree."""
+    units, scores = ({result.get(key) for result in results} for key in ("loss_unit", "score_name"))
+    return Words(
+        str(units.pop() or "") if len(units) == 1 else "",
+        scores.pop() if len(scores) == 1 else None,
+    )
 
 
 def make_display(

@@ -42,10 +42,12 @@ COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#0
 _VALIDATION: Any = {"marker": "o", "ms": 4, "color": COLOURS[1], "label": "validation"}
 
 
-def label_of(field: str, unit: str = "") -> str:
-    """The name of a record's field in words, with the unit of losses."""
+def label_of(field: str, words: Words = NAMELESS) -> str:
+    """The name of a record's field in words, with the unit of losses and the name of scores."""
     name = LABELS.get(field, field.replace("_", " "))
-    return f"{name} ({unit})" if unit and field.endswith("loss") else name
+    if words.score and field.endswith("score"):
+        return name.replace("score", words.score)
+    return f"{name} ({words.unit})" if words.unit and field.endswith("loss") else name
 
 
 def plot_run(
@@ -75,39 +77,28 @@ def plot_run(
         _finish(figure, [top, *rest], path, title)
 
 
-def plot_runs(
-    runs: Mapping[str, Sequence[Record]],
-    path: Path,
-    fields: Sequence[str] = ("running_loss",),
-    title: str = "",
-    unit: str = "",
-) -> None:
-    """Plots several runs in one figure.
-
-    Args:
-      runs: records by label.
-      path: of the picture.
-      fields: of the records, one panel each ("running_loss", "sequence_length", "valid_loss").
-      title: above it.
-      unit: of the losses.
-    """
-    plot_groups({label: [records] for label, records in runs.items()}, path, fields, title, unit)
-
-
 def plot_groups(
     groups: Mapping[str, Sequence[Sequence[Record]]],
     path: Path,
     fields: Sequence[str] = ("running_loss",),
     title: str = "",
-    unit: str = "",
+    words: Words = NAMELESS,
 ) -> None:
-    """Plots groups of runs, such as seeds, in one figure: the mean and the range of each group."""
+    """Plots groups of runs, such as seeds, in one figure: the mean and the range of each group.
+
+    Args:
+      groups: the records of each run, by the group's name.
+      path: of the picture.
+      fields: of the records, one panel each ("running_loss", "sequence_length", "valid_loss").
+      title: above it.
+      words: what losses and scores are called.
+    """
     with mpl.rc_context(STYLE):
         figure, panels = _panels(len(fields))
         for axes, field in zip(panels, fields):
             for (label, runs), colour in zip(groups.items(), _colours(len(groups))):
                 _draw_group(axes, runs, field, label, colour)
-            axes.set_ylabel(label_of(field, unit))
+            axes.set_ylabel(label_of(field, words))
             if field == "sequence_length":
                 axes.yaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
         _legend(panels[0], len(groups))

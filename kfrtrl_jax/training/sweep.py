@@ -288,8 +288,8 @@ def _report(sweep: Sequence[Overrides], results: Sequence[Mapping[str, Any]], fo
         label: [metrics.read(folder / "trials" / _name(i) / metrics.METRICS) for i in members]
         for label, members in settings.items()
     }
-    unit = next((str(r["loss_unit"]) for r in results if "loss_unit" in r), "")
-    plots.plot_groups(curves, folder / "sweep.png", outcomes, unit=unit)
+    words = display.common_words(results)
+    plots.plot_groups(curves, folder / "sweep.png", outcomes, words=words)
     pictures = [folder / "sweep.png"]
     for path in _swept_floats(sweep):
         lines: dict[str, dict[float, list[float]]] = {}
@@ -300,7 +300,7 @@ def _report(sweep: Sequence[Overrides], results: Sequence[Mapping[str, Any]], fo
                 points.setdefault(overrides[path], []).append(result[outcomes[0]])
         if lines:
             pictures.append(folder / f"sweep_{path.split('.')[-1]}.png")
-            label = plots.label_of(outcomes[0], unit)
+            label = plots.label_of(outcomes[0], words)
             plots.plot_response(lines, pictures[-1], path, f"final {label}")
     print(f"results: {folder / RESULTS}; pictures: {', '.join(map(str, pictures))}")
 

@@ -41,7 +41,7 @@ def test_a_run_is_drawn(tmp_path):
 def test_many_runs_are_drawn(tmp_path):
     runs = {f"run {i}": records(i + 1) for i in range(12)}
     fields = ("running_loss", "sequence_length", "valid_loss")
-    plots.plot_runs(runs, tmp_path / "runs.png", fields)
+    plots.plot_groups({name: [run] for name, run in runs.items()}, tmp_path / "runs.png", fields)
     assert is_picture(tmp_path / "runs.png")
 
 
