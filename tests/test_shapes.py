@@ -14,7 +14,7 @@ KEY = jax.random.key(0)
 TASK = tasks.copy(batch_size=3)
 
 
-def learner_of(batch_size=3, readout_size=2):
+def learner_of(batch_size=3, readout_size=2, loss=None):
     return make_learner(
         cells.on_tokens(cells.vanilla(input_size=4, hidden_size=2), 4),
         readouts.linear(input_size=readout_size, output_size=4),
@@ -22,6 +22,7 @@ def learner_of(batch_size=3, readout_size=2):
         optax.sgd(0.1),
         batch_size=batch_size,
         example_input=jnp.int32(0),
+        loss=loss,
     )
 
 
@@ -47,6 +48,10 @@ REFUSED = {
     "weights": (
         lambda: step(weight=jnp.ones(3)),
         r"segment.weight must have shape \[1, 3\], got float\d+\[3\]",
+    ),
+    "a loss of several numbers": (
+        lambda: step(learner_of(loss=lambda y, target: y - target)),
+        r"the loss of one lane must be a scalar, got one of shape \[4\]: take its mean",
     ),
     "another batch size": (
         lambda: step(state=learner_of(batch_size=2).init(KEY)),

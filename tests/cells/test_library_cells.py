@@ -102,6 +102,31 @@ def test_diagonal_rtrl_has_as_many_numbers_for_a_weight_at_any_size(name):
     assert per_weight(4) == per_weight(24) == reach
 
 
+# Columns are one matrix with zeros between them, whose products are made in full.
+@pytest.mark.parametrize("name", [name for name in OF_ANY_SIZE if "columns" not in name])
+def test_the_work_of_a_step_grows_as_the_parameters_do(name):
+    make, reach = OF_ANY_SIZE[name]
+    estimator = estimators.diagonal_rtrl(reach)
+
+    def per_parameter(hidden_size):
+        cell = make(input_size=INPUT_SIZE, hidden_size=hidden_size)
+        linearizer = make_linearizer(cell, jnp.zeros(INPUT_SIZE), 1)
+
+        def step(key):
+            params, carry = cell.init(key), jax.tree.map(lambda c: c[None], cell.initial_carry())
+            linearization = linearizer.linearize(
+                params, carry, jax.random.normal(key, (1, INPUT_SIZE)), jnp.ones(1)
+            )
+            state = estimator.push(estimator.init(linearizer.structure), linearization, key)
+            return estimator.pull(state, jnp.ones((1, linearizer.structure.state_size)))
+
+        flops = jax.jit(step).lower(jax.random.key(0)).cost_analysis()["flops"]
+        sizes = jax.eval_shape(cell.init, jax.random.key(0))
+        return flops / sum(leaf.size for leaf in jax.tree.leaves(sizes))
+
+    assert per_parameter(64) < 1.5 * per_parameter(8)
+
+
 def test_snap_of_order_two_holds_all_that_a_column_can_reach():
     structure = structure_of(CELLS["lstm_columns_of_two"][0])
     (site,) = structure.sites

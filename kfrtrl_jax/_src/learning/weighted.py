@@ -13,12 +13,16 @@ from kfrtrl_jax._src.learning.types import Model
 
 
 def losses_of(model: Model, predictions: Any, batch: Batch) -> Float[Array, "*steps B"]:
-    """The loss of every prediction, [..., B]; 0 where the weight is 0, whatever the target is."""
+    """The loss of every prediction, [..., B]; 0 where the weight is 0, whatever the target is.
+
+    Raises:
+      ValueError: if the loss is not a scalar for one lane.
+    """
     of_lanes = jax.vmap(model.loss)
     for _ in batch.reset.shape[1:]:
         of_lanes = jax.vmap(of_lanes)
     if batch.weight is None:
-        return of_lanes(predictions, batch.targets)
+        return _scalars(of_lanes(predictions, batch.targets), batch)
     counted = batch.weight != 0
 
     def chosen(prediction: Array) -> Array:
@@ -26,8 +30,17 @@ def losses_of(model: Model, predictions: Any, batch: Batch) -> Float[Array, "*st
         own = counted.reshape(*counted.shape, *[1] * (prediction.ndim - counted.ndim))
         return jnp.where(own, prediction, jax.lax.stop_gradient(prediction))
 
-    losses = of_lanes(jax.tree.map(chosen, predictions), batch.targets)
+    losses = _scalars(of_lanes(jax.tree.map(chosen, predictions), batch.targets), batch)
     return jnp.where(counted, losses, 0)
+
+
+def _scalars(losses: Array, batch: Batch) -> Array:
+    own = jnp.shape(losses)[batch.reset.ndim :]
+    if own:
+        raise ValueError(
+            f"the loss of one lane must be a scalar, got one of shape {list(own)}: take its mean or sum"
+        )
+    return losses
 
 
 def weights_of(batch: Batch, losses: Float[Array, "*steps B"]) -> Float[Array, "*steps B"]:
