@@ -21,8 +21,8 @@ def get_config() -> ConfigDict:
             "environment": "CartPole-v1",
             "observed": (0, 2),
             "batch_size": 16,
-            "trace_decay": 0.8,
+            "trace_decay": 0.95,
         }
     )
-    config.optimizer = ConfigDict({"name": "adam", "learning_rate": 1e-3, "clip_norm": 1.0})
+    config.optimizer = ConfigDict({"name": "adam", "learning_rate": 5e-4, "clip_norm": 1.0})
     return config

@@ -1,7 +1,7 @@
 """python -m experiments.sweep --config=configs/sweep_layers.py --workdir=runs/layers
 
-Four layers of linear recurrent units or of trace units: the influence inside of each layer alone, exact
-backpropagation through a window as long as the dependencies, and truncation to one step.
+Four layers of linear recurrent units or of trace units: the influence inside of each layer alone and
+truncation to one step, with an update at every step; and TBPTT(20) with one update for 20 steps.
 """
 
 from typing import Any
@@ -31,9 +31,9 @@ def get_sweep() -> list[dict[str, Any]]:
     ]
     cells = [{"cell": _layers(name)} for name in ("lru", "rtu")]
     methods = [
-        {"estimator": "layerwise(diagonal_rtrl())", "window": 1},
-        {"estimator": "truncated", "window": 20},
-        {"estimator": "truncated", "window": 1},
+        {"estimator": "layerwise(diagonal_rtrl())", "segment_length": 1, "update_every": 1},
+        {"estimator": "truncated", "segment_length": 1, "update_every": 1},
+        {"estimator": "truncated", "segment_length": 20, "update_every": 20},
     ]
     return product(tasks, cells, methods, seeds(3))
 

@@ -280,15 +280,15 @@ def _report(sweep: Sequence[Overrides], results: Sequence[Mapping[str, Any]], fo
         chosen = [_shown(sweep[members[0]].get(key, ""), key) for key in keys]
         spreads = [_spread(own, key) for key in outcomes]
         rows.append([*chosen, str(len(own)), *spreads, str(failed or "")])
-    names = [*map(_short, keys), "runs", *outcomes, "diverged"]
-    columns = [name.replace("_", " ") for name in names]
+    words = display.common_words(results)
+    named = (plots.label_of(key, words) for key in outcomes)
+    columns = [*(_short(key).replace("_", " ") for key in keys), "runs", *named, "diverged"]
     display.print_columns("mean ± standard deviation over seeds", columns, rows)
 
     curves = {
         label: [metrics.read(folder / "trials" / _name(i) / metrics.METRICS) for i in members]
         for label, members in settings.items()
     }
-    words = display.common_words(results)
     plots.plot_groups(curves, folder / "sweep.png", outcomes, words=words)
     pictures = [folder / "sweep.png"]
     for path in _swept_floats(sweep):
