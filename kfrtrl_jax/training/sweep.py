@@ -82,11 +82,11 @@ def run_sweep(
         raise ConfigError("the sweep has no trials: get_sweep() returned an empty list")
     groups = _groups(trials)
     with workdir.hold(folder), catch_signals() as signals:
-        workdir.claim(folder, {_name(i): trial.to_dict() for i, trial in enumerate(trials)})
+        workdir.claim(folder, {name_of(i): trial.to_dict() for i, trial in enumerate(trials)})
         path = folder / RESULTS
         results: dict[str, Any] = workdir.read_json(path)["results"] if path.exists() else {}
         for number, members in enumerate(groups, 1):
-            if all(_name(i) in results for i in members):
+            if all(name_of(i) in results for i in members):
                 continue
             title = f"group {number} of {len(groups)}, trials {members[0]} to {members[-1]}"
             print(f"{title}: {_describe(sweep, members)}", flush=True)
@@ -94,12 +94,13 @@ def run_sweep(
             results.update(_run_group(group, folder / "trials", signals, len(groups) - number))
             contents = {"overrides": list(sweep), "results": dict(sorted(results.items()))}
             workdir.write_json(path, contents)
-        ordered = [results[_name(i)] for i in range(len(trials))]
+        ordered = [results[name_of(i)] for i in range(len(trials))]
         _report(sweep, ordered, folder)
     return ordered
 
 
-def _name(trial: int) -> str:
+def name_of(trial: int) -> str:
+    """The name of a trial, of its folder and in the results."""
     return f"{trial:03}"
 
 
@@ -160,7 +161,7 @@ def _run_group(
     held_out = base.held_out
     valid = evaluation.on_device(held_out["valid"]) if "valid" in held_out else None
 
-    names = [_name(i) for i in group]
+    names = [name_of(i) for i in group]
     results: dict[str, Any] = {}
     diverged: dict[str, int] = {}
     show = display.make_display(config.num_steps, 0, words_of(base))
@@ -242,10 +243,11 @@ def _describe(sweep: Sequence[Overrides], members: Sequence[int]) -> str:
         for key, value in first.items()
         if all(sweep[i].get(key) == value for i in members)
     }
-    return _label(shared) or f"{len(members)} trials"
+    return label_of(shared) or f"{len(members)} trials"
 
 
-def _label(overrides: Overrides) -> str:
+def label_of(overrides: Mapping[str, Any]) -> str:
+    """Overrides in words."""
     return ", ".join(
         _shown(value, key)
         if key in configs.SECTIONS or key.endswith(".name")
@@ -269,7 +271,7 @@ def _report(sweep: Sequence[Overrides], results: Sequence[Mapping[str, Any]], fo
     """Prints the table and draws the pictures: one row and one curve per setting, over its seeds."""
     settings: dict[str, list[int]] = {}
     for i, overrides in enumerate(sweep):
-        label = _label({k: v for k, v in overrides.items() if k != "seed"}) or "all"
+        label = label_of({k: v for k, v in overrides.items() if k != "seed"}) or "all"
         settings.setdefault(label, []).append(i)
     outcomes = _outcomes(results)
     keys = list(dict.fromkeys(key for overrides in sweep for key in overrides if key != "seed"))
@@ -286,7 +288,7 @@ def _report(sweep: Sequence[Overrides], results: Sequence[Mapping[str, Any]], fo
     display.print_columns("mean ± standard deviation over seeds", columns, rows)
 
     curves = {
-        label: [metrics.read(folder / "trials" / _name(i) / metrics.METRICS) for i in members]
+        label: [metrics.read(folder / "trials" / name_of(i) / metrics.METRICS) for i in members]
         for label, members in settings.items()
     }
     plots.plot_groups(curves, folder / "sweep.png", outcomes, words=words)
@@ -296,7 +298,7 @@ def _report(sweep: Sequence[Overrides], results: Sequence[Mapping[str, Any]], fo
         for overrides, result in zip(sweep, results):
             if path in overrides and "diverged_at" not in result:
                 rest = {k: v for k, v in overrides.items() if k not in ("seed", path)}
-                points = lines.setdefault(_label(rest) or "all", {})
+                points = lines.setdefault(label_of(rest) or "all", {})
                 points.setdefault(overrides[path], []).append(result[outcomes[0]])
         if lines:
             pictures.append(folder / f"sweep_{path.split('.')[-1]}.png")

@@ -320,9 +320,9 @@ def test_trials_of_a_sweep_replace_whole_sections():
     assert shown(trial, "estimator") == "average(ok(rank=2), copies=4)"
     assert (trial.cell.hidden_size, trial.seed) == (2, 5)
     label = "average(ok(2), copies=4), gru(hidden_size=2)"
-    assert sweep._label(own) == label
+    assert sweep.label_of(own) == label
     assert (
-        sweep._label({"cell.cells.1": "lru", "estimator.estimator.rank": 2})
+        sweep.label_of({"cell.cells.1": "lru", "estimator.estimator.rank": 2})
         == "cells.1 lru, rank 2"
     )
     with pytest.raises(

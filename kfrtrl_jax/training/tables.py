@@ -1,0 +1,68 @@
+"""Results of sweeps as tables: one override in the rows, all others but the seed in the columns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from kfrtrl_jax.errors import ConfigError
+from kfrtrl_jax.training.sweep import label_of
+
+Results = Sequence[Mapping[str, Any]]
+
+
+def pivot(overrides: Sequence[Mapping[str, Any]], results: Results, rows: str) -> str:
+    """Two tables in Markdown: final scores, mean and standard deviation over seeds, and times.
+
+    Args:
+      overrides: of each trial, by path.
+      results: of each trial, as a sweep writes them.
+      rows: the path of the override whose values are the rows.
+
+    Raises:
+      ConfigError: if a trial does not have that override.
+    """
+    cells: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for own, result in zip(overrides, results, strict=True):
+        if rows not in own:
+            raise ConfigError(f"the sweep has a trial without the override {rows!r}: {dict(own)}")
+        others = {key: value for key, value in own.items() if key not in (rows, "seed")}
+        place = (label_of({rows: own[rows]}), label_of(others) or "all")
+        cells.setdefault(place, []).append(result)
+    names = list(dict.fromkeys(row for row, _ in cells))
+    columns = list(dict.fromkeys(column for _, column in cells))
+
+    def table(heading: str, shown: Any) -> list[str]:
+        lines = [
+            f"| {heading} | {' | '.join(columns)} |",
+            f"|{'---|' * (len(columns) + 1)}",
+        ]
+        for name in names:
+            own = {c: cells[name, c] for c in columns if (name, c) in cells}
+            word = _judged_by(next(iter(own.values())))
+            values = [shown(own[c]) if c in own else "-" for c in columns]
+            lines.append(f"| {name}: {word} | {' | '.join(values)} |")
+        return lines
+
+    scores = table("score of the last steps, mean ± standard deviation", _score)
+    times = table("seconds for all seeds together", _seconds)
+    return "\n".join([*scores, "", *times, ""])
+
+
+def _judged_by(results: Results) -> str:
+    first = results[0]
+    return str(first.get("score_name") or first.get("loss_unit") or "loss")
+
+
+def _score(results: Results) -> str:
+    values = [r["score"] for r in results if r.get("score") is not None and "diverged_at" not in r]
+    failed = len(results) - len(values)
+    text = f"{np.mean(values):.3g} ± {np.std(values):.1g}" if values else "-"
+    return f"{text} ({failed} diverged)" if failed else text
+
+
+def _seconds(results: Results) -> str:
+    times = [r["wall_time"] for r in results if r.get("wall_time") is not None]
+    return f"{max(times):.0f}" if times else "-"
