@@ -1,7 +1,7 @@
 """Tables of a sweep: python -m experiments.tabulate --sweep=WORKDIR --rows=task --out=PREFIX.
 
-Writes PREFIX.md and PREFIX.json (overrides and results of every trial). An unfinished sweep gives a table
-of the trials that are done.
+Writes PREFIX.md and PREFIX.json (overrides and results of every trial). An unfinished sweep gives a
+table of the trials that are done.
 """
 
 from __future__ import annotations
