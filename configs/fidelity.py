@@ -55,6 +55,8 @@ def get_config() -> ConfigDict:
         "e_prop",
         "rflo",
         "kernl",
+        "pp_prop",
+        "random_transport(rtrl, paths=4)",
         "reset_every(5, rtrl)",
         "truncated",
     )
