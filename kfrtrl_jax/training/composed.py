@@ -318,7 +318,8 @@ def _call(factory: Any, name: str, arguments: dict[str, Any], path: str) -> Any:
     except (ConfigError, DataError, UnsupportedCellError):
         raise  # They say already what to do.
     except Exception as error:
-        if type(error) is ValueError:
+        # An ImportError of the library names the extra to install.
+        if type(error) in (ValueError, ImportError):
             raise ConfigError(f"{path}: {' '.join(str(error).split())}") from None
         if is_own(name):
             raise ConfigError(f"{path}: {name} fails: {one_line(error)}") from error

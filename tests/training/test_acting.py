@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 
 import pytest
 
@@ -53,3 +54,9 @@ def test_what_an_actor_critic_cannot_do_is_one_line(changes, message):
     with pytest.raises(ConfigError, match=message) as error:
         program.build(configs.resolve({**CONFIG, **changes}))
     assert "\n" not in str(error.value)
+
+
+def test_a_missing_package_is_one_line(monkeypatch):
+    monkeypatch.setitem(sys.modules, "gymnax", None)
+    with pytest.raises(ConfigError, match=r"gymnax .* pip install 'kfrtrl_jax\[control\]'"):
+        program.build(configs.resolve(CONFIG))
