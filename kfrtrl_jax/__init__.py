@@ -1,5 +1,9 @@
 """Online training of recurrent networks: KF-RTRL and the estimators it is compared with."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 from kfrtrl_jax import (
     cells,
     control,
@@ -25,6 +29,25 @@ from kfrtrl_jax.base import (
     Structure,
 )
 
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from kfrtrl_jax.training.loading import Loaded
+
+
+def load(workdir: str | Path, which: str = "") -> Loaded:
+    """The network of a finished run of `experiments.train`, see `training.loading.load`.
+
+    Args:
+      workdir: of the run.
+      which: "best" or "final" parameters; "" for the best ones if there are any.
+    """
+    # What runs need, such as Orbax, is imported only here.
+    from kfrtrl_jax.training import loading
+
+    return loading.load(workdir, which)
+
+
 __all__ = [
     "Batch",
     "Cell",
@@ -44,6 +67,7 @@ __all__ = [
     "estimators",
     "jit",
     "linearization",
+    "load",
     "losses",
     "make_learner",
     "optimizers",

@@ -365,6 +365,7 @@ class Task(NamedTuple):
       metrics: state -> named scalars, such as the sequence length of a curriculum.
       held_out: named streams of one lane to evaluate on, batches of NumPy arrays without the axis B:
         [N, ...].
+      symbols: the character of each token, for tasks of text.
     """
 
     batch_size: int
@@ -380,3 +381,4 @@ class Task(NamedTuple):
     around: Callable[[Cell, Readout], tuple[Cell, Readout]] = _unchanged
     metrics: Callable[[Any], dict[str, Array]] = _no_metrics
     held_out: Mapping[str, Batch] = MappingProxyType({})
+    symbols: str = ""

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from kfrtrl_jax import learning, linearization
-from kfrtrl_jax.base import Array, Batch, Task
+from kfrtrl_jax.base import Array, Batch, Cell, Readout, Task
 from kfrtrl_jax.tasks import draw
 from kfrtrl_jax.training import composed, evaluation
 from kfrtrl_jax.training.segments import RunState, Segments, Sums, averaged
@@ -23,10 +23,7 @@ def make_supervised(config: Any, task: Task, make: Callable[..., Any]) -> Segmen
       task: of its section.
       make: (section, **supplied) -> what the section names.
     """
-    cell = make("cell", input_size=task.input_size)
-    size = composed.output_size(cell, task.input_size, "config.cell")
-    readout = make("readout", input_size=size, output_size=task.output_size)
-    cell, readout = task.around(cell, readout)
+    cell, readout = make_network(task, make)
     length = config.segment_length
     learn = learning.make_learner(
         cell,
@@ -89,6 +86,14 @@ def make_supervised(config: Any, task: Task, make: Callable[..., Any]) -> Segmen
         held_out=task.held_out,
         check=lambda: linearization.check(cell, task.example_input),
     )
+
+
+def make_network(task: Task, make: Callable[..., Any]) -> tuple[Cell, Readout]:
+    """The cell and the readout of a config, for a task."""
+    cell = make("cell", input_size=task.input_size)
+    size = composed.output_size(cell, task.input_size, "config.cell")
+    readout = make("readout", input_size=size, output_size=task.output_size)
+    return task.around(cell, readout)
 
 
 def _sums(task: Task, segment: Batch, metrics: learning.StepMetrics) -> Sums:

@@ -11,8 +11,9 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from kfrtrl_jax.errors import WorkdirError
-from kfrtrl_jax.training import checkpoints, evaluation, loop, metrics, program
+import kfrtrl_jax as kf
+from kfrtrl_jax.errors import ConfigError, WorkdirError
+from kfrtrl_jax.training import checkpoints, evaluation, generation, loop, metrics, program
 from tests.training.small import TIMES, records, small, text
 
 
@@ -59,6 +60,41 @@ def test_the_best_parameters_are_those_of_the_lowest_validation_loss(text_run):
         loss, score = evaluation.means(jax.jit(built.evaluate)(loaded, stream))
         assert loss == score
         np.testing.assert_allclose(loss, summary[name], rtol=1e-12)
+
+
+def test_a_finished_run_gives_its_network_back_and_writes_text(text_run):
+    config, folder, summary = text_run
+    network = kf.load(folder)
+    assert network.config.to_dict() == config.to_dict()
+    stream = network.task.held_out["test"]
+    totals = evaluation.totals(*network[1:3], network.task, network.parameters, stream, lanes=32)
+    np.testing.assert_allclose(evaluation.means(totals).loss, summary["test_loss"], rtol=1e-12)
+    prompt = network.task.symbols[:2]
+    written = generation.generate(network, 7, prompt=prompt)
+    assert written.startswith(prompt)
+    assert len(written) == 9
+    assert set(written) <= set(network.task.symbols)
+    assert written != generation.generate(network, 7, prompt=prompt, seed=1)
+    greedy = [generation.generate(network, 5, temperature=1e-6, seed=seed) for seed in (0, 1)]
+    assert greedy[0] == greedy[1]
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda folder: kf.load(folder / "none"), "config.json cannot be read"),
+        (lambda folder: kf.load(folder, "worst"), 'which must be "best" or "final"'),
+        (
+            lambda folder: generation.generate(kf.load(folder), 3, prompt="€"),
+            "has never seen '€' of the prompt",
+        ),
+        (lambda folder: generation.generate(kf.load(folder), 3, temperature=0), "more than 0"),
+    ],
+)
+def test_what_cannot_be_loaded_or_written_is_one_line(call, message, text_run):
+    with pytest.raises((ConfigError, WorkdirError), match=message) as error:
+        call(text_run[1])
+    assert "\n" not in str(error.value)
 
 
 def test_a_run_in_two_parts_is_the_run_in_one(text_run, tmp_path):

@@ -242,6 +242,7 @@ def _task(corpus: Corpus, batch_size: int, reset_every: int) -> Task:
         init=init,
         sample=sample,
         held_out={"valid": _whole(corpus.valid), "test": _whole(corpus.test)},
+        symbols=corpus.characters,
     )
 
 

@@ -1,0 +1,34 @@
+"""Text from a trained network: python -m experiments.generate --workdir=DIR --prompt="The "."""
+
+from __future__ import annotations
+
+from absl import flags
+
+from kfrtrl_jax.errors import ConfigError
+from kfrtrl_jax.training import command_line, generation, loading
+
+_WORKDIR = flags.DEFINE_string("workdir", "", "Of a finished run of `experiments.train` on text.")
+_LENGTH = flags.DEFINE_integer("length", 500, "Characters to write.", lower_bound=1)
+_PROMPT = flags.DEFINE_string("prompt", "", "What the network reads first.")
+_TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "Logits are divided by it.")
+_SEED = flags.DEFINE_integer("seed", 0, "Of the draws.", lower_bound=0)
+
+
+def main() -> int:
+    """Loads the network and prints what it writes."""
+    if not _WORKDIR.value:
+        raise ConfigError("give the folder of a run by --workdir=DIR")
+    network = loading.load(_WORKDIR.value)
+    text = generation.generate(
+        network,
+        _LENGTH.value,
+        prompt=_PROMPT.value,
+        temperature=_TEMPERATURE.value,
+        seed=_SEED.value,
+    )
+    print(text)
+    return 0
+
+
+if __name__ == "__main__":
+    command_line.run_plain(main)
