@@ -147,15 +147,22 @@ def shown(config: Any, section: str) -> str:
 def call(path: str, function: str, *args: str) -> Any:
     """Runs a config file and calls one of its functions, such as get_config.
 
+    Args:
+      path: of the file; a bare name such as "copy" is that of a file in configs/.
+      function: its name.
+      *args: of the function.
+
     Raises:
       ConfigError: if there is no such file or function, or if it raises.
     """
     file = Path(path)
+    if not file.exists() and file.parent == Path() and not file.suffix:
+        file = Path("configs") / f"{path}.py"
     if not file.is_file():
         found = sorted(str(p) for p in file.parent.glob("*.py") if p.stem != "__init__")
         raise ConfigError(f"there is no config file {path!r}{suggest(str(file), found)}")
     try:
-        module = runpy.run_path(path, run_name=file.stem)
+        module = runpy.run_path(str(file), run_name=file.stem)
         if function not in module:
             raise ConfigError(f"config file {path} defines no function {function}()")
         return module[function](*args)

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import json
+import pathlib
 
 import ml_collections
 import pytest
 
+import configs
 from configs import copy, ptb, sweep_copy, text
 from kfrtrl_jax.errors import ConfigError
 from kfrtrl_jax.training.config import call, float_fields, make, resolve, shown
@@ -213,6 +215,30 @@ def test_a_missing_config_file_gets_the_nearest_names(tmp_path):
         call(str(tmp_path / "copi.py"), "get_config")
     expected = f"there is no config file '{tmp_path}/copi.py'; did you mean {tmp_path}/copy.py?"
     assert str(raised.value) == expected
+
+
+CONFIGS = pathlib.Path(configs.__file__).parent
+# Those of studies have fields of their own.
+STUDIES = {"__init__", "fidelity", "theory", "noise"}
+NAMES = sorted(path.stem for path in CONFIGS.glob("*.py") if path.stem not in STUDIES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_config_is_found_by_its_name_and_complete(name, monkeypatch):
+    monkeypatch.chdir(CONFIGS.parent)
+    config = call(name, "get_config")
+    resolved = resolve(config)
+    assert resolve(resolved) == resolved
+    source = (CONFIGS / f"{name}.py").read_text()
+    if "def get_sweep" in source:
+        for trial in call(name, "get_sweep"):
+            resolve(config, trial)
+
+
+def test_a_name_that_is_no_config_gets_the_nearest_one(monkeypatch):
+    monkeypatch.chdir(CONFIGS.parent)
+    with pytest.raises(ConfigError, match="did you mean configs/copy.py"):
+        call("copi", "get_config")
 
 
 @pytest.mark.parametrize("module", [copy, ptb, text, sweep_copy])
