@@ -237,7 +237,7 @@ def test_every_config_is_found_by_its_name_and_complete(name, monkeypatch):
 
 def test_a_name_that_is_no_config_gets_the_nearest_one(monkeypatch):
     monkeypatch.chdir(CONFIGS.parent)
-    with pytest.raises(ConfigError, match="did you mean configs/copy.py"):
+    with pytest.raises(ConfigError, match=r"did you mean configs/copy\.py"):
         call("copi", "get_config")
 
 
