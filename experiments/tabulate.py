@@ -14,7 +14,7 @@ from kfrtrl_jax.errors import ConfigError
 from kfrtrl_jax.training import command_line, sweep, tables, workdir
 
 _SWEEP = flags.DEFINE_string("sweep", "", "The workdir of `experiments.sweep`.")
-_ROWS = flags.DEFINE_string("rows", "task", "The override in the rows, such as task.")
+_ROWS = flags.DEFINE_list("rows", ["task"], "Overrides in the rows, such as task,cell.")
 _OUT = flags.DEFINE_string("out", "", "Prefix of the files to write.")
 
 

@@ -1,4 +1,4 @@
-"""Results of sweeps as tables: one override in the rows, all others but the seed in the columns."""
+"""Results of sweeps as tables: some overrides in the rows, all others but the seed in the columns."""
 
 from __future__ import annotations
 
@@ -13,23 +13,26 @@ from kfrtrl_jax.training.sweep import label_of
 Results = Sequence[Mapping[str, Any]]
 
 
-def pivot(overrides: Sequence[Mapping[str, Any]], results: Results, rows: str) -> str:
+def pivot(overrides: Sequence[Mapping[str, Any]], results: Results, rows: Sequence[str]) -> str:
     """Two tables in Markdown: final scores, mean and standard deviation over seeds, and times.
 
     Args:
       overrides: of each trial, by path.
       results: of each trial, as a sweep writes them.
-      rows: the path of the override whose values are the rows.
+      rows: the paths of the overrides whose values are the rows.
 
     Raises:
-      ConfigError: if a trial does not have that override.
+      ConfigError: if a trial does not have one of these.
     """
     cells: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for own, result in zip(overrides, results, strict=True):
-        if rows not in own:
-            raise ConfigError(f"the sweep has a trial without the override {rows!r}: {dict(own)}")
-        others = {key: value for key, value in own.items() if key not in (rows, "seed")}
-        place = (label_of({rows: own[rows]}), label_of(others) or "all")
+        missing = [path for path in rows if path not in own]
+        if missing:
+            raise ConfigError(
+                f"the sweep has a trial without the override {missing[0]!r}: {dict(own)}"
+            )
+        others = {key: value for key, value in own.items() if key not in (*rows, "seed")}
+        place = (label_of({path: own[path] for path in rows}), label_of(others) or "all")
         cells.setdefault(place, []).append(result)
     names = list(dict.fromkeys(row for row, _ in cells))
     columns = list(dict.fromkeys(column for _, column in cells))

@@ -19,7 +19,7 @@ def test_seeds_are_a_mean_and_what_diverged_is_told():
         {"diverged_at": 40},
         {"score": 0.5, "wall_time": 1.0, "score_name": "accuracy", "loss_unit": "bits"},
     ]
-    text = tables.pivot(overrides, results, "task")
+    text = tables.pivot(overrides, results, ["task"])
     lines = text.splitlines()
     assert lines[0].endswith("| uoro | ok(rank=2) |")
     assert lines[2] == "| copy: bits | 2 ± 1 | - (1 diverged) |"
@@ -29,4 +29,4 @@ def test_seeds_are_a_mean_and_what_diverged_is_told():
 
 def test_a_trial_without_the_row_is_refused():
     with pytest.raises(ConfigError, match="without the override 'cell'"):
-        tables.pivot([{"task": "copy"}], [{}], "cell")
+        tables.pivot([{"task": "copy"}], [{}], ["cell"])
