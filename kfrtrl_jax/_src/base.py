@@ -316,12 +316,10 @@ class Score(NamedTuple):
       name: such as "accuracy".
       function: (prediction, target) -> scalar of one lane at one time step; the score is its mean over
         the steps and lanes whose loss counts, weighted as the loss is.
-      higher_is_better: or lower.
     """
 
     name: str
     function: Callable[[Any, Any], Array]
-    higher_is_better: bool = False
 
 
 class Readout(NamedTuple):

@@ -52,7 +52,7 @@ def temporal_difference() -> Loss:
 
 def accuracy() -> Score:
     """Whether the largest of the logits [V] is the integer label's."""
-    return Score("accuracy", lambda logits, label: 1.0 * (jnp.argmax(logits) == label), True)
+    return Score("accuracy", lambda logits, label: 1.0 * (jnp.argmax(logits) == label))
 
 
 def normalized_square(variance: float = 1.0) -> Score:
