@@ -43,9 +43,7 @@ def chunk(learner, length, segments=6):
     )
 
 
-@pytest.mark.parametrize(
-    ("estimator", "lengths"), [("kf_rtrl", "K = 1"), ("kf_rtrl", "K = 4"), ("ok", "K = 4")]
-)
+@pytest.mark.parametrize(("estimator", "lengths"), [("kf_rtrl", "K = 4"), ("ok", "K = 4")])
 def test_a_chunk_under_the_fast_options_and_donation_is_that_of_plain_jit(estimator, lengths):
     learner = learner_of(ESTIMATORS[estimator], **LENGTHS[lengths])
     run, state, batches = chunk(learner, LENGTHS[lengths].get("segment_length", 1))
