@@ -47,6 +47,11 @@ def with_keys_folded(carry: Any, number: int | Array) -> Any:
     return jax.tree.map(leaf, carry)
 
 
+def along(values: Array, like: Array) -> Array:
+    """Values of lanes, [B], to stand beside arrays of lanes, [B, ...]: with axes of length 1."""
+    return values.reshape(*values.shape, *[1] * (like.ndim - values.ndim))
+
+
 def restarted(cell: Cell, carry: Any, reset: Array) -> Any:
     """The carry [B, ...] with the lanes in reset [B] set to the start of a sequence.
 
@@ -63,6 +68,6 @@ def restarted(cell: Cell, carry: Any, reset: Array) -> Any:
             new = jnp.broadcast_to(new, (lanes, *new.shape))
         if jnp.issubdtype(old.dtype, jnp.inexact):
             new = jax.lax.stop_gradient(new)
-        return jnp.where(reset.reshape(-1, *[1] * (old.ndim - 1)), new, old)
+        return jnp.where(along(reset, old), new, old)
 
     return jax.tree.map(leaf, fresh, carry)

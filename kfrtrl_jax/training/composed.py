@@ -15,8 +15,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
+from kfrtrl_jax._src.cells.function import output_shape
 from kfrtrl_jax.base import Cell
 from kfrtrl_jax.errors import ConfigError, DataError, UnsupportedCellError
 from kfrtrl_jax.training.factories import (
@@ -158,11 +158,7 @@ def output_size(cell: Cell, input_size: int, path: str) -> int:
     Raises:
       ConfigError: if the output is not a vector.
     """
-    x = jnp.zeros(input_size)
-    _, output = jax.eval_shape(
-        lambda key: cell.step(cell.init(key), cell.initial_carry(), x), jax.random.key(0)
-    )
-    shapes = [leaf.shape for leaf in jax.tree.leaves(output)]
+    shapes = [leaf.shape for leaf in jax.tree.leaves(output_shape(cell, input_size))]
     if len(shapes) != 1 or len(shapes[0]) != 1:
         raise ConfigError(f"{path}: the output of the cell must be a vector, got shapes {shapes}")
     return shapes[0][0]

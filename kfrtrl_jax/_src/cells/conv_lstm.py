@@ -66,7 +66,7 @@ def conv_lstm(
         }
 
     def initial_carry() -> State:
-        zeros = jnp.zeros((*size, channels), jax.dtypes.canonicalize_dtype(float))
+        zeros = jnp.zeros((*size, channels))
         return zeros, zeros
 
     def step(params: dict[str, Array], carry: State, x: Array) -> tuple[State, Array]:

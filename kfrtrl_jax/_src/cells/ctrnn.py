@@ -64,4 +64,4 @@ def ctrnn(
         h = jax.lax.fori_loop(0, num_steps, euler, h)
         return h, h
 
-    return Cell(init, lambda: jnp.zeros(hidden_size, jax.dtypes.canonicalize_dtype(float)), step)
+    return Cell(init, lambda: jnp.zeros(hidden_size), step)

@@ -46,4 +46,4 @@ def elstm(*, input_size: int, hidden_size: int, init_scale: float = 0.0) -> Cell
         o = jax.nn.sigmoid(jnp.concatenate([x, c, one]) @ params["output"])
         return c, o * c
 
-    return Cell(init, lambda: jnp.zeros(hidden_size, jax.dtypes.canonicalize_dtype(float)), step)
+    return Cell(init, lambda: jnp.zeros(hidden_size), step)

@@ -44,6 +44,16 @@ def from_function(
     return Cell(init, make_carry, checked_step)
 
 
+def output_shape(cell: Cell, input_size: int) -> Any:
+    """The shapes and types of a cell's output on a vector of this length, without computing it."""
+    x = jax.ShapeDtypeStruct((input_size,), jax.dtypes.canonicalize_dtype(float))
+
+    def step(x: Array) -> Any:
+        return cell.step(cell.init(jax.random.key(0)), cell.initial_carry(), x)[1]
+
+    return jax.eval_shape(step, x)
+
+
 def signature(tree: Any) -> tuple[Any, tuple[str, ...]]:
     """The structure of a pytree, and the types and shapes of its leaves."""
     leaves, structure = jax.tree.flatten(tree)

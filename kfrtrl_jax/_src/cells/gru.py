@@ -59,4 +59,4 @@ def gru(
         h = z * h + (1 - z) * c
         return h, h
 
-    return Cell(init, lambda: jnp.zeros(hidden_size, jax.dtypes.canonicalize_dtype(float)), step)
+    return Cell(init, lambda: jnp.zeros(hidden_size), step)

@@ -51,6 +51,12 @@ def ring(
     return jnp.log(-0.5 * jnp.log(squared)), jnp.log(phase)
 
 
+def complex_zeros(size: int, as_one: bool) -> Array | tuple[Array, Array]:
+    """A complex state of zeros: one complex vector, or its real and imaginary parts."""
+    zeros = jnp.zeros(size)
+    return jax.lax.complex(zeros, zeros) if as_one else (zeros, zeros)
+
+
 def require_ring(min_radius: float, max_radius: float, max_phase: float) -> None:
     """Refuses what `ring` cannot draw from; a sweep's traced numbers are not checked.
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from kfrtrl_jax._src.base import Array, Cell, Key
-from kfrtrl_jax._src.cells.initializers import require_ring, ring
+from kfrtrl_jax._src.cells.initializers import complex_zeros, require_ring, ring
 
 
 def lru(
@@ -54,10 +54,6 @@ def lru(
             "imaginary": scale * jax.random.normal(imaginary_key, (input_size, hidden_size)),
         }
 
-    def initial_carry() -> Array | tuple[Array, Array]:
-        zeros = jnp.zeros(hidden_size, jax.dtypes.canonicalize_dtype(float))
-        return jax.lax.complex(zeros, zeros) if complex_state else (zeros, zeros)
-
     def step(
         params: dict[str, Array], carry: Array | tuple[Array, Array], x: Array
     ) -> tuple[Array | tuple[Array, Array], Array]:
@@ -78,4 +74,4 @@ def lru(
             real, imaginary = carry.real, carry.imag
         return carry, jnp.concatenate([real, imaginary])
 
-    return Cell(init, initial_carry, step)
+    return Cell(init, lambda: complex_zeros(hidden_size, complex_state), step)

@@ -43,7 +43,7 @@ def lstm(
         return {"weights": weights.at[-1, hidden_size : 2 * hidden_size].add(forget_bias)}
 
     def initial_carry() -> tuple[Array, Array]:
-        zeros = jnp.zeros(hidden_size, jax.dtypes.canonicalize_dtype(float))
+        zeros = jnp.zeros(hidden_size)
         return zeros, zeros
 
     def step(

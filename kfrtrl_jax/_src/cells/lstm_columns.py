@@ -54,7 +54,7 @@ def lstm_columns(
         }
 
     def initial_carry() -> tuple[Array, Array]:
-        zeros = jnp.zeros((num_columns, column_size), jax.dtypes.canonicalize_dtype(float))
+        zeros = jnp.zeros((num_columns, column_size))
         return zeros, zeros
 
     def step(

@@ -63,4 +63,4 @@ def ltc(
         h = jax.lax.fori_loop(0, num_steps, fused, h)
         return h, h
 
-    return Cell(init, lambda: jnp.zeros(hidden_size, jax.dtypes.canonicalize_dtype(float)), step)
+    return Cell(init, lambda: jnp.zeros(hidden_size), step)

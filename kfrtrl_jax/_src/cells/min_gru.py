@@ -32,4 +32,4 @@ def min_gru(*, input_size: int, hidden_size: int, init_scale: float = 0.0) -> Ce
         h = (1 - z) * h + z * candidate
         return h, h
 
-    return Cell(init, lambda: jnp.zeros(hidden_size, jax.dtypes.canonicalize_dtype(float)), step)
+    return Cell(init, lambda: jnp.zeros(hidden_size), step)

@@ -69,4 +69,4 @@ def recurrent_highway(
             s = f * s + (1 - f) * c
         return s, s
 
-    return Cell(init, lambda: jnp.zeros(hidden_size, jax.dtypes.canonicalize_dtype(float)), step)
+    return Cell(init, lambda: jnp.zeros(hidden_size), step)

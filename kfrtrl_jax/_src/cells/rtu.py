@@ -63,7 +63,7 @@ def rtu(
         }
 
     def initial_carry() -> tuple[Array, Array]:
-        zeros = jnp.zeros(hidden_size, jax.dtypes.canonicalize_dtype(float))
+        zeros = jnp.zeros(hidden_size)
         return zeros, zeros
 
     def step(

@@ -10,7 +10,7 @@ import numpy as np
 
 from kfrtrl_jax._src import jax_internals
 from kfrtrl_jax._src.base import Array, Cell, Key
-from kfrtrl_jax._src.cells.initializers import gaussian
+from kfrtrl_jax._src.cells.initializers import complex_zeros, gaussian
 
 
 def s5(
@@ -67,10 +67,6 @@ def s5(
             "skip": gaussian(skip_key, (input_size, hidden_size), 0.0),
         }
 
-    def initial_carry() -> Array | tuple[Array, Array]:
-        zeros = jnp.zeros(hidden_size, jax.dtypes.canonicalize_dtype(float))
-        return jax.lax.complex(zeros, zeros) if complex_state else (zeros, zeros)
-
     def step(
         params: dict[str, Array], carry: Array | tuple[Array, Array], x: Array
     ) -> tuple[Array | tuple[Array, Array], Array]:
@@ -90,7 +86,7 @@ def s5(
         output = real @ (2 * params["output_real"]) + imaginary @ (-2 * params["output_imaginary"])
         return carry, output + x @ params["skip"]
 
-    return Cell(init, initial_carry, step)
+    return Cell(init, lambda: complex_zeros(hidden_size, complex_state), step)
 
 
 @functools.lru_cache

@@ -66,7 +66,7 @@ def slstm(
         }
 
     def initial_carry() -> State:
-        zeros = jnp.zeros(hidden_size, jax.dtypes.canonicalize_dtype(float))
+        zeros = jnp.zeros(hidden_size)
         return zeros, zeros, zeros, zeros
 
     def step(params: dict[str, Array], carry: State, x: Array) -> tuple[State, Array]:

@@ -64,8 +64,7 @@ def lif(
     spike = spike_function(surrogate)
     constants = _Constants(learned_dynamics, leaks={"leak": leak})
 
-    def init(key: Key) -> Params:
-        return {**_weights(key, input_size, hidden_size, init_scale), **constants.init(hidden_size)}
+    init = _init_of(input_size, hidden_size, init_scale, constants)
 
     def step(
         params: Params, carry: tuple[Array, Array], x: Array
@@ -76,7 +75,7 @@ def lif(
         z = spike((u - threshold) / threshold)
         return (u, z), z
 
-    return Cell(init, lambda: (_zeros(hidden_size),) * 2, step)
+    return Cell(init, lambda: (jnp.zeros(hidden_size),) * 2, step)
 
 
 def alif(
@@ -123,8 +122,7 @@ def alif(
     leaks = {"leak": leak, "adaptation_leak": adaptation_leak}
     constants = _Constants(learned_dynamics, leaks)
 
-    def init(key: Key) -> Params:
-        return {**_weights(key, input_size, hidden_size, init_scale), **constants.init(hidden_size)}
+    init = _init_of(input_size, hidden_size, init_scale, constants)
 
     def step(
         params: Params, carry: tuple[Array, Array, Array], x: Array
@@ -136,7 +134,7 @@ def alif(
         a = values["adaptation_leak"] * a + z
         return (u, a, z), z
 
-    return Cell(init, lambda: (_zeros(hidden_size),) * 3, step)
+    return Cell(init, lambda: (jnp.zeros(hidden_size),) * 3, step)
 
 
 def adlif(
@@ -187,8 +185,7 @@ def adlif(
     couplings = {"membrane_coupling": membrane_coupling, "spike_coupling": spike_coupling}
     constants = _Constants(learned_dynamics, leaks, couplings)
 
-    def init(key: Key) -> Params:
-        return {**_weights(key, input_size, hidden_size, init_scale), **constants.init(hidden_size)}
+    init = _init_of(input_size, hidden_size, init_scale, constants)
 
     def step(
         params: Params, carry: tuple[Array, Array, Array], x: Array
@@ -202,24 +199,26 @@ def adlif(
         w = beta * w + a * u + b * z
         return (u, w, z), z
 
-    return Cell(init, lambda: (_zeros(hidden_size),) * 3, step)
+    return Cell(init, lambda: (jnp.zeros(hidden_size),) * 3, step)
 
 
-def _weights(key: Key, input_size: int, hidden_size: int, init_scale: float) -> Params:
-    input_key, recurrent_key = jax.random.split(key)
-    return {
-        "input": gaussian(input_key, (input_size, hidden_size), init_scale),
-        "recurrent": 0.5 * gaussian(recurrent_key, (hidden_size, hidden_size), 0.0),
-        "bias": _zeros(hidden_size),
-    }
+def _init_of(
+    input_size: int, hidden_size: int, init_scale: float, constants: _Constants
+) -> Callable[[Key], Params]:
+    def init(key: Key) -> Params:
+        input_key, recurrent_key = jax.random.split(key)
+        return {
+            "input": gaussian(input_key, (input_size, hidden_size), init_scale),
+            "recurrent": 0.5 * gaussian(recurrent_key, (hidden_size, hidden_size), 0.0),
+            "bias": jnp.zeros(hidden_size),
+            **constants.init(hidden_size),
+        }
+
+    return init
 
 
 def _current(params: Params, x: Array, z: Array) -> Array:
     return x @ params["input"] + z @ params["recurrent"] + params["bias"]
-
-
-def _zeros(size: int) -> Array:
-    return jnp.zeros(size, jax.dtypes.canonicalize_dtype(float))
 
 
 def _reset_function(
@@ -267,8 +266,8 @@ class _Constants:
         """The parameters, if they are learned; leaks by the names of their logits."""
         if not self._learned:
             return {}
-        leaks = {name: _zeros(size) + value for name, value in self._leaks.items()}
-        couplings = {name: _zeros(size) + value for name, value in self._couplings.items()}
+        leaks = {name: jnp.zeros(size) + value for name, value in self._leaks.items()}
+        couplings = {name: jnp.zeros(size) + value for name, value in self._couplings.items()}
         logits = {f"{name}_logit": jax.scipy.special.logit(x) for name, x in leaks.items()}
         return {**logits, **couplings}
 

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from kfrtrl_jax._src.base import Array, Cell, Key
+from kfrtrl_jax._src.cells.function import output_shape
 from kfrtrl_jax._src.cells.initializers import gaussian
 from kfrtrl_jax._src.lanes import with_keys_folded
 
@@ -129,13 +130,8 @@ class _Layer:
         self.output_size = self._cell_size if parts.width is None else parts.width
 
     def _length_of_output(self) -> int:
-        def step(x: Array) -> Array:
-            params = self.cell.init(jax.random.key(0))
-            return self.cell.step(params, self.cell.initial_carry(), x)[1]
-
-        x = jax.ShapeDtypeStruct((self._input_size,), jax.dtypes.canonicalize_dtype(float))
         try:
-            output = jax.eval_shape(step, x)
+            output = output_shape(self.cell, self._input_size)
         except (TypeError, ValueError) as error:
             first = str(error).strip().splitlines()[0]
             raise ValueError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
 
 from kfrtrl_jax._src.base import Array, Cell, Key
@@ -41,4 +40,4 @@ def vanilla(
         h = jnp.tanh(jnp.concatenate([x, h, jnp.ones(1, h.dtype)]) @ weights)
         return h, h
 
-    return Cell(init, lambda: jnp.zeros(hidden_size, jax.dtypes.canonicalize_dtype(float)), step)
+    return Cell(init, lambda: jnp.zeros(hidden_size), step)

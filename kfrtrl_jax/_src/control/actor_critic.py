@@ -28,7 +28,7 @@ from jaxtyping import Bool, Float
 from kfrtrl_jax._src.base import Array, Batch, Cell, Key, Readout
 from kfrtrl_jax._src.control.environments import Environment, Transition
 from kfrtrl_jax._src.control.problem import Settings
-from kfrtrl_jax._src.lanes import initial_lanes, restarted
+from kfrtrl_jax._src.lanes import along, initial_lanes, restarted
 from kfrtrl_jax._src.learning import trees
 from kfrtrl_jax._src.learning.learner import predict
 from kfrtrl_jax._src.learning.types import Learner, LearnerState
@@ -185,12 +185,12 @@ def actor_critic(
         gradient, learner_state = gradients(state, action, delta)
 
         def traced(old: Array, new: Array) -> Array:
-            begins = _along(state.begins, old)
+            begins = along(state.begins, old)
             decay = settings.discount * settings.trace_decay
             return jnp.where(begins, 0, decay * old) + new
 
         traces = jax.tree.map(traced, state.traces, gradient)
-        direction = jax.tree.map(lambda z: jnp.mean(_along(delta, z) * z, axis=0), traces)
+        direction = jax.tree.map(lambda z: jnp.mean(along(delta, z) * z, axis=0), traces)
         learner_state, norm = learner.update(learner_state, direction)
         returns = state.returns + transition.reward
         new = AgentState(
@@ -209,8 +209,3 @@ def actor_critic(
 
 def _spread(tree: Any, batch_size: int) -> Any:
     return jax.tree.map(lambda x: jnp.broadcast_to(x, (batch_size, *x.shape)), tree)
-
-
-def _along(lanes: Array, like: Array) -> Array:
-    """[B] with further axes of length 1, as many as `like` has."""
-    return lanes.reshape(-1, *[1] * (like.ndim - 1))

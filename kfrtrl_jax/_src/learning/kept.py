@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from kfrtrl_jax._src.base import Array, Linearization, SiteGradients
+from kfrtrl_jax._src.lanes import along
 from kfrtrl_jax._src.learning.types import Model
 
 # A product of as many steps at a time gives their gradients: one of all that could be kept would be
@@ -94,7 +95,7 @@ def backpropagate(kept: Kept, cotangent: Array, count: Any, careful: bool) -> Ba
         lanes = jnp.any(c != 0, axis=1)
 
         def choose(x: Array) -> Array:
-            return jnp.where(lanes.reshape(-1, *[1] * (x.ndim - 1)), x, 0) if careful else x
+            return jnp.where(along(lanes, x), x, 0) if careful else x
 
         def write(found: list[Array], new: list[Array]) -> list[Array]:
             return [

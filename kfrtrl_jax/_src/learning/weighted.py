@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Float
 
 from kfrtrl_jax._src.base import Array, Batch
+from kfrtrl_jax._src.lanes import along
 from kfrtrl_jax._src.learning.types import Model
 
 
@@ -27,8 +28,7 @@ def losses_of(model: Model, predictions: Any, batch: Batch) -> Float[Array, "*st
 
     def chosen(prediction: Array) -> Array:
         # The loss may have no finite derivative at a target that does not count: 0 times it is NaN.
-        own = counted.reshape(*counted.shape, *[1] * (prediction.ndim - counted.ndim))
-        return jnp.where(own, prediction, jax.lax.stop_gradient(prediction))
+        return jnp.where(along(counted, prediction), prediction, jax.lax.stop_gradient(prediction))
 
     losses = _scalars(of_lanes(jax.tree.map(chosen, predictions), batch.targets), batch)
     return jnp.where(counted, losses, 0)

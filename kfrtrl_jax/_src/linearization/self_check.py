@@ -20,7 +20,7 @@ import numpy as np
 
 from kfrtrl_jax._src.base import Array, Cell
 from kfrtrl_jax._src.errors import UnsupportedCellError
-from kfrtrl_jax._src.lanes import initial_lanes, is_key, restarted
+from kfrtrl_jax._src.lanes import along, initial_lanes, is_key, restarted
 from kfrtrl_jax._src.linearization.complex_numbers import real_leaves
 from kfrtrl_jax._src.linearization.linearizer import Linearizer, make_linearizer
 from kfrtrl_jax._src.linearization.suspect import suspect
@@ -336,9 +336,7 @@ def _compare_step(
 
     blocks = tuple(map(block, linearization.sites, structure.sites))
     gradient = jax.tree.leaves(linearizer.gradient(params, blocks))
-    summed = [
-        jnp.sum(jnp.where(finite.reshape(-1, *[1] * (g.ndim - 1)), g, 0), axis=0) for g in by_params
-    ]
+    summed = [jnp.sum(jnp.where(along(finite, g), g, 0), axis=0) for g in by_params]
     return {
         "jacobian": _Pair(ours[:-1], by_carry[:-1]),
         "factored": factored,

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
 
 from kfrtrl_jax._src.base import Array, Batch, Key, Task
+from kfrtrl_jax._src.lanes import along
 from kfrtrl_jax._src.losses import normalized_square, squared_error
 from kfrtrl_jax._src.shapes import require_key, require_positive
 from kfrtrl_jax._src.tasks.common import vectors
@@ -226,7 +226,7 @@ def _task(
         def burn(state: tuple[Array, ...], time: Array) -> tuple[tuple[Array, ...], None]:
             new = system.step(state, 1.0)
             on = time < burn_in
-            return jax.tree.map(lambda a, b: _where(on, a, b), new, state), None
+            return jax.tree.map(lambda a, b: jnp.where(along(on, a), a, b), new, state), None
 
         def look(state: tuple[Array, ...], _: None) -> tuple[tuple[Array, ...], Array]:
             state = system.step(state, 1.0)
@@ -272,7 +272,3 @@ def _held_out(system: _System, part: str, horizon: int, length: int) -> Batch:
     series = ((np.array(values) - system.mean) / system.std)[:, None]
     reset = np.zeros(length, bool)
     return Batch(series[:-horizon], series[horizon:], reset)
-
-
-def _where(on: Float[Array, " B"], new: Array, old: Array) -> Array:
-    return jnp.where(on.reshape(-1, *[1] * (old.ndim - 1)), new, old)

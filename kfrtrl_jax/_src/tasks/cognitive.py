@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kfrtrl_jax._src.base import Array, Batch, Key, Task
+from kfrtrl_jax._src.lanes import along
 from kfrtrl_jax._src.losses import accuracy, cross_entropy
 from kfrtrl_jax._src.shapes import require_positive
 from kfrtrl_jax._src.tasks.common import entropy, following, vectors
@@ -215,7 +216,7 @@ def context_integration(
         reset = position == 0
 
         def at_start(new: Array, old: Array) -> Array:
-            return jnp.where(reset.reshape(-1, *[1] * (old.ndim - 1)), new, old)
+            return jnp.where(along(reset, old), new, old)
 
         delay = at_start(delay_steps(drawn[:, 0]), state.delay)
         context = at_start(below(drawn[:, 1], 2), state.context)

@@ -19,6 +19,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from kfrtrl_jax._src.base import Array, Batch, Key, Score, Task
+from kfrtrl_jax._src.lanes import along
 from kfrtrl_jax._src.losses import temporal_difference
 from kfrtrl_jax._src.shapes import require_key, require_positive
 from kfrtrl_jax._src.tasks.common import bootstrapped, vectors
@@ -70,7 +71,6 @@ class _Protocol(NamedTuple):
     Attributes:
       isi: the shortest and the longest ISI.
       iti: the shortest and the longest ITI.
-      gamma: the discount of the return.
       stimuli: S.
       draws: the number of uniform numbers per trial.
       contents: uniform numbers [..., draws] -> (rewarded [...], stimuli [..., S]).
@@ -80,12 +80,16 @@ class _Protocol(NamedTuple):
 
     isi: tuple[int, int]
     iti: tuple[int, int]
-    gamma: float
     stimuli: int
     draws: int
     contents: Callable[[Array], tuple[Array, Array]]
     distractors: int
     rate: float
+
+    @property
+    def gamma(self) -> float:
+        """The discount of the return: 1 - 1 / the mean ISI."""
+        return 1 - 2 / sum(self.isi)
 
 
 def trace_conditioning(
@@ -129,16 +133,14 @@ def trace_conditioning(
         raise ValueError(
             f"num_distractors must be in 0..{len(DISTRACTOR_RATES)}, got {num_distractors}"
         )
-    _require_isi(isi)
 
     def contents(uniform: Float[Array, "*trials draws"]) -> tuple[Array, Array]:
         always = jnp.ones(uniform.shape[:-1], bool)
         return always, always[..., None]
 
     protocol = _Protocol(
-        isi=(isi - isi // 3, isi + isi // 3),
+        isi=_around(isi),
         iti=(min_iti, max_iti),
-        gamma=1 - 1 / isi,
         stimuli=1,
         draws=0,
         contents=contents,
@@ -191,18 +193,8 @@ def trace_patterning(
 
     Source: Rafiee et al., 2022, arXiv:2011.04590; see `trace_conditioning`.
     """
-    _require_isi(isi)
-    isis = (isi - isi // 3, isi + isi // 3)
-    protocol = _patterning(
-        isis,
-        1 - 1 / isi,
-        (min_iti, max_iti),
-        num_cs,
-        num_patterns,
-        num_distractors,
-        noise,
-        pattern_seed,
-    )
+    stimuli = (num_cs, num_patterns, num_distractors, pattern_seed)
+    protocol = _patterning(_around(isi), (min_iti, max_iti), *stimuli, noise)
     return _task(protocol, batch_size)
 
 
@@ -237,17 +229,8 @@ def noisy_patterning(
 
     Source: Rafiee et al., 2022, arXiv:2011.04590; see `trace_conditioning`.
     """
-    isis = (CS_STEPS, CS_STEPS)
-    protocol = _patterning(
-        isis,
-        1 - 1 / CS_STEPS,
-        (min_iti, max_iti),
-        num_cs,
-        num_patterns,
-        num_distractors,
-        noise,
-        pattern_seed,
-    )
+    stimuli = (num_cs, num_patterns, num_distractors, pattern_seed)
+    protocol = _patterning((CS_STEPS, CS_STEPS), (min_iti, max_iti), *stimuli, noise)
     return _task(protocol, batch_size)
 
 
@@ -279,13 +262,12 @@ def activation_patterns(
 
 def _patterning(
     isi: tuple[int, int],
-    gamma: float,
     iti: tuple[int, int],
     num_cs: int,
     num_patterns: int,
     num_distractors: int,
-    noise: float,
     seed: int,
+    noise: float,
 ) -> _Protocol:
     patterns = jnp.asarray(activation_patterns(num_cs, num_patterns, seed))
     if num_distractors < 0:
@@ -305,7 +287,6 @@ def _patterning(
     return _Protocol(
         isi=isi,
         iti=iti,
-        gamma=gamma,
         stimuli=num_cs + num_distractors,
         draws=3 + num_cs + num_distractors,
         contents=contents,
@@ -397,7 +378,7 @@ def _moved_on(over: Bool[Array, " B"], trials: Trials, new: Trials) -> Trials:
 
     def moved(queue: Array, last: Array) -> Array:
         shifted = jnp.concatenate([queue[:, 1:], last[:, None]], axis=1)
-        return jnp.where(over.reshape(-1, *[1] * (queue.ndim - 1)), shifted, queue)
+        return jnp.where(along(over, queue), shifted, queue)
 
     return jax.tree.map(moved, trials, new)
 
@@ -418,6 +399,8 @@ def _integer(uniform: Array, low: int, high: int) -> Array:
     return low + (uniform * (high - low + 1)).astype(jnp.int32)
 
 
-def _require_isi(isi: int) -> None:
+def _around(isi: int) -> tuple[int, int]:
+    """The shortest and the longest ISI with this mean."""
     if isi < 2:
         raise ValueError(f"isi must be at least 2, got {isi}")
+    return isi - isi // 3, isi + isi // 3

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int, Num
@@ -14,6 +13,7 @@ from kfrtrl_jax._src.base import Array, Batch, Key, Task
 from kfrtrl_jax._src.losses import accuracy, cross_entropy
 from kfrtrl_jax._src.shapes import require_key, require_positive
 from kfrtrl_jax._src.tasks.common import vectors
+from kfrtrl_jax._src.tasks.random_words import below, words
 
 
 class Labelled(NamedTuple):
@@ -61,9 +61,7 @@ def classification(
 
     def sample(state: SequenceState, key: Key) -> tuple[SequenceState, Batch]:
         starts = state.position == 0
-        # Biased, as 2^32 is no multiple of the number of sequences, but negligibly so.
-        drawn = (jax.random.bits(key, (batch_size,), jnp.uint32) % count).astype(jnp.int32)
-        chosen = jnp.where(starts, drawn, state.chosen)
+        chosen = jnp.where(starts, below(words(key, batch_size), count), state.chosen)
         last = state.position == length - 1
         batch = Batch(
             inputs=_floats(values[chosen, state.position]),
