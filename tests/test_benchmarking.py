@@ -134,7 +134,7 @@ def test_floors_have_the_shapes_that_the_estimator_needs(first_is_fastest):
     resolved = steps.resolve(copy.get_config(), highway, 2)
     assert resolved.estimator.rank == 3
     assert "[2, 4, 4] x [2, 4, 3 * 8]" in steps._floor(highway, resolved, None, 2).words
-    structure = steps.programs.build(resolved).structure
+    structure = steps.programs.build(resolved).about.structure
     assert steps.influence_shapes("uoro", structure) == [(2, 9, 8)]
     assert steps.influence_shapes("snap", structure) == [(2, 9, 2, 4)]
     with pytest.raises(ValueError, match="not of 'rtrl'"):
@@ -157,12 +157,7 @@ def test_a_population_is_the_same_runs_as_one_program():
     experiment = steps.programs.Experiment(
         init=lambda seed: jnp.float32(seed),
         run_chunk=lambda state: (2 * state, state),
-        evaluate=lambda *_: None,
-        structure=None,
-        unit="",
-        score_name=None,
-        held_out={},
-        check=lambda: None,
+        about=None,
     )
     together = steps._population(experiment, 3, 5)
     alone = steps._one_after_another(experiment, 3, 5)

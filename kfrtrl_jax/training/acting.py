@@ -12,7 +12,7 @@ from kfrtrl_jax import control, learning, linearization
 from kfrtrl_jax.base import Array
 from kfrtrl_jax.errors import ConfigError
 from kfrtrl_jax.training import composed
-from kfrtrl_jax.training.segments import RunState, Segments, Sums, averaged
+from kfrtrl_jax.training.segments import About, RunState, Segments, Sums, Words, averaged
 
 
 class Acted(NamedTuple):
@@ -93,12 +93,13 @@ def make_acting(config: Any, problem: control.Control, make: Callable[..., Any])
         advance=advance,
         metrics=lambda state: {"episodes": state.task.episodes},
         diagnostics=diagnostics,
-        evaluate=evaluate,
-        structure=learn.linearizer.structure,
-        unit="mean square TD error",
-        score_name="return",
-        held_out={},
-        check=lambda: linearization.check(cell, example),
+        about=About(
+            evaluate=evaluate,
+            structure=learn.linearizer.structure,
+            words=Words("mean square TD error", "return"),
+            held_out={},
+            check=lambda: linearization.check(cell, example),
+        ),
     )
 
 

@@ -11,6 +11,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from kfrtrl_jax.training.metrics import Record
+from kfrtrl_jax.training.segments import Words
 
 SECONDS_BETWEEN_LINES = 10.0
 
@@ -27,18 +28,6 @@ class Display(NamedTuple):
     update: Callable[[Record], None]
     note: Callable[[str], None]
     close: Callable[[], None]
-
-
-class Words(NamedTuple):
-    """What a run's figures are called.
-
-    Attributes:
-      unit: of the loss.
-      score: the name of the score; None if it is the loss.
-    """
-
-    unit: str = ""
-    score: str | None = None
 
 
 NAMELESS = Words()

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kfrtrl_jax._src.lanes import initial_lanes, restarted
+from kfrtrl_jax._src.lanes import along, initial_lanes, restarted
 from kfrtrl_jax.base import Array, Batch, Cell, Readout, Task
 from kfrtrl_jax.learning import predict
 
@@ -79,21 +79,22 @@ def totals(
         weight = counted * (1.0 if batch.weight is None else batch.weight)
         # Before the start of the stream there is nothing to read, and the lane keeps its carry.
         begun = positions >= 0
-        carry = jax.tree.map(
-            lambda a, b: jnp.where(begun.reshape(-1, *[1] * (a.ndim - 1)), a, b), new, start
-        )
+        carry = jax.tree.map(lambda a, b: jnp.where(along(begun, a), a, b), new, start)
 
-        def summed(values: Array) -> Array:
-            return jnp.sum(jnp.where(weight == 0, 0, weight * values))
-
-        loss = summed(task.loss.scale * jax.vmap(task.loss.function)(predictions, batch.targets))
-        score = loss
+        losses = task.loss.scale * jax.vmap(task.loss.function)(predictions, batch.targets)
+        score = loss = weighted_sum(weight, losses)
         if task.score is not None:
-            score = summed(jax.vmap(task.score.function)(predictions, batch.targets))
+            scores = jax.vmap(task.score.function)(predictions, batch.targets)
+            score = weighted_sum(weight, scores)
         return carry, Totals(loss, score, jnp.sum(weight))
 
     _, sums = jax.lax.scan(step, initial, jnp.arange(-warm_up, stretch))
     return sums
+
+
+def weighted_sum(weight: Array, values: Array) -> Array:
+    """The sum of weight * values; what has no weight may be anything."""
+    return jnp.sum(jnp.where(weight == 0, 0, weight * values))
 
 
 def means(totals: Any) -> Any:

@@ -123,14 +123,14 @@ def _run(
     else:
         step, state, progress = 0, jax.jit(experiment.init)(config.seed), Progress()
     evaluate = _evaluator(experiment)
-    show = display.make_display(config.num_steps, step, words_of(experiment))
+    show = display.make_display(config.num_steps, step, experiment.about.words)
     with metrics.open_writer(folder, step) as writer, contextlib.closing(show):
         for warning in warnings:
             show.note(f"warning: {warning}; going back to step {step}")
         if restored:
             show.note(f"continuing {folder} at step {step}")
         else:
-            show.note(str(experiment.check()))
+            show.note(str(experiment.about.check()))
         if step < config.num_steps:
             run = _Run(config, folder, experiment, saved, writer, show, evaluate, signals)
             state, progress = _advance(run, state, step, progress)
@@ -188,7 +188,7 @@ def _advance(
                 # The previous chunk's metrics are logged while the device computes this one.
                 log(fetch(*pending))
             pending = (results, step)
-            evaluating = "valid" in run.experiment.held_out and due(config.eval_every)
+            evaluating = "valid" in run.experiment.about.held_out and due(config.eval_every)
             if evaluating or due(config.checkpoint_every):
                 record, pending = fetch(*pending), None
                 if evaluating:
@@ -224,15 +224,10 @@ def _advance(
     return state, progress
 
 
-def words_of(experiment: Experiment) -> display.Words:
-    """What the figures of an experiment are called."""
-    return display.Words(experiment.unit, experiment.score_name)
-
-
 def _evaluator(experiment: Experiment) -> Evaluate:
-    held_out = experiment.held_out
+    held_out = experiment.about.held_out
     streams = {name: evaluation.on_device(stream) for name, stream in held_out.items()}
-    totals = jax.jit(experiment.evaluate)
+    totals = jax.jit(experiment.about.evaluate)
 
     def evaluate(name: str, parameters: Any) -> evaluation.Means:
         loss, score = evaluation.means(totals(parameters, streams[name]))
@@ -256,11 +251,11 @@ def _finish(
     test: dict[str, float] = {}
     if best is not None:
         parameters = checkpoints.load_parameters(folder / "best", parameters)
-        if "test" in experiment.held_out:
+        if "test" in experiment.about.held_out:
             loss, score = evaluate("test", parameters)
             test = {"test_loss": loss, "test_score": score}
     records = metrics.read(folder / metrics.METRICS)
-    unit, judged = words_of(experiment)
+    unit, judged = experiment.about.words
     summary = {
         "step": int(state.step),
         "wall_time": round(progress.wall_time, 3),
@@ -282,7 +277,7 @@ def _finish(
         *([] if config.credit.name == "none" else [configs.shown(config, "credit")]),
     ]
     title = ", ".join(parts)
-    plots.plot_run(records, folder / CURVE, title, words_of(experiment))
+    plots.plot_run(records, folder / CURVE, title, experiment.about.words)
     rows = {
         "steps": f"{summary['step']:,}",
         "run time": display.duration(progress.wall_time),

@@ -9,14 +9,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from kfrtrl_jax import linearization
 from kfrtrl_jax._src.lanes import is_key
-from kfrtrl_jax.base import Array, Batch, Structure
+from kfrtrl_jax.base import Array
 from kfrtrl_jax.control import Control
 from kfrtrl_jax.training import config as configs
-from kfrtrl_jax.training import evaluation, segments
+from kfrtrl_jax.training import segments
 from kfrtrl_jax.training.acting import make_acting
-from kfrtrl_jax.training.segments import RunState, Segments
+from kfrtrl_jax.training.segments import About, RunState, Segments
 from kfrtrl_jax.training.supervised import make_supervised
 
 
@@ -48,22 +47,12 @@ class Experiment(NamedTuple):
     Attributes:
       init: seed -> state.
       run_chunk: state -> (state, metrics), for `log_every` time steps.
-      evaluate: (parameters, stream) -> totals, see `evaluation.totals`.
-      structure: of the cell, as passed to its estimator.
-      unit: of the reported loss.
-      score_name: of the task's score; None if that is its loss.
-      held_out: streams to evaluate on, see `Task`.
-      check: compares the cell's linearization with `jax.vjp`, see `linearization.check`.
+      about: what does not change during the run.
     """
 
     init: Callable[[Any], RunState]
     run_chunk: Callable[[RunState], tuple[RunState, ChunkMetrics]]
-    evaluate: Callable[[dict[str, Any], Batch], evaluation.Totals]
-    structure: Structure
-    unit: str
-    score_name: str | None
-    held_out: Mapping[str, Batch]
-    check: Callable[[], linearization.Check]
+    about: About
 
 
 def build(config: Any, floats: Mapping[str, Any] | None = None) -> Experiment:
@@ -90,16 +79,7 @@ def build(config: Any, floats: Mapping[str, Any] | None = None) -> Experiment:
     def run_chunk(state: RunState) -> tuple[RunState, ChunkMetrics]:
         return _run_chunk(run, state, config.log_every // config.segment_length)
 
-    return Experiment(
-        init=init,
-        run_chunk=run_chunk,
-        evaluate=run.evaluate,
-        structure=run.structure,
-        unit=run.unit,
-        score_name=run.score_name,
-        held_out=run.held_out,
-        check=run.check,
-    )
+    return Experiment(init, run_chunk, run.about)
 
 
 def _run_chunk(run: Segments, state: RunState, count: int) -> tuple[RunState, ChunkMetrics]:

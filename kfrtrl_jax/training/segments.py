@@ -52,6 +52,36 @@ class Sums(NamedTuple):
     gradient_norm: Array
 
 
+class Words(NamedTuple):
+    """What a run's figures are called.
+
+    Attributes:
+      unit: of the loss.
+      score: the name of the score; None if it is the loss.
+    """
+
+    unit: str = ""
+    score: str | None = None
+
+
+class About(NamedTuple):
+    """What does not change during a run.
+
+    Attributes:
+      evaluate: (parameters, stream) -> totals, see `evaluation.totals`.
+      structure: of the cell, as passed to its estimator.
+      words: what the figures are called.
+      held_out: streams to evaluate on, see `Task`.
+      check: compares the cell's linearization with `jax.vjp`, see `linearization.check`.
+    """
+
+    evaluate: Callable[[dict[str, Any], Batch], evaluation.Totals]
+    structure: Structure
+    words: Words
+    held_out: Mapping[str, Batch]
+    check: Callable[[], linearization.Check]
+
+
 class Segments(NamedTuple):
     """A run as pure functions of its state.
 
@@ -60,24 +90,14 @@ class Segments(NamedTuple):
       advance: state -> (state, sums): one segment.
       metrics: state -> the task's named scalars.
       diagnostics: state -> those of the estimator.
-      evaluate: (parameters, stream) -> totals, see `evaluation.totals`.
-      structure: of the cell, as passed to its estimator.
-      unit: of the reported loss.
-      score_name: of the score; None if it is the loss.
-      held_out: streams to evaluate on, see `Task`.
-      check: compares the cell's linearization with `jax.vjp`, see `linearization.check`.
+      about: what does not change.
     """
 
     init: Callable[[Any], RunState]
     advance: Callable[[RunState], tuple[RunState, Sums]]
     metrics: Callable[[RunState], dict[str, Array]]
     diagnostics: Callable[[RunState], dict[str, Array]]
-    evaluate: Callable[[dict[str, Any], Batch], evaluation.Totals]
-    structure: Structure
-    unit: str
-    score_name: str | None
-    held_out: Mapping[str, Batch]
-    check: Callable[[], linearization.Check]
+    about: About
 
 
 def mean(total: Array, weight: Array) -> Array:

@@ -12,7 +12,7 @@ from kfrtrl_jax import learning, linearization
 from kfrtrl_jax.base import Array, Batch, Cell, Readout, Task
 from kfrtrl_jax.tasks import draw
 from kfrtrl_jax.training import composed, evaluation
-from kfrtrl_jax.training.segments import RunState, Segments, Sums, averaged
+from kfrtrl_jax.training.segments import About, RunState, Segments, Sums, Words, averaged
 
 
 def make_supervised(config: Any, task: Task, make: Callable[..., Any]) -> Segments:
@@ -79,12 +79,13 @@ def make_supervised(config: Any, task: Task, make: Callable[..., Any]) -> Segmen
         advance=advance,
         metrics=lambda state: task.metrics(state.task),
         diagnostics=lambda state: learn.diagnostics(state.learner),
-        evaluate=evaluate,
-        structure=learn.linearizer.structure,
-        unit=task.loss.unit,
-        score_name=task.score.name if task.score else None,
-        held_out=task.held_out,
-        check=lambda: linearization.check(cell, task.example_input),
+        about=About(
+            evaluate=evaluate,
+            structure=learn.linearizer.structure,
+            words=Words(task.loss.unit, task.score.name if task.score else None),
+            held_out=task.held_out,
+            check=lambda: linearization.check(cell, task.example_input),
+        ),
     )
 
 
@@ -102,5 +103,5 @@ def _sums(task: Task, segment: Batch, metrics: learning.StepMetrics) -> Sums:
     if task.score is not None:
         scores = jax.vmap(jax.vmap(task.score.function))(metrics.predictions, segment.targets)
         own = jnp.ones_like(scores) if segment.weight is None else segment.weight
-        score = jnp.sum(jnp.where(own == 0, 0, own * scores))
+        score = evaluation.weighted_sum(own, scores)
     return Sums(loss, weight, score, weight, metrics.gradient_norm)

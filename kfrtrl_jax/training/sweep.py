@@ -20,7 +20,7 @@ from kfrtrl_jax.errors import ConfigError
 from kfrtrl_jax.training import composed, display, evaluation, memory, metrics, plots, workdir
 from kfrtrl_jax.training import config as configs
 from kfrtrl_jax.training.factories import KINDS
-from kfrtrl_jax.training.loop import Interrupted, catch_signals, words_of
+from kfrtrl_jax.training.loop import Interrupted, catch_signals
 from kfrtrl_jax.training.program import (
     Experiment,
     build,
@@ -156,7 +156,7 @@ def _run_group(
 
     init = jax.jit(jax.vmap(lambda seed, point: experiment(point).init(seed)))
     jitted = xla.jit(jax.vmap(lambda s, point: experiment(point).run_chunk(s)), donate_argnums=0)
-    base = experiment({})
+    base = experiment({}).about
     evaluate = jax.jit(jax.vmap(base.evaluate, in_axes=(0, None)))
     held_out = base.held_out
     valid = evaluation.on_device(held_out["valid"]) if "valid" in held_out else None
@@ -164,7 +164,7 @@ def _run_group(
     names = [name_of(i) for i in group]
     results: dict[str, Any] = {}
     diverged: dict[str, int] = {}
-    show = display.make_display(config.num_steps, 0, words_of(base))
+    show = display.make_display(config.num_steps, 0, base.words)
     with contextlib.ExitStack() as stack:
         stack.enter_context(contextlib.closing(show))
         show.note(str(base.check()))
@@ -212,8 +212,9 @@ def _run_group(
                     record["valid_loss"] = float(losses.loss[i])
                     record["valid_score"] = float(losses.score[i])
                 writer.write(record)
-                named = {"score_name": base.score_name} if base.score_name else {}
-                results[name] = {**record, "loss_unit": base.unit, **named}
+                unit, score = base.words
+                named = {"score_name": score} if score else {}
+                results[name] = {**record, "loss_unit": unit, **named}
             alive = [results[name] for name in names if name not in diverged]
             if alive:
                 show.update({**alive[0], **_means(alive)})
@@ -316,8 +317,13 @@ def _swept_floats(sweep: Sequence[Overrides]) -> list[str]:
     return [path for path, seen in values.items() if len(seen) > 1]
 
 
+def finished(results: Sequence[Mapping[str, Any]], key: str) -> list[float]:
+    """A figure of those trials that did not diverge."""
+    return [r[key] for r in results if r.get(key) is not None and "diverged_at" not in r]
+
+
 def _spread(results: Sequence[Mapping[str, Any]], key: str) -> str:
-    values = [r[key] for r in results if r.get(key) is not None and "diverged_at" not in r]
+    values = finished(results, key)
     if not values:
         return "-"
     return f"{np.mean(values):.4g} ± {np.std(values):.2g}"

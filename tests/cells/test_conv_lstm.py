@@ -47,7 +47,7 @@ def test_a_step_is_that_of_flax():
 
 def test_a_config_takes_it():
     tokens = {"cell": {"name": "conv_lstm", "size": (2, 2), "channels": 3}}
-    structure = build(small(tokens)).structure
+    structure = build(small(tokens)).about.structure
     assert structure.state_size == 24
 
 

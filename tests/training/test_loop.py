@@ -56,8 +56,8 @@ def test_the_best_parameters_are_those_of_the_lowest_validation_loss(text_run):
     built = program.build(config)
     loaded = parameters(folder / "best", config)
     for part, name in (("valid", "best_valid_loss"), ("test", "test_loss")):
-        stream = built.held_out[part]
-        loss, score = evaluation.means(jax.jit(built.evaluate)(loaded, stream))
+        stream = built.about.held_out[part]
+        loss, score = evaluation.means(jax.jit(built.about.evaluate)(loaded, stream))
         assert loss == score
         np.testing.assert_allclose(loss, summary[name], rtol=1e-12)
 

@@ -108,4 +108,4 @@ def test_a_factorys_refusal_names_the_section():
 
 def test_text_has_held_out_parts(tmp_path):
     built = program.build(small(text(tmp_path)))
-    assert set(built.held_out) == {"valid", "test"}
+    assert set(built.about.held_out) == {"valid", "test"}

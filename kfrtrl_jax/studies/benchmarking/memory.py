@@ -40,7 +40,7 @@ def measure_memory(case: Case, config: Any, *, suite: str, rounds: int = 3) -> l
       rounds: the number of processes started at each size.
     """
     resolved = steps.resolve(config, case, _STEPS)
-    structure = programs.build(resolved).structure
+    structure = programs.build(resolved).about.structure
     item = jax.numpy.dtype(structure.dtype).itemsize
     n, sites = structure.state_size, structure.sites
     factors = item * sum(site.input_size + n * site.output_size for site in sites)

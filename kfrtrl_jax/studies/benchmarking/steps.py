@@ -220,7 +220,7 @@ def _floor(case: Case, resolved: Any, config: Any, steps: int) -> Floor:
     if case.floor in CELLS:
         other = case._replace(cell=case.floor)
         return Floor(f"a training step with {case.floor}", training(resolve(config, other, steps)))
-    structure = programs.build(resolved).structure
+    structure = programs.build(resolved).about.structure
     b, n, dtype = structure.batch_size, structure.state_size, structure.dtype
     if case.floor == "passes":
         return floors.passes(influence_shapes(case.estimator, structure), dtype)
