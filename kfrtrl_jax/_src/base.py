@@ -364,6 +364,8 @@ class Task(NamedTuple):
       held_out: named streams of one lane to evaluate on, batches of NumPy arrays without the axis B:
         [N, ...].
       symbols: the character of each token, for tasks of text.
+      data: the SHA-256 digest, in hexadecimal, of the data that was read, held-out parts included;
+        "" for a task that generates its data.
     """
 
     batch_size: int
@@ -380,3 +382,4 @@ class Task(NamedTuple):
     metrics: Callable[[Any], dict[str, Array]] = _no_metrics
     held_out: Mapping[str, Batch] = MappingProxyType({})
     symbols: str = ""
+    data: str = ""

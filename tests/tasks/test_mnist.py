@@ -87,6 +87,14 @@ def test_lanes_read_random_training_images(folder, data, order):
         np.testing.assert_array_equal(whole.weight, position == shape[1] - 1)
 
 
+def test_one_other_pixel_is_another_digest(folder, data):
+    before = tasks.sequential_mnist(batch_size=2, data_dir=str(folder)).data
+    pixels = data[0][:TRAINING].copy()
+    pixels[-1, -1, -1] ^= 1
+    write(folder / "train-images-idx3-ubyte", idx(pixels))
+    assert tasks.sequential_mnist(batch_size=2, data_dir=str(folder)).data != before
+
+
 def test_permutation_is_the_same_for_all_images(folder, data):
     pixels, _ = data
 

@@ -1,4 +1,5 @@
 import os
+import re
 from pydoc_data.topics import topics
 
 import chex
@@ -111,6 +112,15 @@ def test_file_is_split_by_position_without_translation(tmp_path):
     assert "".join(decoded(corpus, part) for part in ("train", "valid", "test")) == content
     assert corpus.characters == "".join(sorted(set(content)))
     assert len(corpus.valid) == len(corpus.test) == len(content) // 20
+
+
+def test_texts_of_the_same_alphabet_and_length_have_digests_of_their_own(folder):
+    before = tasks.text(batch_size=2, data_dir=str(folder)).data
+    assert re.fullmatch("[0-9a-f]{64}", before)
+    assert tasks.text(batch_size=3, data_dir=str(folder)).data == before
+    (folder / "my.test.txt").write_text("to or\n")
+    assert tasks.text(batch_size=2, data_dir=str(folder)).data != before
+    assert tasks.copy(batch_size=2).data == ""
 
 
 def test_large_vocabularies_have_wider_tokens(tmp_path):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from kfrtrl_jax._src.base import Array, Batch, Cell, Key, Readout, Task
 from kfrtrl_jax._src.cells.tokens import on_tokens
@@ -36,6 +38,16 @@ def draw(task: Task, state: Any, key: Key, loss: Array | None = None) -> tuple[A
     if task.observe is not None:
         state = task.observe(state, jnp.asarray(loss))
     return task.sample(state, key)
+
+
+def digest(*parts: np.ndarray | str) -> str:
+    """The SHA-256 digest, in hexadecimal, of arrays and texts, in order, with types and shapes."""
+    whole = hashlib.sha256()
+    for part in parts:
+        array = np.frombuffer(part.encode(), np.uint8) if isinstance(part, str) else part
+        whole.update(f"{array.dtype.str}{array.shape}".encode())
+        whole.update(np.ascontiguousarray(array).tobytes())
+    return whole.hexdigest()
 
 
 def tokens(vocabulary_size: int, output_size: int | None = None) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from jaxtyping import UInt8
 from kfrtrl_jax._src.base import Task
 from kfrtrl_jax._src.errors import DataError
 from kfrtrl_jax._src.shapes import require_positive
+from kfrtrl_jax._src.tasks.common import digest
 from kfrtrl_jax._src.tasks.sequences import Labelled, classification
 
 MNIST_VARIABLE = "KFRTRL_MNIST_DIR"
@@ -97,9 +98,10 @@ def sequential_mnist(
         "valid": sequences(train, slice(-VALIDATION_IMAGES, None)),
         "test": sequences(test, slice(None)),
     }
-    return classification(
+    task = classification(
         batch_size, CLASSES, sequences(train, slice(-VALIDATION_IMAGES)), held_out
     )
+    return task._replace(data=digest(*train, *test))
 
 
 def mnist1d(*, batch_size: int, num_samples: int = 5000, data_seed: int = 42) -> Task:

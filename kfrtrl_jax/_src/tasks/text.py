@@ -14,7 +14,7 @@ from kfrtrl_jax._src.base import Array, Batch, Key, Task
 from kfrtrl_jax._src.errors import DataError
 from kfrtrl_jax._src.losses import cross_entropy
 from kfrtrl_jax._src.shapes import require_positive
-from kfrtrl_jax._src.tasks.common import tokens
+from kfrtrl_jax._src.tasks.common import digest, tokens
 
 DATA_VARIABLE = "KFRTRL_DATA_DIR"
 PENN_TREEBANK_FILES = {
@@ -243,6 +243,7 @@ def _task(corpus: Corpus, batch_size: int, reset_every: int) -> Task:
         sample=sample,
         held_out={"valid": _whole(corpus.valid), "test": _whole(corpus.test)},
         symbols=corpus.characters,
+        data=digest(*corpus),
     )
 
 
