@@ -123,6 +123,16 @@ def test_texts_of_the_same_alphabet_and_length_have_digests_of_their_own(folder)
     assert tasks.copy(batch_size=2).data == ""
 
 
+@pytest.mark.parametrize("marked", ["my.train.txt", "my.valid.txt"])
+def test_byte_order_mark_is_no_part_of_a_text(folder, marked):
+    before = tasks.text(batch_size=2, data_dir=str(folder))
+    path = folder / marked
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    after = tasks.text(batch_size=2, data_dir=str(folder))
+    assert after.symbols == before.symbols
+    assert after.data == before.data
+
+
 def test_large_vocabularies_have_wider_tokens(tmp_path):
     path = tmp_path / "text"
     path.write_text("".join(map(chr, range(0x4E00, 0x4E00 + 1000))) * 2)

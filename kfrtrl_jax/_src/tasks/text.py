@@ -183,9 +183,10 @@ def _from_files(paths: dict[str, pathlib.Path]) -> Corpus:
 
 
 def _read(path: pathlib.Path) -> str:
+    """A text without the byte-order mark that some editors put before it."""
     try:
         # Decoded by hand: reading as text would translate line ends.
-        return path.read_bytes().decode("utf-8")
+        return path.read_bytes().decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 text at byte {error.start}") from None
     except OSError as error:
