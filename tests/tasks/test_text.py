@@ -106,7 +106,7 @@ def test_folder_is_three_texts_over_the_characters_of_the_first(folder):
 
 def test_file_is_split_by_position_without_translation(tmp_path):
     path = tmp_path / "text"
-    content = "\ufeff" + "añ\r\n€𝄞" * 100 + "only at the end"
+    content = "añ\r\n€\ufeff𝄞" * 100 + "only at the end"
     path.write_bytes(content.encode())
     corpus = tasks.read_corpus(str(path))
     assert "".join(decoded(corpus, part) for part in ("train", "valid", "test")) == content
