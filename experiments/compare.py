@@ -31,12 +31,12 @@ def main() -> int:
     groups: dict[str, list[list[metrics.Record]]] = {}
     for name, folder in pairs:
         path = pathlib.Path(folder)
-        config = workdir.read_json(path / workdir.CONFIG)
+        config = workdir.read_document(path / workdir.CONFIG)
         alone = sum(other == name for other, _ in pairs) == 1
         label = name if alone else f"{name}, seed {config['seed']}"
         if label in about:
             raise ConfigError(f"--runs has {label!r} twice: give runs that differ other names")
-        summary = workdir.read_json(path / "summary.json")
+        summary = workdir.read_document(path / workdir.SUMMARY)
         about[label] = {"config": config, "summary": summary}
         records[label] = metrics.read(path / metrics.METRICS)
         groups.setdefault(name, []).append(records[label])

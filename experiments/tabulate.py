@@ -11,7 +11,7 @@ import pathlib
 from absl import flags
 
 from kfrtrl_jax.errors import ConfigError
-from kfrtrl_jax.training import command_line, sweep, tables, workdir
+from kfrtrl_jax.training import command_line, tables, trials, workdir
 
 _SWEEP = flags.DEFINE_string("sweep", "", "The workdir of `experiments.sweep`.")
 _ROWS = flags.DEFINE_list("rows", ["task"], "Overrides in the rows, such as task,cell.")
@@ -22,17 +22,13 @@ def main() -> int:
     """Reads the sweep and writes the two files."""
     if not (_SWEEP.value and _OUT.value):
         raise ConfigError("--sweep and --out are needed: the workdir of a sweep, and a prefix")
-    path = pathlib.Path(_SWEEP.value) / sweep.RESULTS
+    path = pathlib.Path(_SWEEP.value) / trials.RESULTS
     if not path.is_file():
         raise ConfigError(
-            f"{path.parent} has no {sweep.RESULTS}: no group of its trials is finished"
+            f"{path.parent} has no {trials.RESULTS}: no group of its trials is finished"
         )
-    contents = workdir.read_json(path)
-    done = [
-        (own, contents["results"][sweep.name_of(i)])
-        for i, own in enumerate(contents["overrides"])
-        if sweep.name_of(i) in contents["results"]
-    ]
+    found = workdir.read_document(path)["trials"]
+    done = [(trial["overrides"], trial["result"]) for trial in found if trial["result"]]
     out = pathlib.Path(_OUT.value)
     out.parent.mkdir(parents=True, exist_ok=True)
     text = tables.pivot([own for own, _ in done], [result for _, result in done], _ROWS.value)

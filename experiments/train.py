@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from kfrtrl_jax.training import command_line, config, loop
+from kfrtrl_jax.training import command_line, config, train
 
 
-def train(invocation: command_line.Invocation) -> dict[str, Any]:
+def run(invocation: command_line.Invocation) -> dict[str, Any]:
     """Runs the experiment, or continues it from its last checkpoint."""
     resolved = config.resolve(invocation.config, invocation.overrides)
-    return loop.train(resolved, invocation.workdir)
+    return train.train(resolved, invocation.workdir)
 
 
 if __name__ == "__main__":
     command_line.define_flags()
-    command_line.run(train)
+    command_line.run(run)

@@ -1,13 +1,15 @@
 """Complete run states on disk, written atomically by Orbax.
 
-A checkpoint is a flat dict of arrays named by their path in the state, with a digest of all bytes. A
-restored state is bit for bit the saved one; otherwise the checkpoint is refused.
+A saved tree is a flat dict of arrays named by their path, beside plain values, its info. A digest
+covers all bytes of both. What is read back is bit for bit what was saved; otherwise it is refused.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,12 +21,23 @@ import orbax.checkpoint as ocp
 
 from kfrtrl_jax._src.lanes import is_key
 from kfrtrl_jax.errors import WorkdirError
-from kfrtrl_jax.training.config import one_line
+from kfrtrl_jax.training import workdir
+from kfrtrl_jax.training.values import one_line
+
+# Of the layout of what is saved; a checkpoint of another one is refused by name.
+FORMAT = 1
+FOLDER = "checkpoints"
+# Says which checkpoint was written last, beside the folder, so that an emptied folder is noticed.
+LATEST = "checkpoint.json"
 
 # Orbax logs every one of its steps.
 logging.getLogger("absl").addFilter(
     lambda record: record.levelno >= logging.ERROR or "orbax" not in record.pathname
 )
+
+
+class SaveError(RuntimeError):
+    """A state that could not be written; what was written before is untouched."""
 
 
 class Restored(NamedTuple):
@@ -41,83 +54,133 @@ class Restored(NamedTuple):
     info: dict[str, Any]
 
 
-class Checkpoints(NamedTuple):
-    """The checkpoints of a run.
+class Checkpoints:
+    """The checkpoints of a run: WORKDIR/checkpoints/STEP, of which the last few are kept."""
 
-    Attributes:
-      save: (step, state, info) -> None; does nothing if there is a checkpoint of that step.
-      restore: (like, warn) -> the newest intact checkpoint, or None if none was ever written. `like` is
-        a pytree of shapes and dtypes; `warn` is called with a line for every broken checkpoint.
-      last_step: () -> the newest checkpoint's step, or None.
-      close: () -> None.
-    """
+    def __init__(self, home: Path, keep: int = 2):
+        """Opens the checkpoints of a workdir.
 
-    save: Callable[[int, Any, dict[str, Any]], None]
-    restore: Callable[[Any, Callable[[str], None]], Restored | None]
-    last_step: Callable[[], int | None]
-    close: Callable[[], None]
-
-
-def open_checkpoints(folder: Path, keep: int = 2) -> Checkpoints:
-    """The checkpoints in a folder, of which the last `keep` are kept."""
-    manager = ocp.CheckpointManager(
-        folder.absolute(),
-        options=ocp.CheckpointManagerOptions(
-            max_to_keep=keep, create=True, enable_async_checkpointing=False
-        ),
-    )
-
-    def save(step: int, state: Any, info: dict[str, Any]) -> None:
-        if step in manager.all_steps():
-            return
-        arrays = to_arrays(state)
-        manager.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(arrays),
-                info=ocp.args.JsonSave({**info, "digest": _digest(arrays)}),
+        Args:
+          home: the workdir.
+          keep: how many are kept.
+        """
+        self._home = home
+        self._folder = home / FOLDER
+        self._manager = ocp.CheckpointManager(
+            self._folder.absolute(),
+            options=ocp.CheckpointManagerOptions(
+                max_to_keep=keep, create=True, enable_async_checkpointing=False
             ),
         )
 
-    def restore(like: Any, warn: Callable[[str], None]) -> Restored | None:
-        steps = sorted(manager.all_steps(), reverse=True)
-        broken: dict[int, str] = {}
+    def save(self, step: int, state: Any, info: Mapping[str, Any]) -> None:
+        """Saves a state, unless there is a checkpoint of that step.
+
+        Raises:
+          SaveError: if it cannot be written.
+        """
+        if step in self._manager.all_steps():
+            return
+        try:
+            self._manager.save(step, args=_saved(state, info))
+        except Exception as error:
+            last = self.last_step()
+            shutil.rmtree(self._folder / str(step), ignore_errors=True)
+            raise SaveError(
+                f"the checkpoint of step {step} cannot be written to {self._folder}: "
+                f"{one_line(error)[:200]}; {last_good(last)}"
+            ) from error
+        workdir.write_document(self._home / LATEST, {"step": step})
+
+    def restore(self, like: Any, warn: Callable[[str], None]) -> Restored | None:
+        """The newest whole checkpoint; None if none was ever written.
+
+        Args:
+          like: a pytree of shapes and dtypes.
+          warn: called with a line for every damaged checkpoint, which is moved to WORKDIR/set_aside/.
+
+        Raises:
+          WorkdirError: if there were checkpoints and none can be used.
+        """
+        steps = sorted(self._manager.all_steps(), reverse=True)
+        damaged: dict[int, str] = {}
         for step in steps:
             try:
-                read = manager.restore(
-                    step,
-                    args=ocp.args.Composite(
-                        state=ocp.args.StandardRestore(), info=ocp.args.JsonRestore()
-                    ),
+                arrays, info = _checked(
+                    self._manager.restore(
+                        step,
+                        args=ocp.args.Composite(
+                            state=ocp.args.StandardRestore(), info=ocp.args.JsonRestore()
+                        ),
+                    )
                 )
-                info = dict(read["info"])
-                if info.pop("digest") != _digest(read["state"]):
-                    raise ValueError("its bytes are not those that were saved")
-                state = from_arrays(read["state"], like)
             except Exception as error:
-                broken[step] = one_line(error)[:200]
+                damaged[step] = one_line(error)[:200]
                 continue
-            for newer, reason in broken.items():
-                warn(f"the checkpoint of step {newer} cannot be used ({reason})")
-                manager.delete(newer)
-            return Restored(step, state, info)
-        if broken:
+            for newer, reason in damaged.items():
+                place = workdir.set_aside(self._folder / str(newer), self._home)
+                warn(f"the checkpoint of step {newer} cannot be used ({reason}); moved to {place}")
+            self._manager.reload()
+            latest = self._latest()
+            if latest is not None and latest > (steps[0] if damaged else step):
+                warn(f"the checkpoint of step {latest}, the last one written, is gone")
+            return Restored(step, _fitted(arrays, like, f"the checkpoint of step {step}"), info)
+        if damaged:
             raise WorkdirError(
-                f"no checkpoint in {folder} can be used (steps {', '.join(map(str, broken))}: "
-                f"{broken[steps[0]]}); remove that folder to start from the beginning"
+                f"no checkpoint in {self._folder} can be used (steps "
+                f"{', '.join(map(str, damaged))}: {damaged[steps[0]]}); put a copy back if there is "
+                f"one, or choose another --workdir to start from the beginning"
+            )
+        if self._latest() is not None:
+            raise WorkdirError(
+                f"the checkpoints of {self._home} are gone: {self._folder} is empty, but one was "
+                f"written; put a copy back if there is one, or choose another --workdir to start from "
+                f"the beginning"
             )
         return None
 
-    return Checkpoints(save, restore, manager.latest_step, manager.close)
+    def last_step(self) -> int | None:
+        """The step of the newest checkpoint; None if there is none."""
+        return self._manager.latest_step()
+
+    def _latest(self) -> int | None:
+        """The step of the last checkpoint that was written, 0 if unknown; None if there was none."""
+        try:
+            return workdir.read_document(self._home / LATEST)["step"]
+        except WorkdirError:
+            return 0 if (self._home / LATEST).exists() else None
+
+    def close(self) -> None:
+        """Releases what Orbax holds."""
+        self._manager.close()
 
 
-def save_parameters(folder: Path, parameters: Any) -> None:
-    """Writes parameters to a folder, replacing its contents."""
-    checkpointer = ocp.Checkpointer(ocp.StandardCheckpointHandler())
-    checkpointer.save(
-        folder.absolute(), args=ocp.args.StandardSave(to_arrays(parameters)), force=True
-    )
-    checkpointer.close()
+def last_good(step: int | None) -> str:
+    """Says which checkpoint is the newest whole one."""
+    return "no checkpoint yet" if step is None else f"the last good checkpoint is of step {step}"
+
+
+def save_parameters(folder: Path, parameters: Any, info: Mapping[str, Any] | None = None) -> None:
+    """Writes parameters to a folder, in place of what is there.
+
+    Raises:
+      SaveError: if they cannot be written; the folder is then as it was.
+    """
+    new = folder.with_name(f".{folder.name}.new")
+    old = folder.with_name(f".{folder.name}.old")
+    try:
+        for left in (new, old):
+            shutil.rmtree(left, ignore_errors=True)
+        with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+            checkpointer.save(new.absolute(), args=_saved(parameters, info or {}))
+        if folder.exists():
+            folder.rename(old)
+        new.rename(folder)
+    except Exception as error:
+        raise SaveError(
+            f"the parameters cannot be written to {folder}: {one_line(error)[:200]}"
+        ) from error
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def load_parameters(folder: Path, like: Any) -> Any:
@@ -128,18 +191,62 @@ def load_parameters(folder: Path, like: Any) -> Any:
       like: a pytree of arrays, or of their shapes and dtypes, with the expected structure.
 
     Raises:
-      WorkdirError: if the parameters are missing, broken, or of another shape.
+      WorkdirError: if the parameters are missing, damaged, or of another shape.
     """
-    checkpointer = ocp.Checkpointer(ocp.StandardCheckpointHandler())
     try:
-        return from_arrays(
-            checkpointer.restore(folder.absolute(), args=ocp.args.StandardRestore()), like
-        )
+        with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+            arrays, _ = _checked(
+                checkpointer.restore(
+                    folder.absolute(),
+                    args=ocp.args.Composite(
+                        state=ocp.args.StandardRestore(), info=ocp.args.JsonRestore()
+                    ),
+                )
+            )
+        return _fitted(arrays, like, f"what is in {folder}")
+    except WorkdirError:
+        raise
     except Exception as error:
         message = f"no parameters can be read from {folder}: {one_line(error)[:200]}"
         raise WorkdirError(message) from error
-    finally:
-        checkpointer.close()
+
+
+def _saved(tree: Any, info: Mapping[str, Any]) -> ocp.args.Composite:
+    """What Orbax writes: arrays, and the info with a digest of both."""
+    arrays, info = to_arrays(tree), workdir.plain({**info, "format": FORMAT})
+    return ocp.args.Composite(
+        state=ocp.args.StandardSave(arrays),
+        info=ocp.args.JsonSave({**info, "digest": _digest(arrays, info)}),
+    )
+
+
+def _checked(read: Any) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """The arrays and the info of what Orbax has read.
+
+    Raises:
+      ValueError: if they are not what was saved, or were saved in another format.
+    """
+    arrays, info = dict(read["state"]), dict(read["info"])
+    if info.pop("digest", None) != _digest(arrays, info):
+        raise ValueError("its bytes are not those that were saved")
+    if info.pop("format", None) != FORMAT:
+        raise ValueError("it has the format of another version of kfrtrl_jax")
+    return arrays, info
+
+
+def _fitted(arrays: Mapping[str, np.ndarray], like: Any, what: str) -> Any:
+    """The pytree of the arrays.
+
+    Raises:
+      WorkdirError: if it is of another form.
+    """
+    try:
+        return from_arrays(arrays, like)
+    except ValueError as error:
+        raise WorkdirError(
+            f"{what} is whole, but does not fit this program: {error}; was it made by another version "
+            f"of kfrtrl_jax?"
+        ) from error
 
 
 def to_arrays(tree: Any) -> dict[str, np.ndarray]:
@@ -183,10 +290,10 @@ def from_arrays(arrays: Mapping[str, np.ndarray], like: Any) -> Any:
     return jax.tree_util.tree_unflatten(structure, leaves)
 
 
-def _digest(arrays: Mapping[str, np.ndarray]) -> str:
-    digest = hashlib.sha256()
+def _digest(arrays: Mapping[str, np.ndarray], info: Mapping[str, Any]) -> str:
+    digest = hashlib.sha256(json.dumps(info, sort_keys=True).encode())
     for name in sorted(arrays):
         array = np.ascontiguousarray(arrays[name])
-        digest.update(f"{name} {array.dtype} {array.shape}\n".encode())
+        digest.update(f"\n{name} {array.dtype} {array.shape}\n".encode())
         digest.update(array.tobytes())
     return digest.hexdigest()

@@ -49,7 +49,7 @@ def load(folder: str | Path, which: str = "") -> Loaded:
     folder = Path(folder)
     if which not in ("", "best", "final"):
         raise ConfigError(f'which must be "best" or "final", got {which!r}')
-    config = configs.resolve(workdir.read_json(folder / workdir.CONFIG))
+    config = configs.resolve(workdir.read_document(folder / workdir.CONFIG))
     make = functools.partial(configs.make, config, floats=None)
     task = make("task")
     if not isinstance(task, Task):

@@ -1,29 +1,31 @@
-"""One run, from a config to a trained network: chunks, logs, evaluations, checkpoints."""
+"""The loop of all training: chunks of steps, logs, evaluations, checkpoints, for one run or many.
+
+A run of `experiments.train` and a group of a sweep's trials are the same loop. It can be left at any
+moment, by a signal or a failure of the machine, and continued from the last checkpoint.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from kfrtrl_jax._src import xla
-from kfrtrl_jax.training import checkpoints, display, evaluation, memory, metrics, plots, workdir
-from kfrtrl_jax.training import config as configs
-from kfrtrl_jax.training.program import ChunkMetrics, Experiment, build
-from kfrtrl_jax.training.segments import RunState
+from kfrtrl_jax.training import checkpoints, display, evaluation, metrics, workdir
+from kfrtrl_jax.training.group import Group
 
-CURVE = "learning_curve.png"
-# Fields that may differ when a run is resumed, as they do not affect its steps.
+# Fields that may differ when a run is continued, as they do not affect its steps.
 FREE_FIELDS = frozenset({"num_steps"})
-
-
-Evaluate = Callable[[str, Any], evaluation.Means]
+# Where checkpoint_every is 0.
+SECONDS_BETWEEN_CHECKPOINTS = 600.0
 
 
 class Interrupted(Exception):  # noqa: N818 - not an error: the run did as it was told
@@ -36,46 +38,6 @@ class Interrupted(Exception):  # noqa: N818 - not an error: the run did as it wa
     def __init__(self, message: str, number: int):
         super().__init__(message)
         self.exit_code = 128 + number
-
-
-class Progress(NamedTuple):
-    """A run's progress beside its state, saved with every checkpoint.
-
-    Attributes:
-      wall_time: seconds of run time so far.
-      best_loss: the lowest validation loss so far.
-      best_step: the step of that loss.
-    """
-
-    wall_time: float = 0.0
-    best_loss: float | None = None
-    best_step: int = 0
-
-
-def train(config: Any, folder: Path) -> dict[str, Any]:
-    """Runs an experiment, or continues it from its last checkpoint.
-
-    Args:
-      config: from `config.resolve`.
-      folder: the workdir. It receives config.json, metrics.jsonl, checkpoints/, tensorboard/, a picture
-        of the learning curve, final/ and, if there is held-out text, best/.
-
-    Returns:
-      The summary, also written to summary.json.
-
-    Raises:
-      ConfigError, DataError, WorkdirError, UnsupportedCellError: before anything is computed.
-      NonFiniteError: if the loss, the gradient or the state stops being finite.
-      Interrupted: on SIGTERM or ctrl-C; the run is saved.
-    """
-    experiment = build(config)
-    memory.check(experiment, config)
-    with (
-        workdir.hold(folder),
-        catch_signals() as signals,
-        contextlib.closing(_open_checkpoints(folder, config)) as saved,
-    ):
-        return _run(config, folder, experiment, saved, signals)
 
 
 @contextlib.contextmanager
@@ -103,192 +65,277 @@ def catch_signals() -> Iterator[list[int]]:
         restore()
 
 
-def _open_checkpoints(folder: Path, config: Any) -> checkpoints.Checkpoints:
-    workdir.claim(folder, config.to_dict(), free=FREE_FIELDS)
-    return checkpoints.open_checkpoints(folder / "checkpoints")
+@dataclasses.dataclass
+class Member:
+    """One of the runs of a group, and what it has come to; saved with every checkpoint.
 
+    Attributes:
+      folder: of its log.
+      record: its last record.
+      best_loss: the lowest validation loss so far.
+      best_step: the step of that loss.
+      diverged_at: the step at which it stopped being finite.
+      problem: what was not finite, in words.
+    """
 
-def _run(
-    config: Any,
-    folder: Path,
-    experiment: Experiment,
-    saved: checkpoints.Checkpoints,
-    signals: list[int],
-) -> dict[str, Any]:
-    like = jax.eval_shape(lambda: experiment.init(config.seed))
-    warnings: list[str] = []
-    restored = saved.restore(like, warnings.append)
-    if restored:
-        step, state, progress = restored.step, restored.state, Progress(**restored.info)
-    else:
-        step, state, progress = 0, jax.jit(experiment.init)(config.seed), Progress()
-    evaluate = _evaluator(experiment)
-    show = display.make_display(config.num_steps, step, experiment.about.words)
-    with metrics.open_writer(folder, step) as writer, contextlib.closing(show):
-        for warning in warnings:
-            show.note(f"warning: {warning}; going back to step {step}")
-        if restored:
-            show.note(f"continuing {folder} at step {step}")
-        else:
-            show.note(str(experiment.about.check()))
-        if step < config.num_steps:
-            run = _Run(config, folder, experiment, saved, writer, show, evaluate, signals)
-            state, progress = _advance(run, state, step, progress)
-    # A run that is already past num_steps stays as it is.
-    return _finish(config, folder, experiment, state, progress, evaluate)
-
-
-class _Run(NamedTuple):
-    """The context of a run's loop."""
-
-    config: Any
     folder: Path
-    experiment: Experiment
+    record: metrics.Record | None = None
+    best_loss: float | None = None
+    best_step: int = 0
+    diverged_at: int | None = None
+    problem: str = ""
+
+    def saved(self) -> dict[str, Any]:
+        """What a checkpoint keeps of it."""
+        return {name: value for name, value in vars(self).items() if name != "folder"}
+
+
+class Place(NamedTuple):
+    """Where a group's state is kept, and who watches.
+
+    Attributes:
+      saved: the checkpoints.
+      command_workdir: what --workdir was, for messages.
+      show: the display.
+      signals: the signals received so far.
+      tensorboard: whether the runs write events.
+    """
+
     saved: checkpoints.Checkpoints
-    writer: metrics.Writer
+    command_workdir: Path
     show: display.Display
-    evaluate: Evaluate
-    signals: list[int]
+    signals: Sequence[int]
+    tensorboard: bool = True
 
 
-def _advance(
-    run: _Run, state: RunState, step: int, progress: Progress
-) -> tuple[RunState, Progress]:
-    """Runs chunks until the last step or a signal."""
-    config = run.config
-    begun = time.monotonic() - progress.wall_time
-    abstract = jax.eval_shape(lambda: state)
-    jitted = xla.jit(run.experiment.run_chunk, donate_argnums=0)
-    chunk = jitted.lower(abstract).compile()
-    lap = time.monotonic()
-    pending: tuple[ChunkMetrics, int] | None = None
+class Training:
+    """A group of runs, from its last checkpoint to its last step.
 
-    def fetch(results: ChunkMetrics, at: int) -> metrics.Record:
-        """Waits for the chunk that ends at step `at`; returns its record."""
-        nonlocal lap
-        fetched = jax.device_get(results)
-        metrics.check_finite(fetched)
+    Attributes:
+      group: the runs as a program.
+      members: each of them.
+      step: time steps so far.
+      state: of the group.
+      best: the parameters of the lowest validation loss; () without a held-out stream.
+      wall_time: seconds of run time so far.
+    """
+
+    def __init__(self, group: Group, members: Sequence[Member], config: Any, place: Place):
+        """Restores the newest whole checkpoint, or starts anew.
+
+        Args:
+          group: the runs as a program.
+          members: one for each run.
+          config: the resolved config of the first of them.
+          place: where they are kept.
+
+        Raises:
+          WorkdirError: if there are checkpoints and none can be used.
+        """
+        self.group, self.members, self._config, self._place = group, members, config, place
+        self.step, self.wall_time = 0, 0.0
+        self._evaluates = "valid" in group.about.held_out
+        self._totals = jax.jit(group.evaluate)
+        self._better = jax.jit(group.better)
+        self._streams: dict[str, Any] = {}
+        self._pending: tuple[Any, int] | None = None
+        restored = place.saved.restore(jax.eval_shape(self._initial), self._warn)
+        if restored is None:
+            tree = jax.jit(self._initial)()
+        else:
+            tree, self.step = restored.state, restored.step
+            self.wall_time = restored.info["wall_time"]
+            for member, saved in zip(members, restored.info["members"], strict=True):
+                vars(member).update(saved)
+            place.show.note(f"continuing {members[0].folder} at step {self.step}")
+        self.state, self.best = tree["state"], tree["best"]
+        self._begun = time.monotonic() - self.wall_time
+        self._saved_at = self._lap = time.monotonic()
+
+    def run(self) -> None:
+        """Runs chunks until the last step, until no run is finite, or until a signal.
+
+        Raises:
+          Interrupted: on a signal; the state is saved.
+          SaveError: if it cannot be saved.
+        """
+        config = self._config
+        with contextlib.ExitStack() as stack:
+            self._writers = [
+                stack.enter_context(
+                    metrics.open_writer(
+                        member.folder, self.step, self._place.tensorboard, self._warn
+                    )
+                )
+                for member in self.members
+            ]
+            if self.step >= config.num_steps or not self._alive:
+                return
+            if self.step == 0:
+                self._place.show.note(str(self.group.about.check()))
+            chunk = self._compiled()
+            self._begun, self._lap = time.monotonic() - self.wall_time, time.monotonic()
+            while self.step < config.num_steps and not self._place.signals and self._alive:
+                self._advance(chunk)
+            self._log_pending()
+            if self._alive and self.step < config.num_steps:
+                self._save()
+                self._stop()
+
+    def evaluate(self, name: str, parameters: Any) -> evaluation.Means:
+        """The means over a held-out stream, [runs] each."""
+        if name not in self._streams:
+            self._streams[name] = evaluation.on_device(self.group.about.held_out[name])
+        loss, score = evaluation.means(self._totals(parameters, self._streams[name]))
+        return evaluation.Means(np.reshape(loss, (-1,)), np.reshape(score, (-1,)))
+
+    @property
+    def _alive(self) -> bool:
+        return any(member.diverged_at is None for member in self.members)
+
+    def _initial(self) -> dict[str, Any]:
+        state = self.group.init()
+        best = self.group.learned(state) if self._evaluates else ()
+        return {"state": state, "best": best}
+
+    def _compiled(self) -> Callable[[Any], tuple[Any, Any]]:
+        jitted = xla.jit(self.group.run_chunk, donate_argnums=0)
+        return jitted.lower(jax.eval_shape(lambda: self.state)).compile()
+
+    def _advance(self, chunk: Callable[[Any], tuple[Any, Any]]) -> None:
+        """One chunk, and what is due after it."""
+        config = self._config
+        self.state, report = chunk(self.state)
+        self.step += config.log_every
+        # The previous chunk's metrics are logged while the device computes this one.
+        self._log_pending()
+        self._pending = report, self.step
+        evaluating = self._evaluates and self._due(config.eval_every)
+        saving = self._due(config.checkpoint_every) or self._overdue()
+        if evaluating or saving:
+            self._log_pending(evaluating)
+            if saving and self._alive:
+                self._save()
+            self._lap = time.monotonic()
+
+    def _due(self, every: int) -> bool:
+        return self.step == self._config.num_steps or (every > 0 and self.step % every == 0)
+
+    def _overdue(self) -> bool:
+        waited = time.monotonic() - self._saved_at
+        return self._config.checkpoint_every == 0 and waited > SECONDS_BETWEEN_CHECKPOINTS
+
+    def _log_pending(self, evaluating: bool = False) -> None:
+        """Waits for the last chunk and writes its records, with an evaluation if it is time for one."""
+        if self._pending is None:
+            return
+        (report, at), self._pending = self._pending, None
+        fetched = jax.device_get(report)
         now = time.monotonic()
-        rate, lap = config.log_every / max(now - lap, 1e-9), now
-        times = {"wall_time": round(now - begun, 3), "steps_per_second": round(rate, 2)}
-        return metrics.make_record(fetched, step=at, **times)
+        rate, self._lap = self._config.log_every / max(now - self._lap, 1e-9), now
+        self.wall_time = now - self._begun
+        times = {"wall_time": round(self.wall_time, 3), "steps_per_second": round(rate, 2)}
+        found = self.evaluate("valid", self.group.learned(self.state)) if evaluating else None
+        improved = []
+        for i, (member, writer) in enumerate(zip(self.members, self._writers, strict=True)):
+            own = None if found is None else evaluation.Means(found.loss[i], found.score[i])
+            before = member.best_step
+            if member.diverged_at is None:
+                self._log(member, writer, self.group.part(fetched, i), own, at, times)
+            improved.append(member.best_step != before)
+        if any(improved):
+            self.best = self._better(improved, self.group.learned(self.state), self.best)
+        records = [m.record for m in self.members if m.diverged_at is None and m.record]
+        if records:
+            self._place.show.update({**records[0], **_means(records)})
 
-    def log(record: metrics.Record) -> None:
-        run.writer.write(record)
-        run.show.update(record)
+    def _log(
+        self,
+        member: Member,
+        writer: metrics.Writer,
+        chunk: Any,
+        held_out: evaluation.Means | None,
+        at: int,
+        times: dict[str, float],
+    ) -> None:
+        """Writes a run's record, or says what was not finite."""
+        try:
+            metrics.check_finite(chunk)
+            record = metrics.make_record(chunk, step=at, **times)
+            if held_out is not None:
+                metrics.check_held_out(held_out, at)
+                record.update(valid_loss=float(held_out.loss), valid_score=float(held_out.score))
+        except metrics.NonFiniteError as error:
+            member.diverged_at, member.problem = error.step, str(error)
+            return
+        if held_out is not None and (
+            member.best_loss is None or record["valid_loss"] < member.best_loss
+        ):
+            member.best_loss, member.best_step = record["valid_loss"], at
+        writer.write(record)
+        member.record = record
 
-    def due(every: int) -> bool:
-        return step == config.num_steps or (every > 0 and step % every == 0)
+    def _save(self) -> None:
+        for writer in self._writers:
+            writer.sync()
+        self.wall_time = time.monotonic() - self._begun
+        info = {"wall_time": self.wall_time, "members": [m.saved() for m in self.members]}
+        tree = {"state": self.state, "best": self.best}
+        self._place.saved.save(self.step, tree, info)
+        self._saved_at = time.monotonic()
 
-    try:
-        while step < config.num_steps and not run.signals:
-            state, results = chunk(state)
-            step += config.log_every
-            if pending is not None:
-                # The previous chunk's metrics are logged while the device computes this one.
-                log(fetch(*pending))
-            pending = (results, step)
-            evaluating = "valid" in run.experiment.about.held_out and due(config.eval_every)
-            if evaluating or due(config.checkpoint_every):
-                record, pending = fetch(*pending), None
-                if evaluating:
-                    loss, score = run.evaluate("valid", state.learner.parameters)
-                    record.update(valid_loss=loss, valid_score=score)
-                    if progress.best_loss is None or loss < progress.best_loss:
-                        progress = progress._replace(best_loss=loss, best_step=step)
-                        checkpoints.save_parameters(run.folder / "best", state.learner.parameters)
-                log(record)
-                progress = progress._replace(wall_time=time.monotonic() - begun)
-                if due(config.checkpoint_every):
-                    run.writer.sync()
-                    run.saved.save(step, state, progress._asdict())
-                lap = time.monotonic()
-        if pending is not None:
-            log(fetch(*pending))
-    except metrics.NonFiniteError as error:
-        last = run.saved.last_step()
-        where = (
-            "no checkpoint yet" if last is None else f"the last good checkpoint is of step {last}"
-        )
-        raise metrics.NonFiniteError(f"{error} ({where})") from None
-    if step < config.num_steps:
-        progress = progress._replace(wall_time=time.monotonic() - begun)
-        run.writer.sync()
-        run.saved.save(step, state, progress._asdict())
-        number = run.signals[0]
+    def _stop(self) -> None:
+        number = self._place.signals[0]
         raise Interrupted(
-            f"stopped by {signal.Signals(number).name} at step {step}, all saved; "
-            f"the same command with --workdir={run.folder} continues",
+            f"stopped by {signal.Signals(number).name} at step {self.step}, all saved; "
+            f"the same command with --workdir={self._place.command_workdir} continues",
             number,
         )
-    return state, progress
+
+    def _warn(self, message: str) -> None:
+        self._place.show.note(f"warning: {message}")
 
 
-def _evaluator(experiment: Experiment) -> Evaluate:
-    held_out = experiment.about.held_out
-    streams = {name: evaluation.on_device(stream) for name, stream in held_out.items()}
-    totals = jax.jit(experiment.about.evaluate)
+def summarize(training: Training) -> list[dict[str, Any]]:
+    """Writes the final and the best parameters of every run and its summary.json; the summaries."""
+    group, members = training.group, training.members
+    unit, judged = group.about.words
+    final = jax.device_get(group.learned(training.state))
+    best = jax.device_get(training.best)
+    tested = None
+    if "test" in group.about.held_out and any(member.best_loss is not None for member in members):
+        tested = training.evaluate("test", training.best)
+    summaries = []
+    for i, member in enumerate(members):
+        record = member.record or {}
+        summary: dict[str, Any] = {
+            **record,
+            "loss_unit": unit,
+            "score_name": judged,
+            "best_valid_loss": member.best_loss,
+            "best_step": None if member.best_loss is None else member.best_step,
+            "diverged_at": member.diverged_at,
+            "problem": member.problem or None,
+        }
+        if member.best_loss is not None and tested is not None:
+            numbers = {"test_loss": tested.loss[i], "test_score": tested.score[i]}
+            summary.update({name: metrics.number(value) for name, value in numbers.items()})
+        if member.diverged_at is None:
+            checkpoints.save_parameters(member.folder / "final", group.part(final, i))
+        if member.best_loss is not None:
+            checkpoints.save_parameters(member.folder / "best", group.part(best, i))
+        summary = {name: value for name, value in summary.items() if value is not None}
+        workdir.write_document(member.folder / workdir.SUMMARY, summary)
+        summaries.append(summary)
+    return summaries
 
-    def evaluate(name: str, parameters: Any) -> evaluation.Means:
-        loss, score = evaluation.means(totals(parameters, streams[name]))
-        return evaluation.Means(float(loss), float(score))
 
-    return evaluate
-
-
-def _finish(
-    config: Any,
-    folder: Path,
-    experiment: Experiment,
-    state: RunState,
-    progress: Progress,
-    evaluate: Evaluate,
-) -> dict[str, Any]:
-    """Writes the final parameters, the summary with the test loss, and the picture."""
-    parameters = state.learner.parameters
-    checkpoints.save_parameters(folder / "final", parameters)
-    best = progress.best_loss
-    test: dict[str, float] = {}
-    if best is not None:
-        parameters = checkpoints.load_parameters(folder / "best", parameters)
-        if "test" in experiment.about.held_out:
-            loss, score = evaluate("test", parameters)
-            test = {"test_loss": loss, "test_score": score}
-    records = metrics.read(folder / metrics.METRICS)
-    unit, judged = experiment.about.words
-    summary = {
-        "step": int(state.step),
-        "wall_time": round(progress.wall_time, 3),
-        "loss_unit": unit,
-        "running_loss": records[-1]["running_loss"],
-        "score_name": judged,
-        "score": records[-1].get("score"),
-        "sequence_length": records[-1].get("sequence_length"),
-        "best_valid_loss": best,
-        "best_step": None if best is None else progress.best_step,
-        **test,
+def _means(records: Sequence[metrics.Record]) -> metrics.Record:
+    """The means of the figures that a display shows, over runs."""
+    if len(records) == 1:
+        return {}
+    return {
+        key: round(float(np.mean([record[key] for record in records])), 4)
+        for key in metrics.OUTCOMES
+        if all(record.get(key) is not None for record in records)
     }
-    summary = {name: value for name, value in summary.items() if value is not None}
-    workdir.write_json(folder / "summary.json", summary)
-    parts = [
-        config.task.name,
-        configs.shown(config, "cell"),
-        configs.shown(config, "estimator"),
-        *([] if config.credit.name == "none" else [configs.shown(config, "credit")]),
-    ]
-    title = ", ".join(parts)
-    plots.plot_run(records, folder / CURVE, title, experiment.about.words)
-    rows = {
-        "steps": f"{summary['step']:,}",
-        "run time": display.duration(progress.wall_time),
-        "running loss": f"{summary['running_loss']:.4f} {unit}",
-        judged or "score": judged and summary.get("score"),
-        "sequence length T*": summary.get("sequence_length"),
-        "best validation loss": best and f"{best:.4f} {unit}, at step {progress.best_step:,}",
-        "test loss": f"{test['test_loss']:.4f} {unit}, with the best parameters" if test else None,
-        f"test {judged}": f"{test['test_score']:.4f}" if test and judged else None,
-        "learning curve": folder / CURVE,
-        "final parameters": folder / "final",
-    }
-    display.print_table(title, rows)
-    return summary

@@ -1,4 +1,6 @@
-"""The log of a run: a line of JSON per record, and TensorBoard events.
+"""The log of a run: a line of JSON per record, and TensorBoard events made of the same records.
+
+Every line ends with a checksum of itself, so that a line is read as it was written or not at all.
 
 A record's fields: step, wall_time (seconds of run time, continued when a run is resumed), loss and
 running_loss (in the unit that the task reports), score (the task's own, its loss if it has none),
@@ -11,7 +13,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Callable, Iterator
+import zlib
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,15 +22,27 @@ import numpy as np
 from tensorboardX import SummaryWriter
 
 from kfrtrl_jax.training.program import ChunkMetrics
-from kfrtrl_jax.training.workdir import write_text
+from kfrtrl_jax.training.workdir import SET_ASIDE, write_text
 
 METRICS = "metrics.jsonl"
+_CHECKSUM = "crc32"
+
+# The figures that runs are compared by.
+OUTCOMES = ("running_loss", "score", "sequence_length", "valid_loss", "valid_score")
 
 Record = dict[str, Any]
 
 
 class NonFiniteError(RuntimeError):
-    """A run with values that are no longer finite."""
+    """A run with values that are no longer finite.
+
+    Attributes:
+      step: the time step at which that was found.
+    """
+
+    def __init__(self, message: str, step: int):
+        super().__init__(message)
+        self.step = step
 
 
 class Writer(NamedTuple):
@@ -73,50 +88,139 @@ def check_finite(metrics: ChunkMetrics) -> None:
     if step >= 0:
         raise NonFiniteError(
             f"the loss, the gradient or the state is no longer finite at step {step}; "
-            f"a lower optimizer.learning_rate or clip_norm may help"
+            f"a lower optimizer.learning_rate or clip_norm may help",
+            step,
+        )
+
+
+def check_held_out(means: Any, step: int) -> None:
+    """Checks that the loss on held-out data is finite.
+
+    Raises:
+      NonFiniteError: if it is not.
+    """
+    if not np.isfinite(means.loss):
+        raise NonFiniteError(
+            f"the validation loss is not finite at step {step}; a lower optimizer.learning_rate or "
+            f"clip_norm may help",
+            step,
         )
 
 
 @contextlib.contextmanager
-def open_writer(workdir: Path, step: int = 0, tensorboard: bool = True) -> Iterator[Writer]:
-    """Continues metrics.jsonl and the TensorBoard events after `step`; later lines are dropped."""
+def open_writer(
+    workdir: Path, step: int = 0, tensorboard: bool = True, warn: Callable[[str], None] = print
+) -> Iterator[Writer]:
+    """Continues metrics.jsonl and the TensorBoard events after `step`.
+
+    Lines after that step, which will be written again, and damaged ones are moved to set_aside/. The
+    events are written anew from the kept lines, so that they show each step once.
+
+    Args:
+      workdir: of the run.
+      step: from which it continues.
+      tensorboard: whether to write events.
+      warn: called with a line if any were moved.
+    """
     path = workdir / METRICS
-    kept = [record for record in read(path) if record["step"] <= step] if path.exists() else []
+    log = read_log(path) if path.exists() else Log([], [])
+    kept = [record for record in log.records if record["step"] <= step]
+    later = [_line(record) for record in log.records if record["step"] > step]
+    if moved := [*log.damaged, *later]:
+        _set_lines_aside(path, moved)
+        parts = [f"{len(log.damaged)} damaged"] * bool(log.damaged)
+        parts += [f"{len(later)} of steps after {step}, which are run again"] * bool(later)
+        warn(f"lines of {path} moved to {SET_ASIDE}/: {' and '.join(parts)}")
     write_text(path, "".join(_line(record) for record in kept))
-    purge = step + 1 if step else None
-    events = SummaryWriter(str(workdir / "tensorboard"), purge_step=purge) if tensorboard else None
-    with open(path, "a") as file:
+    events = _rewritten_events(workdir / "tensorboard", kept) if tensorboard else None
 
-        def write(record: Record) -> None:
+    # The file is open only for a moment, as a sweep has one for each of its trials.
+    def write(record: Record) -> None:
+        with open(path, "a") as file:
             file.write(_line(record))
-            file.flush()
-            for name, value in record.items():
-                if events and value is not None and name not in ("step", "wall_time"):
-                    events.add_scalar(name, value, record["step"])
+        if events:
+            _add(events, record)
 
-        def sync() -> None:
+    def sync() -> None:
+        with open(path, "a") as file:
             os.fsync(file.fileno())
-            if events:
-                events.flush()
+        if events:
+            events.flush()
 
-        try:
-            yield Writer(write, sync)
-        finally:
-            sync()
-            if events:
-                events.close()
+    try:
+        yield Writer(write, sync)
+    finally:
+        sync()
+        if events:
+            events.close()
+
+
+class Log(NamedTuple):
+    """What a metrics.jsonl holds.
+
+    Attributes:
+      records: those of whole lines.
+      damaged: other lines, with their ends.
+    """
+
+    records: list[Record]
+    damaged: list[str]
+
+
+def read_log(path: Path) -> Log:
+    """All lines of a metrics.jsonl, damaged ones apart."""
+    log = Log([], [])
+    for line in path.read_bytes().decode(errors="backslashreplace").splitlines(keepends=True):
+        record = _parsed(line)
+        if record is None:
+            log.damaged.append(line)
+        else:
+            log.records.append(record)
+    return log
 
 
 def read(path: Path) -> list[Record]:
-    """The records of a metrics.jsonl, without an incomplete last line."""
-    records = []
-    for line in path.read_text().splitlines():
-        try:
-            records.append(json.loads(line))
-        except ValueError:
-            break
-    return records
+    """The records of a metrics.jsonl, without damaged lines such as an incomplete last one."""
+    return read_log(path).records
 
 
 def _line(record: Record) -> str:
-    return json.dumps(record, allow_nan=False) + "\n"
+    body = json.dumps(record, allow_nan=False)
+    return f'{body[:-1]}, "{_CHECKSUM}": "{_checksum(body)}"}}\n'
+
+
+def _parsed(line: str) -> Record | None:
+    """The record of a line; None if it is not as it was written."""
+    try:
+        record = json.loads(line)
+        checksum = record.pop(_CHECKSUM)
+    except (ValueError, LookupError, AttributeError, TypeError):
+        return None
+    return record if checksum == _checksum(json.dumps(record)) else None
+
+
+def _checksum(body: str) -> str:
+    return f"{zlib.crc32(body.encode()):08x}"
+
+
+def _set_lines_aside(path: Path, lines: Sequence[str]) -> None:
+    folder = path.parent / SET_ASIDE
+    folder.mkdir(exist_ok=True)
+    with open(folder / path.name, "a") as file:
+        file.writelines(line if line.endswith("\n") else f"{line}\n" for line in lines)
+
+
+def _rewritten_events(folder: Path, records: Sequence[Record]) -> SummaryWriter:
+    """A writer of events that begins with those of the records, in place of older files."""
+    for old in folder.glob("events.out.tfevents.*"):
+        old.unlink()
+    events = SummaryWriter(str(folder))
+    for record in records:
+        _add(events, record)
+    return events
+
+
+def _add(events: SummaryWriter, record: Record) -> None:
+    for name, value in record.items():
+        if value is not None and name not in ("step", "wall_time"):
+            events.add_scalar(name, value, record["step"])

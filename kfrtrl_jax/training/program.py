@@ -68,18 +68,41 @@ def build(config: Any, floats: Mapping[str, Any] | None = None) -> Experiment:
       DataError: if the task's data is missing or broken.
       UnsupportedCellError: if the cell has no structure that the estimator can use.
     """
-    make = functools.partial(configs.make, config, floats=floats)
-    task = make("task")
-    kind = make_acting if isinstance(task, Control) else make_supervised
-    run = kind(config, task, make)
+    return make_builder(config)(floats)
 
-    def init(seed: Any) -> RunState:
-        return jax.tree.map(_strongly_typed, run.init(jax.random.key(seed)))
 
-    def run_chunk(state: RunState) -> tuple[RunState, ChunkMetrics]:
-        return _run_chunk(run, state, config.log_every // config.segment_length)
+def make_builder(config: Any) -> Callable[..., Experiment]:
+    """`build` for one config and any number of floats.
 
-    return Experiment(init, run_chunk, run.about)
+    What a section describes is made once, and its data read once, unless one of the floats is in it.
+    """
+    made: dict[str, Any] = {}
+
+    def make(section: str, floats: Mapping[str, Any], **supplied: Any) -> Any:
+        own = {path: value for path, value in floats.items() if path.startswith(f"{section}.")}
+        if own:
+            return configs.make(config, section, own, **supplied)
+        if section not in made:
+            # What is made while JAX traces a function holds that function's values as constants.
+            with jax.ensure_compile_time_eval():
+                made[section] = configs.make(config, section, **supplied)
+        return made[section]
+
+    def built(floats: Mapping[str, Any] | None = None) -> Experiment:
+        own_make = functools.partial(make, floats=floats or {})
+        task = own_make("task")
+        kind = make_acting if isinstance(task, Control) else make_supervised
+        run = kind(config, task, own_make)
+
+        def init(seed: Any) -> RunState:
+            return jax.tree.map(_strongly_typed, run.init(jax.random.key(seed)))
+
+        def run_chunk(state: RunState) -> tuple[RunState, ChunkMetrics]:
+            return _run_chunk(run, state, config.log_every // config.segment_length)
+
+        return Experiment(init, run_chunk, run.about)
+
+    return built
 
 
 def _run_chunk(run: Segments, state: RunState, count: int) -> tuple[RunState, ChunkMetrics]:

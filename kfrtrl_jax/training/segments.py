@@ -73,6 +73,7 @@ class About(NamedTuple):
       words: what the figures are called.
       held_out: streams to evaluate on, see `Task`.
       check: compares the cell's linearization with `jax.vjp`, see `linearization.check`.
+      data: the digest of the data that the task reads; "" for a generated one.
     """
 
     evaluate: Callable[[dict[str, Any], Batch], evaluation.Totals]
@@ -80,6 +81,7 @@ class About(NamedTuple):
     words: Words
     held_out: Mapping[str, Batch]
     check: Callable[[], linearization.Check]
+    data: str = ""
 
 
 class Segments(NamedTuple):

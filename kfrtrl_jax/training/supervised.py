@@ -85,6 +85,7 @@ def make_supervised(config: Any, task: Task, make: Callable[..., Any]) -> Segmen
             words=Words(task.loss.unit, task.score.name if task.score else None),
             held_out=task.held_out,
             check=lambda: linearization.check(cell, task.example_input),
+            data=task.data,
         ),
     )
 

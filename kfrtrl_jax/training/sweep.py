@@ -4,30 +4,30 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import json
-import signal
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from kfrtrl_jax._src import xla
 from kfrtrl_jax.errors import ConfigError
-from kfrtrl_jax.training import composed, display, evaluation, memory, metrics, plots, workdir
+from kfrtrl_jax.training import (
+    checkpoints,
+    composed,
+    display,
+    made_with,
+    memory,
+    metrics,
+    plots,
+    trials,
+    workdir,
+)
 from kfrtrl_jax.training import config as configs
 from kfrtrl_jax.training.factories import KINDS
-from kfrtrl_jax.training.loop import Interrupted, catch_signals
-from kfrtrl_jax.training.program import (
-    Experiment,
-    build,
-)
+from kfrtrl_jax.training.group import Group, alike, make_group
+from kfrtrl_jax.training.loop import Member, Place, Training, catch_signals, summarize
+from kfrtrl_jax.training.program import Experiment, build
 
-RESULTS = "sweep.json"
-_OUTCOMES = ("running_loss", "score", "sequence_length", "valid_loss", "valid_score")
 Overrides = dict[str, Any]
 
 
@@ -55,53 +55,92 @@ def run_sweep(
     folder: Path,
     common: Overrides | None = None,
 ) -> list[dict[str, Any]]:
-    """Runs all trials that have no result yet.
+    """Runs all trials that have no result yet, each from its last checkpoint.
+
+    A sweep may be run again with more trials, or with more steps for trials that it has: what is there
+    is kept. A trial is known by its config, wherever it stands in the list.
 
     Args:
       config: the config that the trials override, as for `config.resolve`.
       sweep: the overrides of each trial, by path; a path may also be that of a whole section, its value
         text or a dict: {"estimator": "ok(rank=8)"}.
-      folder: receives config.json (of all trials), sweep.json with the results, pictures, and a folder
-        per trial, trials/NUMBER, with its config.json and metrics.jsonl.
+      folder: receives config.json (of all trials), sweep.json and results.csv with the results,
+        pictures, a folder per trial, trials/NUMBER, with its config.json, metrics.jsonl, summary.json
+        and parameters, and one per group of trials that ran side by side, groups/NUMBER, with its
+        checkpoints.
       common: overrides of all trials, which those of a trial replace.
 
     Returns:
-      The result of each trial: its last record, with valid_loss if there is held-out text, and
-      diverged_at, the step at which it stopped being finite, if it did.
+      The result of each trial, as in its summary.json: its last record, the best validation loss and
+      the test loss if there is held-out data, and diverged_at and problem if it diverged.
 
     Raises:
       ConfigError, DataError, WorkdirError, UnsupportedCellError: before anything is computed.
-      Interrupted: on a signal; finished groups are kept.
+      SaveError: if a state cannot be saved.
+      Interrupted: on a signal; the group that was running is saved.
     """
     if not isinstance(sweep, list) or not all(isinstance(trial, dict) for trial in sweep):
         raise ConfigError(
             f"get_sweep() must return a list of dicts of overrides, got {sweep!r:.60}"
         )
-    trials = [_trial(config, common or {}, own, i) for i, own in enumerate(sweep)]
-    if not trials:
+    if not sweep:
         raise ConfigError("the sweep has no trials: get_sweep() returned an empty list")
-    groups = _groups(trials)
+    configured = [_trial(config, common or {}, own, i) for i, own in enumerate(sweep)]
+    experiments: dict[str, Experiment] = {}
+    for trial in configured:
+        if (kind := alike(trial)) not in experiments:
+            experiments[kind] = _built(trial)
     with workdir.hold(folder), catch_signals() as signals:
-        workdir.claim(folder, {name_of(i): trial.to_dict() for i, trial in enumerate(trials)})
-        path = folder / RESULTS
-        results: dict[str, Any] = workdir.read_json(path)["results"] if path.exists() else {}
-        for number, members in enumerate(groups, 1):
-            if all(name_of(i) in results for i in members):
-                continue
-            title = f"group {number} of {len(groups)}, trials {members[0]} to {members[-1]}"
-            print(f"{title}: {_describe(sweep, members)}", flush=True)
-            group = {i: trials[i] for i in members}
-            results.update(_run_group(group, folder / "trials", signals, len(groups) - number))
-            contents = {"overrides": list(sweep), "results": dict(sorted(results.items()))}
-            workdir.write_json(path, contents)
-        ordered = [results[name_of(i)] for i in range(len(trials))]
-        _report(sweep, ordered, folder)
+        names, notes = trials.claim(folder, configured)
+        runs, overrides = (dict(zip(names, values)) for values in (configured, sweep))
+        data = {configs.shown(t, "task"): experiments[alike(t)].about.data for t in configured}
+        notes += made_with.bind(folder, data)
+        results = trials.read_results(folder, notes.append)
+        works = trials.plan(
+            folder, runs, results, lambda kind: _most(experiments[kind]), notes.append
+        )
+        for note in notes:
+            print(f"note: {note}", flush=True)
+        for number, work in enumerate(works, 1):
+            title = f"group {number} of {len(works)}, trials {work.names[0]} to {work.names[-1]}"
+            print(f"{title}: {_describe([overrides[name] for name in work.names])}", flush=True)
+            trials.begin(work, folder / "trials", runs)
+            members = [runs[name] for name in work.names]
+            group = make_group(members, experiments[alike(members[0])])
+            found = _run_group(group, work, members[0], folder, signals)
+            results.update(zip(work.names, found))
+            trials.write_results(folder, overrides, results)
+        trials.write_results(folder, overrides, results)
+        ordered = [results[name] for name in names]
+        _report(sweep, ordered, [folder / "trials" / name for name in names], folder)
     return ordered
 
 
-def name_of(trial: int) -> str:
-    """The name of a trial, of its folder and in the results."""
-    return f"{trial:03}"
+def _built(config: Any) -> Experiment:
+    experiment = build(config)
+    memory.check(experiment, config)
+    return experiment
+
+
+def _most(experiment: Experiment) -> int:
+    """How many runs of an experiment fit in memory side by side."""
+    return max(1, memory.available() // memory.needed(experiment)[0])
+
+
+def _run_group(
+    group: Group, work: trials.Work, config: Any, folder: Path, signals: Sequence[int]
+) -> list[dict[str, Any]]:
+    """Runs the trials of a group side by side; returns their results."""
+    show = display.make_display(config.num_steps, 0, group.about.words)
+    members = [Member(folder / "trials" / name) for name in work.names]
+    with (
+        contextlib.closing(checkpoints.Checkpoints(work.folder)) as saved,
+        contextlib.closing(show),
+    ):
+        place = Place(saved, folder, show, signals, tensorboard=False)
+        training = Training(group, members, config, place)
+        training.run()
+        return summarize(training)
 
 
 def _trial(config: Any, common: Overrides, own: Overrides, number: int) -> Any:
@@ -116,135 +155,21 @@ def _trial(config: Any, common: Overrides, own: Overrides, number: int) -> Any:
         raise ConfigError(f"trial {number} of the sweep: {error}") from error
 
 
-def _groups(trials: Sequence[Any]) -> list[list[int]]:
-    """Groups of trials that one program can run together and that fit in memory.
-
-    Raises:
-      ConfigError: if a single trial does not fit.
-    """
-    alike: dict[str, list[int]] = {}
-    for i, trial in enumerate(trials):
-        flat = workdir.flatten(trial.to_dict())
-        varying = configs.float_fields(trial) | {"seed"}
-        key = json.dumps({name: value for name, value in flat.items() if name not in varying})
-        alike.setdefault(key, []).append(i)
-    groups = []
-    for members in alike.values():
-        config = trials[members[0]]
-        experiment = build(config)
-        memory.check(experiment, config)
-        most = max(1, memory.available() // memory.needed(experiment)[0])
-        groups += [members[i : i + most] for i in range(0, len(members), most)]
-    return groups
-
-
-def _run_group(
-    group: Mapping[int, Any], folder: Path, signals: list[int], groups_left: int
-) -> dict[str, Any]:
-    """Runs the trials of a group side by side; returns their results by name."""
-    config = next(iter(group.values()))
-    flat = [workdir.flatten(trial.to_dict()) for trial in group.values()]
-    # Floats that all trials share stay constants of the program.
-    floats = {
-        path: jnp.asarray([f[path] for f in flat])
-        for path in sorted(configs.float_fields(config))
-        if len({f[path] for f in flat}) > 1
-    }
-
-    def experiment(point: Mapping[str, Any]) -> Experiment:
-        return build(config, point)
-
-    init = jax.jit(jax.vmap(lambda seed, point: experiment(point).init(seed)))
-    jitted = xla.jit(jax.vmap(lambda s, point: experiment(point).run_chunk(s)), donate_argnums=0)
-    base = experiment({}).about
-    evaluate = jax.jit(jax.vmap(base.evaluate, in_axes=(0, None)))
-    held_out = base.held_out
-    valid = evaluation.on_device(held_out["valid"]) if "valid" in held_out else None
-
-    names = [name_of(i) for i in group]
-    results: dict[str, Any] = {}
-    diverged: dict[str, int] = {}
-    show = display.make_display(config.num_steps, 0, base.words)
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(contextlib.closing(show))
-        show.note(str(base.check()))
-        writers = []
-        for name, trial in zip(names, group.values()):
-            (folder / name).mkdir(parents=True, exist_ok=True)
-            workdir.write_json(folder / name / workdir.CONFIG, trial.to_dict())
-            writers.append(
-                stack.enter_context(metrics.open_writer(folder / name, tensorboard=False))
-            )
-        state = init(jnp.asarray([f["seed"] for f in flat], jnp.uint32), floats)
-        begun = time.monotonic()
-        chunk = jitted.lower(state, floats).compile()
-        lap = time.monotonic()
-        for step in range(config.log_every, config.num_steps + 1, config.log_every):
-            if signals:
-                raise Interrupted(
-                    f"stopped by {signal.Signals(signals[0]).name} in a group at step "
-                    f"{step - config.log_every}, {groups_left} groups after it; "
-                    f"the same command continues with this group",
-                    signals[0],
-                )
-            state, report = chunk(state, floats)
-            fetched = jax.device_get(report)
-            now = time.monotonic()
-            rate, lap = config.log_every / (now - lap), now
-            last = step == config.num_steps
-            losses = None
-            if valid is not None and (
-                last or (config.eval_every and step % config.eval_every == 0)
-            ):
-                losses = evaluation.means(evaluate(state.learner.parameters, valid))
-                lap = time.monotonic()
-            for i, (name, writer) in enumerate(zip(names, writers)):
-                own = jax.tree.map(lambda x, i=i: x[i], fetched)
-                if name in diverged:
-                    continue
-                if own.bad_step >= 0:
-                    diverged[name] = int(own.bad_step)
-                    results[name] = {**results.get(name, {}), "diverged_at": diverged[name]}
-                    continue
-                times = {"wall_time": round(now - begun, 3), "steps_per_second": round(rate, 2)}
-                record = metrics.make_record(own, step=step, **times)
-                if losses is not None:
-                    record["valid_loss"] = float(losses.loss[i])
-                    record["valid_score"] = float(losses.score[i])
-                writer.write(record)
-                unit, score = base.words
-                named = {"score_name": score} if score else {}
-                results[name] = {**record, "loss_unit": unit, **named}
-            alive = [results[name] for name in names if name not in diverged]
-            if alive:
-                show.update({**alive[0], **_means(alive)})
-    return results
-
-
-def _means(records: Sequence[metrics.Record]) -> metrics.Record:
-    return {
-        key: round(float(np.mean([r[key] for r in records])), 4)
-        for key in _OUTCOMES
-        if all(r.get(key) is not None for r in records)
-    }
-
-
 def _outcomes(results: Sequence[Mapping[str, Any]]) -> list[str]:
     """The figures to report; scores only where they are not the losses."""
-    found = [key for key in _OUTCOMES if any(r.get(key) is not None for r in results)]
+    found = [key for key in metrics.OUTCOMES if any(r.get(key) is not None for r in results)]
     scored = any("score_name" in result for result in results)
     return [key for key in found if scored or not key.endswith("score")]
 
 
-def _describe(sweep: Sequence[Overrides], members: Sequence[int]) -> str:
+def _describe(overrides: Sequence[Overrides]) -> str:
     """The overrides that the trials of a group have in common."""
-    first = sweep[members[0]]
     shared = {
         key: value
-        for key, value in first.items()
-        if all(sweep[i].get(key) == value for i in members)
+        for key, value in overrides[0].items()
+        if all(key in own and own[key] == value for own in overrides)
     }
-    return label_of(shared) or f"{len(members)} trials"
+    return label_of(shared) or f"{len(overrides)} trials"
 
 
 def label_of(overrides: Mapping[str, Any]) -> str:
@@ -268,13 +193,19 @@ def _shown(value: Any, path: str) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-def _report(sweep: Sequence[Overrides], results: Sequence[Mapping[str, Any]], folder: Path) -> None:
+def _report(
+    sweep: Sequence[Overrides],
+    results: Sequence[Mapping[str, Any]],
+    logs: Sequence[Path],
+    folder: Path,
+) -> None:
     """Prints the table and draws the pictures: one row and one curve per setting, over its seeds."""
     settings: dict[str, list[int]] = {}
     for i, overrides in enumerate(sweep):
         label = label_of({k: v for k, v in overrides.items() if k != "seed"}) or "all"
         settings.setdefault(label, []).append(i)
     outcomes = _outcomes(results)
+    outcome = outcomes[0] if outcomes else ""
     keys = list(dict.fromkeys(key for overrides in sweep for key in overrides if key != "seed"))
     rows = []
     for members in settings.values():
@@ -289,23 +220,25 @@ def _report(sweep: Sequence[Overrides], results: Sequence[Mapping[str, Any]], fo
     display.print_columns("mean ± standard deviation over seeds", columns, rows)
 
     curves = {
-        label: [metrics.read(folder / "trials" / name_of(i) / metrics.METRICS) for i in members]
+        label: [metrics.read(logs[i] / metrics.METRICS) for i in members]
         for label, members in settings.items()
     }
-    plots.plot_groups(curves, folder / "sweep.png", outcomes, words=words)
-    pictures = [folder / "sweep.png"]
+    pictures = []
+    if outcomes:
+        pictures.append(folder / "sweep.png")
+        plots.plot_groups(curves, pictures[0], outcomes, words=words)
     for path in _swept_floats(sweep):
         lines: dict[str, dict[float, list[float]]] = {}
         for overrides, result in zip(sweep, results):
-            if path in overrides and "diverged_at" not in result:
+            if path in overrides and result.get(outcome) is not None and is_finished(result):
                 rest = {k: v for k, v in overrides.items() if k not in ("seed", path)}
                 points = lines.setdefault(label_of(rest) or "all", {})
-                points.setdefault(overrides[path], []).append(result[outcomes[0]])
+                points.setdefault(overrides[path], []).append(result[outcome])
         if lines:
             pictures.append(folder / f"sweep_{path.split('.')[-1]}.png")
-            label = plots.label_of(outcomes[0], words)
+            label = plots.label_of(outcome, words)
             plots.plot_response(lines, pictures[-1], path, f"final {label}")
-    print(f"results: {folder / RESULTS}; pictures: {', '.join(map(str, pictures))}")
+    print(f"results: {folder / trials.RESULTS}; pictures: {', '.join(map(str, pictures))}")
 
 
 def _swept_floats(sweep: Sequence[Overrides]) -> list[str]:
@@ -319,7 +252,12 @@ def _swept_floats(sweep: Sequence[Overrides]) -> list[str]:
 
 def finished(results: Sequence[Mapping[str, Any]], key: str) -> list[float]:
     """A figure of those trials that did not diverge."""
-    return [r[key] for r in results if r.get(key) is not None and "diverged_at" not in r]
+    return [r[key] for r in results if r.get(key) is not None and is_finished(r)]
+
+
+def is_finished(result: Mapping[str, Any]) -> bool:
+    """Whether a trial came to its last step with finite numbers."""
+    return "diverged_at" not in result
 
 
 def _spread(results: Sequence[Mapping[str, Any]], key: str) -> str:

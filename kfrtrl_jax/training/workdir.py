@@ -1,19 +1,32 @@
-"""The folder of a run: locked by one process at a time, and bound to one config."""
+"""The folder of a run: locked by one process at a time, bound to one config, and nothing in it lost.
+
+What a program writes here for itself to read again are documents: JSON with a digest of its own
+contents, so that a document is either as it was written or refused. What is in the way is moved to
+set_aside/, never deleted.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from kfrtrl_jax.errors import WorkdirError
 
 CONFIG = "config.json"
+SUMMARY = "summary.json"
 LOCK = ".lock"
+SET_ASIDE = "set_aside"
+_DIGEST = "sha256"
+
+
+class DamagedError(WorkdirError):
+    """A document whose bytes are not those that were written."""
 
 
 @contextlib.contextmanager
@@ -46,7 +59,9 @@ def hold(workdir: Path) -> Iterator[None]:
         yield
 
 
-def claim(workdir: Path, config: Mapping[str, Any], free: frozenset[str] = frozenset()) -> bool:
+def claim(
+    workdir: Path, config: Mapping[str, Any], free: frozenset[str] = frozenset()
+) -> list[str]:
     """Writes the resolved config to config.json, unless the folder belongs to another config.
 
     Args:
@@ -55,32 +70,55 @@ def claim(workdir: Path, config: Mapping[str, Any], free: frozenset[str] = froze
       free: paths of the fields that may differ from those of the run so far.
 
     Returns:
-      Whether there was a config before, that is, whether the run continues.
+      What the user should know, in lines: that a damaged config.json was set aside.
 
     Raises:
       WorkdirError: if the folder belongs to a run of another config, naming the fields that differ.
     """
-    path = workdir / CONFIG
-    existed = path.exists()
-    new = flatten(json.loads(json.dumps(config)))
-    if existed:
-        old = flatten(read_json(path))
-        different = [
-            key
-            for key in dict.fromkeys([*old, *new])
-            if key not in free and old.get(key, _ABSENT) != new.get(key, _ABSENT)
-        ]
-        if different:
-            shown = ", ".join(
-                f"{key} ({_show(old, key)} there, {_show(new, key)} now)" for key in different[:3]
-            )
-            more = f" and {len(different) - 3} more" if len(different) > 3 else ""
-            raise WorkdirError(
-                f"workdir {workdir} was made by another config: {shown}{more}; "
-                f"choose another --workdir"
-            )
-    write_json(path, config)
-    return existed
+    path, notes = workdir / CONFIG, []
+    try:
+        old = read_document(path) if path.exists() else None
+    except DamagedError as error:
+        notes, old = [f"{error}; moved to {set_aside(path)} and written anew"], None
+    if old is not None and (different := differences(old, config, free)):
+        raise WorkdirError(
+            f"workdir {workdir} was made by another config: {different}; choose another --workdir"
+        )
+    write_document(path, config)
+    return notes
+
+
+def differences(
+    old: Mapping[str, Any], new: Mapping[str, Any], free: frozenset[str] = frozenset()
+) -> str:
+    """The first fields in which two nested dicts differ, in words; "" if they are the same."""
+    there, now = flatten(old), flatten(plain(new))
+    different = [
+        key
+        for key in dict.fromkeys([*there, *now])
+        if key not in free and there.get(key, _ABSENT) != now.get(key, _ABSENT)
+    ]
+    shown = ", ".join(
+        f"{key} ({_show(there, key)} there, {_show(now, key)} now)" for key in different[:3]
+    )
+    return f"{shown} and {len(different) - 3} more" if len(different) > 3 else shown
+
+
+def set_aside(path: Path, workdir: Path | None = None) -> Path:
+    """Moves a file or folder to WORKDIR/set_aside/ under a name that is free; returns where it is now.
+
+    Args:
+      path: what is in the way.
+      workdir: the folder of the run; that of `path` if None.
+    """
+    folder = (workdir or path.parent) / SET_ASIDE
+    folder.mkdir(exist_ok=True)
+    place, number = folder / path.name, 1
+    while place.exists():
+        number += 1
+        place = folder / f"{path.name}.{number}"
+    os.replace(path, place)
+    return place
 
 
 def flatten(tree: Any, path: str = "") -> dict[str, Any]:
@@ -93,28 +131,65 @@ def flatten(tree: Any, path: str = "") -> dict[str, Any]:
     return flat
 
 
-def read_json(path: Path) -> Any:
-    """The contents of a JSON file.
-
-    Raises:
-      WorkdirError: if it cannot be read.
-    """
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise WorkdirError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
-
-
 def write_json(path: Path, value: Any) -> None:
     """Writes a JSON file atomically."""
     write_text(path, json.dumps(value, indent=2) + "\n")
 
 
+def read_document(path: Path) -> dict[str, Any]:
+    """The contents of a document that `write_document` wrote.
+
+    Raises:
+      WorkdirError: if it cannot be read.
+      DamagedError: if it is not as it was written.
+    """
+    try:
+        contents = path.read_bytes()
+    except OSError as error:
+        raise WorkdirError(f"{path} cannot be read: {error.strerror}") from error
+    try:
+        value = json.loads(contents)
+        digest = value.pop(_DIGEST)
+    except (ValueError, LookupError, AttributeError, TypeError):
+        digest = value = None
+    if value is None or digest != digest_of(value):
+        raise DamagedError(f"{path} is not as it was written")
+    return value
+
+
+def write_document(path: Path, value: Mapping[str, Any]) -> None:
+    """Writes a mapping as a JSON file with a digest of its contents, atomically."""
+    value = plain(value)
+    write_json(path, {**value, _DIGEST: digest_of(value)})
+
+
+def plain(value: Any) -> Any:
+    """A nested dict as it comes back from a JSON file: lists for tuples."""
+    return json.loads(json.dumps(value))
+
+
+def as_text(value: Mapping[str, Any]) -> str:
+    """A nested dict as JSON that is the same for equal dicts."""
+    return json.dumps(value, sort_keys=True)
+
+
+def digest_of(value: Mapping[str, Any]) -> str:
+    """The sha256 of a nested dict, in hexadecimal digits."""
+    return hashlib.sha256(as_text(value).encode()).hexdigest()
+
+
 def write_text(path: Path, text: str) -> None:
     """Writes a file atomically."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with open(temporary, "w") as file:
+    with replacing(path) as file:
         file.write(text)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[TextIO]:
+    """A file to write that takes the place of `path` at the end, whole, or not at all."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with open(temporary, "w", newline="") as file:
+        yield file
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)

@@ -1,6 +1,5 @@
 """Runs of an actor-critic."""
 
-import json
 import shutil
 import sys
 
@@ -8,7 +7,7 @@ import pytest
 
 from kfrtrl_jax.errors import ConfigError
 from kfrtrl_jax.training import config as configs
-from kfrtrl_jax.training import loop, metrics, plots, program
+from kfrtrl_jax.training import metrics, plots, program, train, workdir
 from tests.training.small import records
 
 CONFIG = {
@@ -25,17 +24,17 @@ CONFIG = {
 def test_a_run_logs_returns_and_goes_on_from_its_checkpoint(tmp_path, monkeypatch):
     pytest.importorskip("gymnax")
     monkeypatch.setattr(plots, "plot_run", lambda *_: None)
-    summary = loop.train(configs.resolve(CONFIG), tmp_path / "whole")
+    summary = train.train(configs.resolve(CONFIG), tmp_path / "whole")
     shutil.copytree(tmp_path / "whole", tmp_path / "parts")
     shutil.rmtree(tmp_path / "parts" / "checkpoints" / "40")
-    loop.train(configs.resolve(CONFIG), tmp_path / "parts")
+    train.train(configs.resolve(CONFIG), tmp_path / "parts")
     assert records(tmp_path / "parts") == records(tmp_path / "whole")
     lines = metrics.read(tmp_path / "whole" / "metrics.jsonl")
     # Episodes of four steps, in two environments.
     assert [line["episodes"] for line in lines] == [4, 10, 14, 20]
     assert all(-1 <= line["score"] <= 1 for line in lines)
     assert summary["score_name"] == "return"
-    assert json.loads((tmp_path / "whole" / "summary.json").read_text()) == summary
+    assert workdir.read_document(tmp_path / "whole" / "summary.json") == summary
 
 
 @pytest.mark.parametrize(

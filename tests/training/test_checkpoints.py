@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from typing import Any, NamedTuple
 
 import chex
@@ -9,7 +10,11 @@ import numpy as np
 import pytest
 
 from kfrtrl_jax.errors import WorkdirError
-from kfrtrl_jax.training.checkpoints import load_parameters, open_checkpoints, save_parameters
+from kfrtrl_jax.training.checkpoints import (
+    Checkpoints,
+    load_parameters,
+    save_parameters,
+)
 
 
 class State(NamedTuple):
@@ -31,7 +36,7 @@ def assert_equal(a: State, b: State) -> None:
 
 
 def write(folder, steps=(10, 20, 30)):
-    checkpoints = open_checkpoints(folder)
+    checkpoints = Checkpoints(folder)
     for step in steps:
         checkpoints.save(step, make(step), {"wall_time": step / 10})
     checkpoints.close()
@@ -39,7 +44,7 @@ def write(folder, steps=(10, 20, 30)):
 
 def read(folder):
     warnings: list[str] = []
-    checkpoints = open_checkpoints(folder)
+    checkpoints = Checkpoints(folder)
     restored = checkpoints.restore(jax.eval_shape(lambda: make(0)), warnings.append)
     steps = checkpoints.last_step()
     checkpoints.close()
@@ -63,7 +68,8 @@ def test_a_state_comes_back_bit_for_bit(tmp_path):
 
 def test_the_last_two_are_kept(tmp_path):
     write(tmp_path)
-    assert sorted(int(p.name) for p in tmp_path.iterdir() if p.name.isdigit()) == [20, 30]
+    kept = (tmp_path / "checkpoints").iterdir()
+    assert sorted(int(p.name) for p in kept if p.name.isdigit()) == [20, 30]
 
 
 def test_nothing_written_is_nothing_restored(tmp_path):
@@ -72,7 +78,7 @@ def test_nothing_written_is_nothing_restored(tmp_path):
 
 def test_a_broken_checkpoint_gives_way_to_the_one_before(tmp_path):
     write(tmp_path)
-    spoil(tmp_path / "30")
+    spoil(tmp_path / "checkpoints" / "30")
     restored, warnings, newest = read(tmp_path)
     assert restored.step == newest == 20
     assert_equal(restored.state, make(20))
@@ -81,44 +87,56 @@ def test_a_broken_checkpoint_gives_way_to_the_one_before(tmp_path):
     assert "\n" not in warnings[0]
 
 
-def test_a_changed_value_is_noticed(tmp_path):
-    write(tmp_path, steps=(10,))
-    checkpoints = open_checkpoints(tmp_path)
-    checkpoints.save(20, make(20), {})
-    checkpoints.close()
-    metadata = next((tmp_path / "20" / "info").glob("metadata"))
+@pytest.mark.parametrize(("saved", "changed"), [('"digest": "', '"digest": "f'), ("3.0", "3.5")])
+def test_a_changed_value_is_noticed(tmp_path, saved, changed):
+    write(tmp_path)
+    metadata = next((tmp_path / "checkpoints" / "30" / "info").glob("metadata"))
     text = metadata.read_text()
-    start = text.index('"digest":') + len('"digest": "')
-    metadata.write_text(text[:start] + ("0" * 8) + text[start + 8 :])
+    assert text.replace(saved, changed) != text
+    metadata.write_text(text.replace(saved, changed))
     restored, warnings, _ = read(tmp_path)
-    assert restored.step == 10
+    assert restored.step == 20
     assert "its bytes are not those that were saved" in warnings[0]
+    assert (tmp_path / "set_aside" / "30").is_dir()
+
+
+def test_checkpoints_that_are_gone_are_missed(tmp_path):
+    write(tmp_path)
+    shutil.rmtree(tmp_path / "checkpoints" / "30")
+    restored, warnings, _ = read(tmp_path)
+    assert restored.step == 20
+    assert warnings == ["the checkpoint of step 30, the last one written, is gone"]
+    shutil.rmtree(tmp_path / "checkpoints")
+    with pytest.raises(WorkdirError, match=r"is empty, but one was written; put a copy back"):
+        read(tmp_path)
 
 
 def test_a_write_that_was_cut_off_is_no_checkpoint(tmp_path):
     write(tmp_path)
-    (tmp_path / "30").rename(tmp_path / "30.orbax-checkpoint-tmp")
+    (tmp_path / "checkpoints" / "30").rename(tmp_path / "checkpoints" / "30.orbax-checkpoint-tmp")
     restored, _, _ = read(tmp_path)
     assert restored.step == 20
 
 
 def test_where_none_is_left_there_is_one_clear_line(tmp_path):
     write(tmp_path)
-    spoil(tmp_path / "20")
-    spoil(tmp_path / "30")
+    spoil(tmp_path / "checkpoints" / "20")
+    spoil(tmp_path / "checkpoints" / "30")
     with pytest.raises(
         WorkdirError, match=r"no checkpoint in .* can be used \(steps 30, 20: "
     ) as e:
         read(tmp_path)
     assert "\n" not in str(e.value)
-    assert (tmp_path / "30").exists()
+    assert (tmp_path / "checkpoints" / "30").exists()
 
 
 def test_a_state_of_another_shape_is_refused(tmp_path):
     write(tmp_path, steps=(10,))
-    checkpoints = open_checkpoints(tmp_path)
+    checkpoints = Checkpoints(tmp_path)
     like = make(0)._replace(step=jnp.zeros(3, jnp.int32))
-    with pytest.raises(WorkdirError, match=r"step is int32\[\], not int32\[3\]"):
+    with pytest.raises(
+        WorkdirError, match=r"step 10 is whole, but .*: step is int32\[\], not int32\[3\]"
+    ):
         checkpoints.restore(like, lambda line: None)
     checkpoints.close()
 
@@ -130,3 +148,10 @@ def test_parameters_are_written_and_overwritten(tmp_path):
     assert np.array_equal(loaded["w"], make(2).weights["w"])
     with pytest.raises(WorkdirError, match="no parameters can be read from"):
         load_parameters(tmp_path / "none", make(0).weights)
+    assert not [path for path in tmp_path.iterdir() if path.name != "best"]
+    file = max((tmp_path / "best").rglob("*"), key=lambda p: p.stat().st_size * p.is_file())
+    contents = bytearray(file.read_bytes())
+    contents[len(contents) // 2] ^= 1
+    file.write_bytes(contents)
+    with pytest.raises(WorkdirError, match="no parameters can be read from"):
+        load_parameters(tmp_path / "best", make(0).weights)

@@ -124,7 +124,7 @@ def test_a_run_stopped_and_killed_and_resumed_is_the_run_that_was_left_alone(tmp
     assert "running loss" in alone_out
 
     assert records(parts) == records(whole)
-    final = [load(folder / "final") for folder in (parts, whole)]
+    final = [load(folder / "final" / "state") for folder in (parts, whole)]
     chex.assert_trees_all_equal(*final)
     last = [load(folder / "checkpoints" / "8000" / "state") for folder in (parts, whole)]
     chex.assert_trees_all_equal(*last)

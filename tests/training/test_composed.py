@@ -333,8 +333,8 @@ def test_trials_of_a_sweep_replace_whole_sections():
 
 def test_a_run_continues_only_with_the_same_composition(tmp_path):
     config = changed(cell=LAYERS).to_dict()
-    assert not workdir.claim(tmp_path, config)
-    assert workdir.claim(tmp_path, config)
+    workdir.claim(tmp_path, config)
+    assert workdir.claim(tmp_path, config) == []
     with pytest.raises(
         workdir.WorkdirError, match=r"cell\.cells\.1\.hidden_size \(5 there, 6 now\)"
     ):

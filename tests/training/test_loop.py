@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
@@ -13,7 +12,16 @@ import pytest
 
 import kfrtrl_jax as kf
 from kfrtrl_jax.errors import ConfigError, WorkdirError
-from kfrtrl_jax.training import checkpoints, evaluation, generation, loop, metrics, program
+from kfrtrl_jax.training import (
+    checkpoints,
+    evaluation,
+    generation,
+    loop,
+    metrics,
+    program,
+    train,
+    workdir,
+)
 from tests.training.small import TIMES, records, small, text
 
 
@@ -31,7 +39,7 @@ def text_run(tmp_path_factory):
     """A finished run on text: (its config, its folder, its summary)."""
     folder = tmp_path_factory.mktemp("text")
     config = small({**text(folder / "data"), **LENGTHS})
-    return config, folder / "run", loop.train(config, folder / "run")
+    return config, folder / "run", train.train(config, folder / "run")
 
 
 def test_a_run_leaves_all_that_it_should(text_run):
@@ -41,8 +49,8 @@ def test_a_run_leaves_all_that_it_should(text_run):
     assert all({"loss", "running_loss", "gradient_norm", *TIMES} <= set(line) for line in lines)
     assert any(name.startswith("estimator/") for name in lines[0])
     assert [line["step"] for line in lines if "valid_loss" in line] == [20, 40, 60]
-    assert json.loads((folder / "config.json").read_text()) == config.to_dict()
-    assert json.loads((folder / "summary.json").read_text()) == summary
+    assert workdir.read_document(folder / "config.json") == config.to_dict()
+    assert workdir.read_document(folder / "summary.json") == summary
     assert list((folder / "tensorboard").glob("events*"))
     assert matplotlib.image.imread(folder / "learning_curve.png").ndim == 3
 
@@ -100,8 +108,8 @@ def test_what_cannot_be_loaded_or_written_is_one_line(call, message, text_run):
 def test_a_run_in_two_parts_is_the_run_in_one(text_run, tmp_path):
     config, folder, _ = text_run
     shorter = small({**text(folder.parent / "data"), **LENGTHS, "num_steps": 20})
-    loop.train(shorter, tmp_path / "run")
-    longer = loop.train(config, tmp_path / "run")
+    train.train(shorter, tmp_path / "run")
+    longer = train.train(config, tmp_path / "run")
     assert records(tmp_path / "run") == records(folder)
     chex.assert_trees_all_equal(
         parameters(tmp_path / "run" / "final", config), parameters(folder / "final", config)
@@ -118,10 +126,11 @@ def test_a_broken_checkpoint_costs_the_steps_since_the_one_before(text_run, tmp_
     for file in (tmp_path / "run" / "checkpoints" / "60").rglob("*"):
         if file.is_file():
             file.write_bytes(b"")
-    again = loop.train(config, tmp_path / "run")
+    again = train.train(config, tmp_path / "run")
     shown = capsys.readouterr().out
     assert "warning: the checkpoint of step 60 cannot be used" in shown
-    assert "going back to step 40" in shown
+    assert f"continuing {tmp_path / 'run'} at step 40" in shown
+    assert (tmp_path / "run" / "set_aside" / "60").is_dir()
     assert records(tmp_path / "run") == records(folder)
     for name in ("running_loss", "best_valid_loss", "best_step", "test_loss"):
         assert again[name] == summary[name]
@@ -130,7 +139,7 @@ def test_a_broken_checkpoint_costs_the_steps_since_the_one_before(text_run, tmp_
 def test_a_finished_run_has_nothing_left_to_do(text_run, capsys):
     config, folder, summary = text_run
     before = (folder / "metrics.jsonl").read_text()
-    assert loop.train(config, folder) == summary
+    assert train.train(config, folder) == summary
     assert (folder / "metrics.jsonl").read_text() == before
 
 
@@ -138,14 +147,14 @@ def test_a_folder_of_another_config_is_refused(text_run):
     _, folder, _ = text_run
     other = small({**text(folder.parent / "data"), **LENGTHS, "seed": 1})
     with pytest.raises(WorkdirError, match=r"made by another config: seed \(0 there, 1 now\);"):
-        loop.train(other, folder)
+        train.train(other, folder)
 
 
 def test_numbers_that_are_not_finite_stop_the_run_and_leave_the_last_good_checkpoint(tmp_path):
     rate = {"optimizer.name": "sgd", "optimizer.learning_rate": 1e307, "checkpoint_every": 10}
     config = small({**rate, "log_every": 1, "checkpoint_every": 1, "num_steps": 60})
     with pytest.raises(metrics.NonFiniteError) as raised:
-        loop.train(config, tmp_path)
+        train.train(config, tmp_path)
     message = str(raised.value)
     assert "\n" not in message
     step = int(message.split(" at step ")[1].split(";")[0])

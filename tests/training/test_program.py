@@ -87,7 +87,7 @@ def test_a_run_with_a_credit_goes_on_from_its_checkpoint(tmp_path):
     state = jax.jit(jax.vmap(lambda share: built(share).init(0)))(shares)
     chunk = jax.jit(jax.vmap(lambda state, share: built(share).run_chunk(state)))
     state, _ = chunk(state, shares)
-    with contextlib.closing(checkpoints.open_checkpoints(tmp_path)) as saved:
+    with contextlib.closing(checkpoints.Checkpoints(tmp_path)) as saved:
         saved.save(10, state, {})
         restored = saved.restore(jax.eval_shape(lambda: state), pytest.fail)
     ahead, metrics = chunk(state, shares)

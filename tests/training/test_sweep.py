@@ -1,14 +1,15 @@
 from __future__ import annotations
 
-import json
+import csv
+import shutil
 
 import matplotlib.image
 import numpy as np
 import pytest
 
 from kfrtrl_jax.errors import ConfigError, WorkdirError
-from kfrtrl_jax.training import loop, memory, metrics, sweep
-from tests.training.small import nested, small, text
+from kfrtrl_jax.training import loop, memory, metrics, sweep, train, trials, workdir
+from tests.training.small import TIMES, nested, records, small, text
 
 BASE = nested({"num_steps": 40, "checkpoint_every": 0})
 TRIALS = sweep.product(
@@ -24,29 +25,59 @@ def swept(tmp_path_factory):
     return folder, sweep.run_sweep(BASE, TRIALS, folder)
 
 
+def of_trials(folder):
+    return workdir.read_document(folder / "sweep.json")["trials"]
+
+
+def timeless(result):
+    """A result or record without its times."""
+    return {name: value for name, value in result.items() if name not in TIMES}
+
+
+def planned(folder, changes, results, most=100):
+    """The last digits of the names of the trials in every group of a plan."""
+    configs = [small({**own, "num_steps": 40}) for own in changes]
+    names, _ = trials.claim(folder, configs)
+    works = trials.plan(folder, dict(zip(names, configs)), results, lambda _: most, pytest.fail)
+    return ["".join(name[-1] for name in work.names) for work in works]
+
+
 def test_products_of_grids_and_seeds():
     assert len(TRIALS) == 8
     assert TRIALS[1] == {"estimator.name": "kf_rtrl", "optimizer.learning_rate": 1e-2, "seed": 1}
     assert sweep.grid(a=[1, 2], b=[3]) == [{"a": 1, "b": 3}, {"a": 2, "b": 3}]
 
 
-def test_trials_that_differ_in_seed_and_floats_are_one_program():
-    trials = [small({**changes, "num_steps": 40}) for changes in TRIALS]
-    assert sweep._groups(trials) == [[0, 1, 2, 3], [4, 5, 6, 7]]
+def test_trials_that_differ_in_seed_and_floats_are_one_program(tmp_path):
+    assert planned(tmp_path, TRIALS, {}) == ["0123", "4567"]
 
 
-def test_a_program_holds_no_more_trials_than_fit(monkeypatch):
-    trials = [small({**changes, "num_steps": 40}) for changes in TRIALS]
+def test_a_program_holds_no_more_trials_than_fit(tmp_path):
+    assert planned(tmp_path, TRIALS, {}, most=3) == ["012", "3", "456", "7"]
+
+
+def test_a_program_takes_as_many_trials_as_the_memory_holds(monkeypatch):
     monkeypatch.setattr(memory, "available", lambda: 300)
     monkeypatch.setattr(memory, "needed", lambda built: (100, 50))
-    assert sweep._groups(trials) == [[0, 1, 2], [3], [4, 5, 6], [7]]
+    assert sweep._most(None) == 3
+
+
+def test_what_is_done_is_not_planned_and_what_was_begun_comes_first(tmp_path):
+    done = {"000": {"step": 40}, "001": {"step": 20, "diverged_at": 7}, "002": {"step": 30}}
+    assert planned(tmp_path, TRIALS[:4], done) == ["23"]
+    configs = {f"{i:03}": small({**own, "num_steps": 40}) for i, own in enumerate(TRIALS)}
+    work = trials.Work(tmp_path / "groups" / "002", ("002", "003"))
+    trials.begin(work, tmp_path / "trials", configs)
+    # Trials are known by their configs, not by their places, and new ones get the next free numbers.
+    assert planned(tmp_path, TRIALS[::-1], {}) == ["23", "4567", "10"]
+    assert planned(tmp_path, TRIALS, {}) == ["23", "01", "7654"]
 
 
 def test_a_trial_is_the_single_run(swept, tmp_path):
     folder, results = swept
     trial = 3
     config = small({**TRIALS[trial], "num_steps": 40, "checkpoint_every": 0})
-    loop.train(config, tmp_path)
+    train.train(config, tmp_path)
     alone = metrics.read(tmp_path / "metrics.jsonl")
     together = metrics.read(folder / "trials" / f"{trial:03}" / "metrics.jsonl")
     for name in ("step", "loss", "running_loss", "gradient_norm", "sequence_length"):
@@ -54,51 +85,117 @@ def test_a_trial_is_the_single_run(swept, tmp_path):
             [r[name] for r in together], [r[name] for r in alone], rtol=1e-6, err_msg=name
         )
     assert results[trial] == {**together[-1], "loss_unit": "bits/char"}
-    written = json.loads((folder / "trials" / f"{trial:03}" / "config.json").read_text())
+    written = workdir.read_document(folder / "trials" / f"{trial:03}" / "config.json")
     assert written == config.to_dict()
 
 
 def test_results_and_pictures_are_written(swept):
     folder, results = swept
-    assert len(results) == 8
-    written = json.loads((folder / "sweep.json").read_text())
-    assert written["overrides"] == TRIALS
-    assert list(written["results"]) == [f"{i:03}" for i in range(8)]
+    written = of_trials(folder)
+    assert [trial["overrides"] for trial in written] == TRIALS
+    assert [trial["trial"] for trial in written] == [f"{i:03}" for i in range(8)]
+    assert [trial["result"] for trial in written] == results
+    with open(folder / "results.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert rows[3]["optimizer.learning_rate"] == "0.001"
+    assert [float(row["loss"]) for row in rows] == [result["running_loss"] for result in results]
+    assert {row["status"] for row in rows} == {"done"}
     for name in ("sweep.png", "sweep_learning_rate.png"):
         assert matplotlib.image.imread(folder / name).ndim == 3
 
 
-def test_a_finished_group_is_not_run_again(swept, monkeypatch):
+def test_a_finished_sweep_has_nothing_left_to_do(swept, monkeypatch):
     folder, results = swept
-    path = folder / "sweep.json"
-    written = json.loads(path.read_text())
-    for name in ("004", "005", "006", "007"):
-        del written["results"][name]
-    path.write_text(json.dumps(written))
-    ran = []
-    monkeypatch.setattr(
-        sweep,
-        "_run_group",
-        lambda group, *rest: ran.append(list(group)) or {f"{i:03}": results[i] for i in group},
-    )
+    monkeypatch.setattr(sweep, "_run_group", pytest.fail)
+    assert sweep.run_sweep(BASE, TRIALS[::-1], folder) == results[::-1]
     assert sweep.run_sweep(BASE, TRIALS, folder) == results
-    assert ran == [[4, 5, 6, 7]]
+
+
+def test_damaged_results_are_made_from_the_checkpoints(swept, tmp_path, capsys, monkeypatch):
+    folder, results = swept
+    shutil.copytree(folder, tmp_path / "sweep")
+    path = tmp_path / "sweep" / "sweep.json"
+    path.write_text(path.read_text().replace('"running_loss": 1', '"running_loss": 2', 1))
+    monkeypatch.setattr(loop.Training, "_compiled", pytest.fail)
+    assert sweep.run_sweep(BASE, TRIALS, tmp_path / "sweep") == results
+    assert "sweep.json is not as it was written; moved to" in capsys.readouterr().out
+    assert (tmp_path / "sweep" / "set_aside" / "sweep.json").exists()
+
+
+def test_a_sweep_is_extended_by_trials_and_by_steps(tmp_path):
+    """Whatever was there first, the results are those of a sweep that had all from the start."""
+    rates = sweep.grid(**{"optimizer.learning_rate": [1e-2, 1e-3]})
+    whole = sweep.run_sweep(BASE, rates, tmp_path / "whole")
+    sweep.run_sweep({**BASE, "num_steps": 20}, rates[1:], tmp_path / "parts")
+    sweep.run_sweep(BASE, rates[1:], tmp_path / "parts")
+    parts = sweep.run_sweep(BASE, rates, tmp_path / "parts")
+    for one, other in zip(whole, parts, strict=True):
+        assert one.keys() == other.keys()
+        for name in timeless(one).keys() - {"loss_unit"}:
+            np.testing.assert_allclose(one[name], other[name], rtol=1e-6, err_msg=name)
+    assert [trial["trial"] for trial in of_trials(tmp_path / "parts")] == ["001", "000"]
+
+
+class KilledError(Exception):
+    pass
+
+
+def test_a_sweep_that_is_killed_goes_on_from_its_last_checkpoint(tmp_path, monkeypatch):
+    base = {**BASE, "checkpoint_every": 20}
+    whole = sweep.run_sweep(base, sweep.seeds(2), tmp_path / "whole")
+    advance = loop.Training._advance
+
+    def killed(training, chunk):
+        if training.step == 30:
+            raise KilledError
+        advance(training, chunk)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(loop.Training, "_advance", killed)
+        with pytest.raises(KilledError):
+            sweep.run_sweep(base, sweep.seeds(2), tmp_path / "parts")
+    steps = []
+
+    def counted(training, chunk):
+        steps.append(training.step)
+        advance(training, chunk)
+
+    monkeypatch.setattr(loop.Training, "_advance", counted)
+    parts = sweep.run_sweep(base, sweep.seeds(2), tmp_path / "parts")
+    assert steps == [20, 30]
+    for i in range(2):
+        logs = [records(tmp_path / name / "trials" / f"{i:03}") for name in ("whole", "parts")]
+        assert logs[0] == logs[1]
+        assert timeless(parts[i]) == timeless(whole[i])
 
 
 def test_another_sweep_is_refused(swept):
     folder, _ = swept
-    with pytest.raises(WorkdirError, match=r"000\.seed \(0 there, 7 now\)"):
+    message = r"its trial 000 is not in this one \(seed \(0 there, 7 now\)\); a sweep may get more"
+    with pytest.raises(WorkdirError, match=message):
         sweep.run_sweep(BASE, [{**TRIALS[0], "seed": 7}, *TRIALS[1:]], folder)
 
 
 def test_a_trial_that_diverges_leaves_the_others_alone(tmp_path):
-    trials = sweep.grid(**{"optimizer.learning_rate": [1e-3, 1e308]})
+    rates = sweep.grid(**{"optimizer.learning_rate": [1e-3, 1e308]})
     changes = {"num_steps": 20, "optimizer.name": "sgd", "estimator.name": "truncated"}
     base = nested({**changes, **text(tmp_path / "data")})
-    good, bad = sweep.run_sweep(base, trials, tmp_path / "sweep")
+    good, bad = sweep.run_sweep(base, rates, tmp_path / "sweep")
     assert good["step"] == 20
     assert good["valid_loss"] > 0
+    assert good["test_loss"] > 0
     assert 1 <= bad["diverged_at"] <= 20
+    assert "no longer finite" in bad["problem"]
+
+
+def test_a_sweep_of_nothing_but_diverged_trials_has_its_rows(tmp_path, capsys):
+    rates = sweep.grid(**{"optimizer.learning_rate": [1e307, 1e308]})
+    changes = {"num_steps": 20, "optimizer.name": "sgd", "estimator.name": "truncated"}
+    results = sweep.run_sweep(nested(changes), rates, tmp_path)
+    assert all(result["diverged_at"] >= 1 for result in results)
+    with open(tmp_path / "results.csv") as file:
+        assert {row["status"] for row in csv.DictReader(file)} == {"diverged"}
+    assert "diverged" in capsys.readouterr().out
 
 
 def test_a_bad_trial_is_named(tmp_path):

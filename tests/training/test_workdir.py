@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import os
 
 import pytest
@@ -26,9 +25,9 @@ def test_a_file_is_no_folder(tmp_path):
 
 def test_a_folder_belongs_to_its_config(tmp_path):
     config = {"num_steps": 10, "cell": {"name": "gru", "hidden_size": 3}}
-    assert not workdir.claim(tmp_path, config)
-    assert json.loads((tmp_path / "config.json").read_text()) == config
-    assert workdir.claim(tmp_path, config)
+    workdir.claim(tmp_path, config)
+    assert workdir.read_document(tmp_path / "config.json") == config
+    assert workdir.claim(tmp_path, config) == []
     other = {"num_steps": 10, "cell": {"name": "lstm", "hidden_size": 3, "forget_bias": 1.0}}
     with pytest.raises(WorkdirError) as raised:
         workdir.claim(tmp_path, other)
@@ -40,12 +39,34 @@ def test_a_folder_belongs_to_its_config(tmp_path):
 
 def test_free_fields_may_change(tmp_path):
     workdir.claim(tmp_path, {"num_steps": 10, "seed": 0})
-    assert workdir.claim(tmp_path, {"num_steps": 20, "seed": 0}, free=frozenset({"num_steps"}))
-    assert json.loads((tmp_path / "config.json").read_text())["num_steps"] == 20
+    assert not workdir.claim(tmp_path, {"num_steps": 20, "seed": 0}, free=frozenset({"num_steps"}))
+    assert workdir.read_document(tmp_path / "config.json")["num_steps"] == 20
 
 
-def test_a_broken_config_is_one_line(tmp_path):
-    (tmp_path / "config.json").write_text('{"num_steps": ')
-    with pytest.raises(WorkdirError, match=r"config\.json cannot be read: ") as raised:
-        workdir.claim(tmp_path, {"num_steps": 10})
-    assert "\n" not in str(raised.value)
+@pytest.mark.parametrize("damage", ["empty", "cut", "flipped", "other", "no digest"])
+def test_a_damaged_document_is_set_aside(tmp_path, damage):
+    workdir.claim(tmp_path, {"seed": 1})
+    path = tmp_path / "config.json"
+    whole = path.read_text()
+    spoiled = {
+        "empty": "",
+        "cut": whole[:-20],
+        "flipped": whole.replace('"seed": 1', '"seed": 3'),
+        "other": "[1, 2]",
+        "no digest": '{"seed": 1}',
+    }
+    path.write_text(spoiled[damage])
+    with pytest.raises(workdir.DamagedError, match=r"config\.json is not as it was written"):
+        workdir.read_document(path)
+    (note,) = workdir.claim(tmp_path, {"seed": 1})
+    assert "config.json is not as it was written; moved to" in note
+    assert (tmp_path / "set_aside" / "config.json").read_text() == spoiled[damage]
+    assert path.read_text() == whole
+
+
+def test_what_is_set_aside_never_covers_another(tmp_path):
+    for text in ("a", "b", "c"):
+        (tmp_path / "log").write_text(text)
+        place = workdir.set_aside(tmp_path / "log")
+        assert place.read_text() == text
+    assert len(list((tmp_path / "set_aside").iterdir())) == 3

@@ -1,0 +1,120 @@
+"""Runs that differ only in seed and floats, as one program; a run alone is a group of one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from kfrtrl_jax.training import config as configs
+from kfrtrl_jax.training import evaluation, workdir
+from kfrtrl_jax.training.program import ChunkMetrics, Experiment, make_builder
+from kfrtrl_jax.training.segments import About, RunState
+
+
+class SideBySide(NamedTuple):
+    """The states of several runs.
+
+    Attributes:
+      runs: with a leading axis of runs in all arrays.
+      floats: the floats in which they differ, [runs] each, by path in the config.
+    """
+
+    runs: RunState
+    floats: dict[str, Any]
+
+
+class Group(NamedTuple):
+    """One or more runs as pure functions, none of them jitted yet.
+
+    All arrays have a leading axis of runs, unless there is only one run.
+
+    Attributes:
+      size: the number of runs.
+      init: () -> state.
+      run_chunk: state -> (state, metrics), for `log_every` time steps.
+      learned: state -> the parameters of the cell and the readout.
+      evaluate: (parameters, stream) -> totals, see `evaluation.totals`.
+      about: what does not change during the runs.
+    """
+
+    size: int
+    init: Callable[[], Any]
+    run_chunk: Callable[[Any], tuple[Any, ChunkMetrics]]
+    learned: Callable[[Any], Any]
+    evaluate: Callable[[Any, Any], evaluation.Totals]
+    about: About
+
+    def part(self, tree: Any, number: int) -> Any:
+        """The part of one of the runs in a tree of this group's arrays."""
+        return tree if self.size == 1 else jax.tree.map(lambda x: x[number], tree)
+
+    def better(self, improved: Sequence[bool], parameters: Any, best: Any) -> Any:
+        """A copy of the parameters of the runs that have improved, and of the best of the others."""
+        chosen = jnp.asarray(improved[0] if self.size == 1 else improved)
+
+        def leaf(new: Any, old: Any) -> Any:
+            return jnp.where(
+                chosen.reshape(chosen.shape + (1,) * (new.ndim - chosen.ndim)), new, old
+            )
+
+        return jax.tree.map(leaf, parameters, best)
+
+
+def make_group(runs: Sequence[Any], base: Experiment | None = None) -> Group:
+    """The group of resolved configs that `alike` says one program can run.
+
+    Args:
+      runs: the configs.
+      base: the experiment of the first, if it has been built.
+
+    Raises:
+      ConfigError, DataError, UnsupportedCellError: see `program.build`.
+    """
+    build = make_builder(runs[0])
+    base = base or build()
+    if len(runs) == 1:
+        return Group(
+            size=1,
+            init=lambda: base.init(runs[0].seed),
+            run_chunk=base.run_chunk,
+            learned=lambda state: state.learner.parameters,
+            evaluate=base.about.evaluate,
+            about=base.about,
+        )
+    flat = [workdir.flatten(run.to_dict()) for run in runs]
+    # Floats that all runs share stay constants of the program.
+    floats = {
+        path: np.asarray([f[path] for f in flat])
+        for path in sorted(configs.float_fields(runs[0]))
+        if len({f[path] for f in flat}) > 1
+    }
+    seeds = np.asarray([run.seed for run in runs], np.uint32)
+
+    def init() -> SideBySide:
+        points = {path: jnp.asarray(values) for path, values in floats.items()}
+        states = jax.vmap(lambda seed, point: build(point).init(seed))(jnp.asarray(seeds), points)
+        return SideBySide(states, points)
+
+    def run_chunk(state: SideBySide) -> tuple[SideBySide, ChunkMetrics]:
+        runs, metrics = jax.vmap(lambda s, point: build(point).run_chunk(s))(*state)
+        return state._replace(runs=runs), metrics
+
+    return Group(
+        size=len(runs),
+        init=init,
+        run_chunk=run_chunk,
+        learned=lambda state: state.runs.learner.parameters,
+        evaluate=jax.vmap(base.about.evaluate, in_axes=(0, None)),
+        about=base.about,
+    )
+
+
+def alike(run: Any) -> str:
+    """What configs have in common that one program can run: all but the seed and floats, as text."""
+    flat: Mapping[str, Any] = workdir.flatten(run.to_dict())
+    varying = configs.float_fields(run) | {"seed"}
+    return workdir.as_text({name: value for name, value in flat.items() if name not in varying})

@@ -1,0 +1,104 @@
+"""What the numbers of a run depend on beside its config: data, precision, random numbers, versions.
+
+It stands in the workdir. Where something that changes the numbers is another when the run is continued,
+the run is refused, with what differs; of other changes a line is shown.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from kfrtrl_jax.errors import WorkdirError
+from kfrtrl_jax.training import workdir
+
+FILE = "made_with.json"
+_WORDS = {
+    "precision": "the precision (jax_enable_x64)",
+    "matmul_precision": "the precision of products (jax_default_matmul_precision)",
+    "random_numbers": "the random number generator (jax_default_prng_impl)",
+    "partitionable": "the form of the random numbers (jax_threefry_partitionable)",
+}
+_PACKAGES = ("kfrtrl_jax", "jax", "jaxlib", "optax", "numpy")
+
+
+def now(data: Mapping[str, str]) -> dict[str, Any]:
+    """What a run that starts in this process is made with.
+
+    Args:
+      data: digests of the data of tasks, by the task in words.
+    """
+    settings: Any = jax.config
+    return {
+        "settings": {
+            "precision": "float64" if settings.jax_enable_x64 else "float32",
+            "matmul_precision": str(settings.jax_default_matmul_precision or "default"),
+            "random_numbers": str(settings.jax_default_prng_impl),
+            "partitionable": bool(settings.jax_threefry_partitionable),
+        },
+        "data": dict(data),
+        "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
+        "device": jax.local_devices()[0].device_kind,
+    }
+
+
+def bind(folder: Path, data: Mapping[str, str]) -> list[str]:
+    """Binds a workdir to what its runs are made with.
+
+    Args:
+      folder: a workdir that this process has locked.
+      data: the digest of the data of each task, "" for a generated one, by the task in words.
+
+    Returns:
+      What has changed since without changing the numbers, and other things to know, a line each.
+
+    Raises:
+      WorkdirError: if something has changed that changes the numbers.
+    """
+    new, path = now({task: d for task, d in data.items() if d}), folder / FILE
+    notes: list[str] = []
+    if path.exists():
+        try:
+            old = workdir.read_document(path)
+        except workdir.DamagedError as error:
+            notes.append(f"{error}; moved to {workdir.set_aside(path)} and written anew")
+        else:
+            _refuse_others(folder, old, new)
+            notes += _changes(old, new)
+            new["data"] = {**old["data"], **new["data"]}
+    workdir.write_document(path, new)
+    return notes
+
+
+def _refuse_others(folder: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    for task, digest in new["data"].items():
+        if old["data"].get(task, digest) != digest:
+            raise WorkdirError(
+                f"workdir {folder} was made with other data: what {task} reads has changed since; put "
+                f"the data back as it was, or choose another --workdir"
+            )
+    for name, value in new["settings"].items():
+        before = old["settings"].get(name)
+        if before != value:
+            raise WorkdirError(
+                f"workdir {folder} was made with other numbers: {_WORDS[name]} was {before} and is "
+                f"{value}; set it back, or choose another --workdir"
+            )
+
+
+def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Changes that may change the rounding of numbers but not what is computed."""
+    changed = [
+        f"{name} {old['versions'].get(name, 'none')} is now {version}"
+        for name, version in new["versions"].items()
+        if old["versions"].get(name) != version
+    ]
+    if old["device"] != new["device"]:
+        changed.append(f"the device {old['device']} is now {new['device']}")
+    if not changed:
+        return []
+    return [f"{'; '.join(changed)}: numbers may differ from those before by rounding"]

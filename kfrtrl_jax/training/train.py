@@ -1,0 +1,92 @@
+"""One run, from a config to a trained network."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import Any
+
+from kfrtrl_jax.training import (
+    checkpoints,
+    display,
+    loop,
+    made_with,
+    memory,
+    metrics,
+    plots,
+    workdir,
+)
+from kfrtrl_jax.training import config as configs
+from kfrtrl_jax.training.group import make_group
+from kfrtrl_jax.training.program import build
+
+CURVE = "learning_curve.png"
+
+
+def train(config: Any, folder: Path) -> dict[str, Any]:
+    """Runs an experiment, or continues it from its last checkpoint.
+
+    Args:
+      config: from `config.resolve`.
+      folder: the workdir. It receives config.json, made_with.json, metrics.jsonl, checkpoints/,
+        tensorboard/, a picture of the learning curve, summary.json, final/ and, if there is held-out
+        data, best/.
+
+    Returns:
+      The summary.
+
+    Raises:
+      ConfigError, DataError, WorkdirError, UnsupportedCellError: before anything is computed.
+      NonFiniteError: if the loss, the gradient or the state stops being finite.
+      SaveError: if the run cannot be saved.
+      Interrupted: on a signal; the run is saved.
+    """
+    experiment = build(config)
+    memory.check(experiment, config)
+    group = make_group([config], experiment)
+    with workdir.hold(folder), loop.catch_signals() as signals, contextlib.ExitStack() as stack:
+        notes = workdir.claim(folder, config.to_dict(), free=loop.FREE_FIELDS)
+        notes += made_with.bind(folder, {configs.shown(config, "task"): group.about.data})
+        saved = stack.enter_context(contextlib.closing(checkpoints.Checkpoints(folder)))
+        show = display.make_display(config.num_steps, 0, group.about.words)
+        with contextlib.closing(show):
+            for note in notes:
+                show.note(f"note: {note}")
+            place = loop.Place(saved, folder, show, signals)
+            training = loop.Training(group, [loop.Member(folder)], config, place)
+            training.run()
+        (member,) = training.members
+        (summary,) = loop.summarize(training)
+        if member.diverged_at is not None:
+            where = checkpoints.last_good(saved.last_step())
+            raise metrics.NonFiniteError(f"{member.problem} ({where})", member.diverged_at)
+        _show(config, folder, summary, training)
+    return summary
+
+
+def _show(config: Any, folder: Path, summary: dict[str, Any], training: loop.Training) -> None:
+    """Draws the picture and prints the table."""
+    words = training.group.about.words
+    parts = [
+        config.task.name,
+        configs.shown(config, "cell"),
+        configs.shown(config, "estimator"),
+        *([] if config.credit.name == "none" else [configs.shown(config, "credit")]),
+    ]
+    title = ", ".join(parts)
+    plots.plot_run(metrics.read(folder / metrics.METRICS), folder / CURVE, title, words)
+    unit, judged = words
+    best, test = summary.get("best_valid_loss"), summary.get("test_loss")
+    rows = {
+        "steps": f"{summary['step']:,}",
+        "run time": display.duration(summary["wall_time"]),
+        "running loss": f"{summary['running_loss']:.4f} {unit}",
+        judged or "score": judged and summary.get("score"),
+        "sequence length T*": summary.get("sequence_length"),
+        "best validation loss": best and f"{best:.4f} {unit}, at step {summary['best_step']:,}",
+        "test loss": test and f"{test:.4f} {unit}, with the best parameters",
+        f"test {judged}": f"{summary['test_score']:.4f}" if test and judged else None,
+        "learning curve": folder / CURVE,
+        "final parameters": folder / "final",
+    }
+    display.print_table(title, rows)
