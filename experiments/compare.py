@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import csv
 import pathlib
+import sys
 
 from absl import flags
 
 from kfrtrl_jax.errors import ConfigError
-from kfrtrl_jax.training import command_line, display, metrics, plots, workdir
+from kfrtrl_jax.training import command_line, display, finished, metrics, plots, workdir
 
 _RUNS = flags.DEFINE_list("runs", [], "NAME=WORKDIR pairs of `experiments.train`.")
 _OUT = flags.DEFINE_string("out", "comparison", "Prefix of the files to write.")
@@ -24,25 +25,24 @@ _TITLE = flags.DEFINE_string("title", "", "Above the picture.")
 
 def main() -> int:
     """Reads the runs and writes the three files."""
-    pairs = [run.partition("=")[::2] for run in _RUNS.value]
+    pairs = [pair.partition("=")[::2] for pair in _RUNS.value]
     if not pairs or not all(folder for _, folder in pairs):
         raise ConfigError("--runs takes NAME=WORKDIR pairs, for example --runs=kf_rtrl=runs/copy")
     about, records = {}, {}
     groups: dict[str, list[list[metrics.Record]]] = {}
     for name, folder in pairs:
         path = pathlib.Path(folder)
-        config = workdir.read_document(path / workdir.CONFIG)
+        run = finished.read_run(path, lambda line: print(f"warning: {line}", file=sys.stderr))
         alone = sum(other == name for other, _ in pairs) == 1
-        label = name if alone else f"{name}, seed {config['seed']}"
+        label = name if alone else f"{name}, seed {run.config['seed']}"
         if label in about:
             raise ConfigError(f"--runs has {label!r} twice: give runs that differ other names")
-        summary = workdir.read_document(path / workdir.SUMMARY)
-        about[label] = {"config": config, "summary": summary}
-        records[label] = metrics.read(path / metrics.METRICS)
+        about[label] = {"config": run.config, "summary": run.summary}
+        records[label] = run.records
         groups.setdefault(name, []).append(records[label])
     out = pathlib.Path(_OUT.value)
     out.parent.mkdir(parents=True, exist_ok=True)
-    words = display.common_words([run["summary"] for run in about.values()])
+    words = display.common_words([each["summary"] for each in about.values()])
     plots.plot_groups(groups, out.with_suffix(".png"), _FIELDS.value, _TITLE.value, words)
     workdir.write_json(out.with_suffix(".json"), about)
     with open(out.with_suffix(".csv"), "w", newline="") as file:

@@ -29,6 +29,7 @@ FORMAT = 1
 FOLDER = "checkpoints"
 # Says which checkpoint was written last, beside the folder, so that an emptied folder is noticed.
 LATEST = "checkpoint.json"
+_SEAL = "files.sha256"
 
 # Orbax logs every one of its steps.
 logging.getLogger("absl").addFilter(
@@ -83,6 +84,7 @@ class Checkpoints:
             return
         try:
             self._manager.save(step, args=_saved(state, info))
+            _seal(self._folder / str(step))
         except Exception as error:
             last = self.last_step()
             shutil.rmtree(self._folder / str(step), ignore_errors=True)
@@ -106,6 +108,7 @@ class Checkpoints:
         damaged: dict[int, str] = {}
         for step in steps:
             try:
+                _check_seal(self._folder / str(step))
                 arrays, info = _checked(
                     self._manager.restore(
                         step,
@@ -173,6 +176,7 @@ def save_parameters(folder: Path, parameters: Any, info: Mapping[str, Any] | Non
             shutil.rmtree(left, ignore_errors=True)
         with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
             checkpointer.save(new.absolute(), args=_saved(parameters, info or {}))
+        _seal(new)
         if folder.exists():
             folder.rename(old)
         new.rename(folder)
@@ -194,6 +198,7 @@ def load_parameters(folder: Path, like: Any) -> Any:
       WorkdirError: if the parameters are missing, damaged, or of another shape.
     """
     try:
+        _check_seal(folder)
         with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
             arrays, _ = _checked(
                 checkpointer.restore(
@@ -209,6 +214,33 @@ def load_parameters(folder: Path, like: Any) -> Any:
     except Exception as error:
         message = f"no parameters can be read from {folder}: {one_line(error)[:200]}"
         raise WorkdirError(message) from error
+
+
+def _seal(folder: Path) -> None:
+    """Writes a digest of all files beside them, so that Orbax need not read damaged ones."""
+    workdir.write_text(folder / _SEAL, _digest_of_files(folder))
+
+
+def _check_seal(folder: Path) -> None:
+    """Checks the files against their digest, if there is one: a process may end before it is written.
+
+    Raises:
+      ValueError: if they are not those that were written.
+    """
+    seal = folder / _SEAL
+    if seal.exists() and seal.read_bytes() != _digest_of_files(folder).encode():
+        raise ValueError("its bytes are not those that were saved")
+
+
+def _digest_of_files(folder: Path) -> str:
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path.name not in (_SEAL, f".{_SEAL}.tmp"):
+            digest.update(f"{path.relative_to(folder)} {path.stat().st_size}\n".encode())
+            with open(path, "rb") as file:
+                while chunk := file.read(2**20):
+                    digest.update(chunk)
+    return digest.hexdigest()
 
 
 def _saved(tree: Any, info: Mapping[str, Any]) -> ocp.args.Composite:

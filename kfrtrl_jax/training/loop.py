@@ -169,6 +169,12 @@ class Training:
                 )
                 for member in self.members
             ]
+            for member in self.members:
+                records, last = metrics.read(member.folder / metrics.METRICS), member.record or {}
+                if lost := metrics.missing(
+                    member.folder, records, last.get("step", 0), config.log_every
+                ):
+                    self._warn(lost)
             if self.step >= config.num_steps or not self._alive:
                 return
             if self.step == 0:

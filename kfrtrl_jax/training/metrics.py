@@ -181,7 +181,14 @@ def read_log(path: Path) -> Log:
 
 def read(path: Path) -> list[Record]:
     """The records of a metrics.jsonl, without damaged lines such as an incomplete last one."""
-    return read_log(path).records
+    return read_log(path).records if path.exists() else []
+
+
+def missing(workdir: Path, records: Sequence[Record], step: int, log_every: int) -> str:
+    """Says that a log has no longer a line for each `log_every` steps up to `step`; "" if it has."""
+    expected = set(range(log_every, step + 1, log_every))
+    lost = expected - {record["step"] for record in records}
+    return f"{len(lost)} of {len(expected)} lines of {workdir / METRICS} are gone" if lost else ""
 
 
 def _line(record: Record) -> str:

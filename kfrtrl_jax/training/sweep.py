@@ -112,7 +112,8 @@ def run_sweep(
             trials.write_results(folder, overrides, results)
         trials.write_results(folder, overrides, results)
         ordered = [results[name] for name in names]
-        _report(sweep, ordered, [folder / "trials" / name for name in names], folder)
+        logs = [_log(folder / "trials" / name, runs[name], results[name]) for name in names]
+        _report(sweep, ordered, logs, folder)
     return ordered
 
 
@@ -193,10 +194,18 @@ def _shown(value: Any, path: str) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
+def _log(folder: Path, config: Any, result: Mapping[str, Any]) -> list[metrics.Record]:
+    """The log of a trial; says so if it has lost lines."""
+    records = metrics.read(folder / metrics.METRICS)
+    if lost := metrics.missing(folder, records, result.get("step", 0), config.log_every):
+        print(f"warning: {lost}")
+    return records
+
+
 def _report(
     sweep: Sequence[Overrides],
     results: Sequence[Mapping[str, Any]],
-    logs: Sequence[Path],
+    logs: Sequence[Sequence[metrics.Record]],
     folder: Path,
 ) -> None:
     """Prints the table and draws the pictures: one row and one curve per setting, over its seeds."""
@@ -219,10 +228,7 @@ def _report(
     columns = [*(_short(key).replace("_", " ") for key in keys), "runs", *named, "diverged"]
     display.print_columns("mean ± standard deviation over seeds", columns, rows)
 
-    curves = {
-        label: [metrics.read(logs[i] / metrics.METRICS) for i in members]
-        for label, members in settings.items()
-    }
+    curves = {label: [logs[i] for i in members] for label, members in settings.items()}
     pictures = []
     if outcomes:
         pictures.append(folder / "sweep.png")
@@ -250,7 +256,7 @@ def _swept_floats(sweep: Sequence[Overrides]) -> list[str]:
     return [path for path, seen in values.items() if len(seen) > 1]
 
 
-def finished(results: Sequence[Mapping[str, Any]], key: str) -> list[float]:
+def figures(results: Sequence[Mapping[str, Any]], key: str) -> list[float]:
     """A figure of those trials that did not diverge."""
     return [r[key] for r in results if r.get(key) is not None and is_finished(r)]
 
@@ -261,7 +267,7 @@ def is_finished(result: Mapping[str, Any]) -> bool:
 
 
 def _spread(results: Sequence[Mapping[str, Any]], key: str) -> str:
-    values = finished(results, key)
+    values = figures(results, key)
     if not values:
         return "-"
     return f"{np.mean(values):.4g} ± {np.std(values):.2g}"

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from kfrtrl_jax.errors import ConfigError
-from kfrtrl_jax.training.sweep import finished, label_of
+from kfrtrl_jax.training.sweep import figures, label_of
 
 Results = Sequence[Mapping[str, Any]]
 
@@ -60,7 +60,7 @@ def _judged_by(results: Results) -> str:
 
 
 def _score(results: Results) -> str:
-    values = finished(results, "score")
+    values = figures(results, "score")
     failed = len(results) - len(values)
     text = f"{np.mean(values):.3g} ± {np.std(values):.1g}" if values else "-"
     return f"{text} ({failed} diverged)" if failed else text

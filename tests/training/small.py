@@ -47,9 +47,11 @@ def text(folder: Any) -> dict[str, Any]:
     return {"task.name": "text", "task.data_dir": str(folder), "eval_every": 20, "eval_lanes": 3}
 
 
+def timeless(result):
+    """A result or record without its times."""
+    return {name: value for name, value in result.items() if name not in TIMES}
+
+
 def records(folder):
     """The lines of metrics.jsonl without their times."""
-    return [
-        {name: value for name, value in record.items() if name not in TIMES}
-        for record in metrics.read(folder / "metrics.jsonl")
-    ]
+    return [timeless(record) for record in metrics.read(folder / "metrics.jsonl")]

@@ -9,7 +9,7 @@ import pytest
 
 from kfrtrl_jax.errors import ConfigError, WorkdirError
 from kfrtrl_jax.training import loop, memory, metrics, sweep, train, trials, workdir
-from tests.training.small import TIMES, nested, records, small, text
+from tests.training.small import nested, records, small, text, timeless
 
 BASE = nested({"num_steps": 40, "checkpoint_every": 0})
 TRIALS = sweep.product(
@@ -27,11 +27,6 @@ def swept(tmp_path_factory):
 
 def of_trials(folder):
     return workdir.read_document(folder / "sweep.json")["trials"]
-
-
-def timeless(result):
-    """A result or record without its times."""
-    return {name: value for name, value in result.items() if name not in TIMES}
 
 
 def planned(folder, changes, results, most=100):

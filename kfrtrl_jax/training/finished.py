@@ -1,0 +1,44 @@
+"""What a finished run has left, read back from its workdir."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from kfrtrl_jax.errors import WorkdirError
+from kfrtrl_jax.training import metrics, workdir
+
+
+class Finished(NamedTuple):
+    """A run that came to its end.
+
+    Attributes:
+      config: as resolved.
+      summary: its last figures.
+      records: its log.
+    """
+
+    config: dict[str, Any]
+    summary: dict[str, Any]
+    records: list[metrics.Record]
+
+
+def read_run(folder: Path, warn: Callable[[str], None]) -> Finished:
+    """Reads a run, or a trial of a sweep.
+
+    Args:
+      folder: the workdir, or that of the trial.
+      warn: called with a line if the log has lost lines.
+
+    Raises:
+      WorkdirError: if the run is not finished, or a file is damaged.
+    """
+    if not (folder / workdir.SUMMARY).exists():
+        raise WorkdirError(f"{folder} has no {workdir.SUMMARY}: its run is not finished")
+    config = workdir.read_document(folder / workdir.CONFIG)
+    summary = workdir.read_document(folder / workdir.SUMMARY)
+    records = metrics.read(folder / metrics.METRICS)
+    if message := metrics.missing(folder, records, summary.get("step", 0), config["log_every"]):
+        warn(message)
+    return Finished(config, summary, records)
