@@ -36,7 +36,7 @@ def make_acting(config: Any, problem: control.Control, make: Callable[..., Any])
       make: (section, **supplied) -> what the section names.
 
     Raises:
-      ConfigError: if the config has a credit or segments of several steps.
+      ConfigError: if the config has a credit, segments of several steps or on_nonfinite = "skip".
     """
     _check(config)
     environment, lanes = problem.environment, problem.batch_size
@@ -111,3 +111,8 @@ def _check(config: Any) -> None:
         )
     if config.credit.name != "none":
         raise ConfigError('an actor-critic has no segments for a credit: use credit.name = "none"')
+    if config.on_nonfinite != "stop":
+        raise ConfigError(
+            "an actor-critic cannot drop a step, as its environments have moved on: use "
+            'on_nonfinite = "stop"'
+        )

@@ -52,6 +52,10 @@ class RunFields(NamedTuple):
         order.
       checkpoint_every: time steps per checkpoint, a multiple of log_every; 0 means only at the end and
         when stopped.
+      on_nonfinite: what happens when a loss, a gradient or a state is not finite. "stop" ends the run
+        and names the step and the array. "skip" drops that segment: the parameters stay as they were
+        before it, the lanes that are not finite start anew and the run goes on, unless this happens
+        more than 100 times.
     """
 
     num_steps: int
@@ -64,6 +68,7 @@ class RunFields(NamedTuple):
     eval_every: int = 0
     eval_lanes: int = 1
     checkpoint_every: int = 0
+    on_nonfinite: Literal["stop", "skip"] = "stop"
 
 
 def resolve(config: Any, overrides: Mapping[str, Any] | None = None) -> FrozenConfigDict:

@@ -59,7 +59,7 @@ def status(record: Record, words: Words = NAMELESS) -> str:
         parts.append(f"{words.score} {record['score']:.3f}")
     if "sequence_length" in record:
         parts.append(f"T* {record['sequence_length']:g}")
-    if "valid_loss" in record:
+    if record.get("valid_loss") is not None:
         parts.append(f"valid {record['valid_loss']:.3f}")
     return "  ".join([*parts, f"{record['steps_per_second']:.0f} steps/s"])
 

@@ -36,7 +36,7 @@ class Group(NamedTuple):
       size: the number of runs.
       init: () -> state.
       run_chunk: state -> (state, metrics), for `log_every` time steps.
-      learned: state -> the parameters of the cell and the readout.
+      runs: state -> the states of the runs.
       evaluate: (parameters, stream) -> totals, see `evaluation.totals`.
       about: what does not change during the runs.
     """
@@ -44,9 +44,13 @@ class Group(NamedTuple):
     size: int
     init: Callable[[], Any]
     run_chunk: Callable[[Any], tuple[Any, ChunkMetrics]]
-    learned: Callable[[Any], Any]
+    runs: Callable[[Any], RunState]
     evaluate: Callable[[Any, Any], evaluation.Totals]
     about: About
+
+    def learned(self, state: Any) -> Any:
+        """The parameters of the cell and the readout."""
+        return self.runs(state).learner.parameters
 
     def part(self, tree: Any, number: int) -> Any:
         """The part of one of the runs in a tree of this group's arrays."""
@@ -81,7 +85,7 @@ def make_group(runs: Sequence[Any], base: Experiment | None = None) -> Group:
             size=1,
             init=lambda: base.init(runs[0].seed),
             run_chunk=base.run_chunk,
-            learned=lambda state: state.learner.parameters,
+            runs=lambda state: state,
             evaluate=base.about.evaluate,
             about=base.about,
         )
@@ -107,7 +111,7 @@ def make_group(runs: Sequence[Any], base: Experiment | None = None) -> Group:
         size=len(runs),
         init=init,
         run_chunk=run_chunk,
-        learned=lambda state: state.runs.learner.parameters,
+        runs=lambda state: state.runs,
         evaluate=jax.vmap(base.about.evaluate, in_axes=(0, None)),
         about=base.about,
     )

@@ -266,18 +266,19 @@ class Training:
     ) -> None:
         """Writes a run's record, or says what was not finite."""
         try:
-            metrics.check_finite(chunk)
+            metrics.check_finite(chunk, self.group.runs(self.state))
             record = metrics.make_record(chunk, step=at, **times)
             if held_out is not None:
-                metrics.check_held_out(held_out, at)
-                record.update(valid_loss=float(held_out.loss), valid_score=float(held_out.score))
+                if self._config.on_nonfinite == "stop":
+                    metrics.check_held_out(held_out, at)
+                loss, score = (metrics.number(value) for value in held_out)
+                record.update(valid_loss=loss, valid_score=score)
         except metrics.NonFiniteError as error:
             member.diverged_at, member.problem = error.step, str(error)
             return
-        if held_out is not None and (
-            member.best_loss is None or record["valid_loss"] < member.best_loss
-        ):
-            member.best_loss, member.best_step = record["valid_loss"], at
+        loss = record.get("valid_loss")
+        if loss is not None and (member.best_loss is None or loss < member.best_loss):
+            member.best_loss, member.best_step = loss, at
         writer.write(record)
         member.record = record
 

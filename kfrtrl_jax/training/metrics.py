@@ -21,7 +21,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from tensorboardX import SummaryWriter
 
+from kfrtrl_jax.training import nonfinite
 from kfrtrl_jax.training.program import ChunkMetrics
+from kfrtrl_jax.training.segments import RunState
 from kfrtrl_jax.training.workdir import SET_ASIDE, write_text
 
 METRICS = "metrics.jsonl"
@@ -34,7 +36,7 @@ Record = dict[str, Any]
 
 
 class NonFiniteError(RuntimeError):
-    """A run with values that are no longer finite.
+    """A run with values that are no longer finite, or with an absurd loss.
 
     Attributes:
       step: the time step at which that was found.
@@ -78,18 +80,22 @@ def number(value: Any) -> int | float | None:
     return float(str(value[()])) if np.isfinite(value) else None
 
 
-def check_finite(metrics: ChunkMetrics) -> None:
+def check_finite(metrics: ChunkMetrics, state: RunState) -> None:
     """Checks that a chunk stayed finite.
 
+    Args:
+      metrics: of the chunk, on the host.
+      state: of the run, or its shapes: for the names of its arrays.
+
     Raises:
-      NonFiniteError: if a loss, a gradient or a state was not finite.
+      NonFiniteError: if a loss, a gradient or a state was not finite, if too many segments were
+        skipped, or if the running loss is absurd.
     """
     step = int(metrics.bad_step)
     if step >= 0:
+        what = nonfinite.described(state, int(metrics.bad_leaf), float(metrics.running_loss))
         raise NonFiniteError(
-            f"the loss, the gradient or the state is no longer finite at step {step}; "
-            f"a lower optimizer.learning_rate or clip_norm may help",
-            step,
+            f"{what} at step {step}; a lower optimizer.learning_rate or clip_norm may help", step
         )
 
 

@@ -7,13 +7,12 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 from kfrtrl_jax._src.lanes import is_key
 from kfrtrl_jax.base import Array
 from kfrtrl_jax.control import Control
 from kfrtrl_jax.training import config as configs
-from kfrtrl_jax.training import segments
+from kfrtrl_jax.training import nonfinite, segments
 from kfrtrl_jax.training.acting import make_acting
 from kfrtrl_jax.training.segments import About, RunState, Segments
 from kfrtrl_jax.training.supervised import make_supervised
@@ -27,8 +26,10 @@ class ChunkMetrics(NamedTuple):
       score: the task's, likewise.
       running_loss: at its end.
       gradient_norm: mean over the chunk.
-      bad_step: the time step at which a loss, a gradient or a state stopped being finite, or -1.
-      task: the task's metrics at the end.
+      bad_step: the time step after which a loss, a gradient or a state was not finite for the first
+        time, or at which the run has failed otherwise; -1 for none.
+      bad_leaf: what that was, see `nonfinite.names`; -1 for nothing.
+      task: the task's metrics at the end, and `skipped`, if segments can be skipped.
       estimator: the diagnostics of the estimator, and of the credit, at the end.
     """
 
@@ -37,6 +38,7 @@ class ChunkMetrics(NamedTuple):
     running_loss: Array
     gradient_norm: Array
     bad_step: Array
+    bad_leaf: Array
     task: dict[str, Array]
     estimator: dict[str, Array]
 
@@ -107,22 +109,20 @@ def make_builder(config: Any) -> Callable[..., Experiment]:
 
 def _run_chunk(run: Segments, state: RunState, count: int) -> tuple[RunState, ChunkMetrics]:
     """Runs `count` segments."""
-    new, sums = jax.lax.scan(lambda s, _: run.advance(s), state, length=count)
-    length = (new.step - state.step) // count
-    bad = ~(jnp.isfinite(sums.loss) & jnp.isfinite(sums.gradient_norm))
-    first = state.step + length * (jnp.argmax(bad) + 1)
-    finite = [
-        jnp.all(jnp.isfinite(leaf))
-        for leaf in jax.tree.leaves(new.learner)
-        if jnp.issubdtype(leaf.dtype, jnp.inexact)
-    ]
-    whole = jnp.where(jnp.all(jnp.stack(finite)), -1, new.step)
+
+    def one(old: RunState, _: None) -> tuple[RunState, Any]:
+        new, sums = run.advance(old)
+        return new, (sums, nonfinite.after_segment(old.learner, new.learner, sums))
+
+    new, (sums, places) = jax.lax.scan(one, state, length=count)
+    found = nonfinite.after_chunk(run, state, new, places)
     return new, ChunkMetrics(
         loss=segments.mean(sums.loss, sums.weight),
         score=segments.mean(sums.score, sums.score_weight),
         running_loss=new.running_loss,
-        gradient_norm=jnp.mean(sums.gradient_norm),
-        bad_step=jnp.where(jnp.any(bad), first, whole),
+        gradient_norm=segments.mean(sums.gradient_norm, sums.counts),
+        bad_step=found.step,
+        bad_leaf=found.leaf,
         task=run.metrics(new),
         estimator=run.diagnostics(new),
     )

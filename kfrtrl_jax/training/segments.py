@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -24,6 +25,8 @@ class RunState(NamedTuple):
       key: a PRNG key.
       step: time steps so far.
       running_loss: exponential average of the loss over time steps.
+      skipped: how many segments were dropped because of numbers that are not finite; empty if such
+        numbers stop the run.
     """
 
     learner: learning.LearnerState
@@ -32,6 +35,7 @@ class RunState(NamedTuple):
     key: Array
     step: Array
     running_loss: Array
+    skipped: Any = ()
 
 
 class Sums(NamedTuple):
@@ -43,6 +47,7 @@ class Sums(NamedTuple):
       score: weighted.
       score_weight: of the scores.
       gradient_norm: of the segment's step; a mean, not a sum.
+      counts: 1, or 0 for a segment that was dropped, whose other sums are 0.
     """
 
     loss: Array
@@ -50,6 +55,7 @@ class Sums(NamedTuple):
     score: Array
     score_weight: Array
     gradient_norm: Array
+    counts: Any = 1.0
 
 
 class Words(NamedTuple):
@@ -90,9 +96,11 @@ class Segments(NamedTuple):
     Attributes:
       init: key -> state.
       advance: state -> (state, sums): one segment.
-      metrics: state -> the task's named scalars.
+      metrics: state -> the task's named scalars, and how many segments were skipped.
       diagnostics: state -> those of the estimator.
       about: what does not change.
+      limit: a running loss above it means that the run has failed.
+      settled: state -> the same without what the next segment will drop as not finite.
     """
 
     init: Callable[[Any], RunState]
@@ -100,6 +108,8 @@ class Segments(NamedTuple):
     metrics: Callable[[RunState], dict[str, Array]]
     diagnostics: Callable[[RunState], dict[str, Array]]
     about: About
+    limit: float = math.inf
+    settled: Callable[[RunState], RunState] = lambda state: state
 
 
 def mean(total: Array, weight: Array) -> Array:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from kfrtrl_jax import learning, linearization
 from kfrtrl_jax.base import Array, Batch, Cell, Readout, Task
 from kfrtrl_jax.tasks import draw
-from kfrtrl_jax.training import composed, evaluation
+from kfrtrl_jax.training import composed, evaluation, nonfinite
 from kfrtrl_jax.training.segments import About, RunState, Segments, Sums, Words, averaged
 
 
@@ -24,12 +24,15 @@ def make_supervised(config: Any, task: Task, make: Callable[..., Any]) -> Segmen
       make: (section, **supplied) -> what the section names.
     """
     cell, readout = make_network(task, make)
-    length = config.segment_length
+    length, skips = config.segment_length, config.on_nonfinite == "skip"
+    optimizer = make("optimizer")
+    if skips and config.update_every < length:
+        optimizer = nonfinite.only_finite(optimizer)
     learn = learning.make_learner(
         cell,
         readout,
         make("estimator"),
-        make("optimizer"),
+        optimizer,
         batch_size=task.batch_size,
         segment_length=length,
         update_every=config.update_every,
@@ -51,6 +54,7 @@ def make_supervised(config: Any, task: Task, make: Callable[..., Any]) -> Segmen
             key=key,
             step=jnp.zeros((), jnp.int32),
             running_loss=chance,
+            skipped=jnp.zeros((), jnp.int32) if skips else (),
         )
 
     def advance(state: RunState) -> tuple[RunState, Sums]:
@@ -60,7 +64,7 @@ def make_supervised(config: Any, task: Task, make: Callable[..., Any]) -> Segmen
             lambda s, x: draw(task, s, *x), state.task, (jnp.stack(keys), told)
         )
         learner_state, metrics = learn.step(state.learner, segment)
-        new = RunState(
+        new = state._replace(
             learner=learner_state,
             task=task_state,
             losses=metrics.loss if task.observe else state.losses,
@@ -68,7 +72,16 @@ def make_supervised(config: Any, task: Task, make: Callable[..., Any]) -> Segmen
             step=state.step + length,
             running_loss=averaged(state.running_loss, metrics.loss, metrics.weight),
         )
-        return new, _sums(task, segment, metrics)
+        sums = _sums(task, segment, metrics)
+        return nonfinite.dropped(learn, state, new, sums, metrics.losses) if skips else (new, sums)
+
+    def named(state: RunState) -> dict[str, Array]:
+        return {**task.metrics(state.task), **({"skipped": state.skipped} if skips else {})}
+
+    def settled(state: RunState) -> RunState:
+        if not skips:
+            return state
+        return state._replace(learner=learn.restart(state.learner, learn.lost(state.learner)))
 
     def evaluate(parameters: dict[str, Any], stream: Batch) -> evaluation.Totals:
         lanes = config.eval_lanes
@@ -77,7 +90,7 @@ def make_supervised(config: Any, task: Task, make: Callable[..., Any]) -> Segmen
     return Segments(
         init=init,
         advance=advance,
-        metrics=lambda state: task.metrics(state.task),
+        metrics=named,
         diagnostics=lambda state: learn.diagnostics(state.learner),
         about=About(
             evaluate=evaluate,
@@ -87,6 +100,8 @@ def make_supervised(config: Any, task: Task, make: Callable[..., Any]) -> Segmen
             check=lambda: linearization.check(cell, task.example_input),
             data=task.data,
         ),
+        limit=nonfinite.TIMES_CHANCE * max(1.0, task.chance_loss),
+        settled=settled,
     )
 
 

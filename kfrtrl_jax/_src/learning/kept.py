@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from kfrtrl_jax._src.base import Array, Linearization, SiteGradients
+from kfrtrl_jax._src.base import Array, Linearization, SiteGradients, SiteJacobian
 from kfrtrl_jax._src.lanes import along
+from kfrtrl_jax._src.learning.recovery import lanes_lost
 from kfrtrl_jax._src.learning.types import Model
 
 # A product of as many steps at a time gives their gradients: one of all that could be kept would be
@@ -56,6 +57,40 @@ def oldest(kept: Kept, count: int) -> Linearization:
     return jax.tree.map(
         lambda ring: jax.lax.dynamic_slice_in_dim(ring, kept.next, count, axis=0), kept.steps
     )
+
+
+def forgotten(kept: Kept, lanes: Array) -> Kept:
+    """With the steps of some lanes, [B], as in a ring without steps, even where they are not finite."""
+
+    def without(step: Linearization) -> Linearization:
+        keep = jnp.where(lanes, 0, step.keep)
+        rest = ~lanes
+        sites = tuple(
+            SiteJacobian(
+                jnp.where(along(lanes, site.inputs), 0, site.inputs), site.derivatives.kept(rest)
+            )
+            for site in step.sites
+        )
+        return Linearization(step.jacobian.kept(rest), sites, step.leak.kept(rest), keep)
+
+    return kept._replace(steps=jax.vmap(without)(kept.steps))
+
+
+def lost(kept: Kept) -> Array:
+    """The lanes, [B], with steps that are not finite."""
+    steps = kept.steps
+    matrices = [steps.jacobian, steps.leak]
+    of_lanes = [
+        *(m.rest for m in matrices),
+        *((p.left, p.right) for m in matrices for p in m.products),
+        *(site.inputs for site in steps.sites),
+    ]
+    of_terms = [site.derivatives for site in steps.sites]
+    pairs = [
+        *((1, x) for x in jax.tree.leaves(of_lanes)),
+        *((2, x) for x in jax.tree.leaves(of_terms)),
+    ]
+    return lanes_lost(pairs, steps.keep.shape[1])
 
 
 class Backward(NamedTuple):

@@ -22,9 +22,9 @@ from kfrtrl_jax._src.base import (
     Readout,
 )
 from kfrtrl_jax._src.errors import UnsupportedCellError
-from kfrtrl_jax._src.lanes import initial_lanes
+from kfrtrl_jax._src.lanes import along, initial_lanes, restarted
 from kfrtrl_jax._src.learning import credited, estimated, exact, kept, trees, weighted
-from kfrtrl_jax._src.learning.recovery import make_forget
+from kfrtrl_jax._src.learning.recovery import lanes_lost, make_forget, make_lost
 from kfrtrl_jax._src.learning.types import (
     Learner,
     LearnerState,
@@ -116,6 +116,7 @@ def make_learner(
     linearizer = make_linearizer(cell, example_input, batch_size)
     # This calls the estimator's init, which refuses unsupported cells: now, not when training starts.
     forget = make_forget(estimator, linearizer.structure)
+    influence_lost = make_lost(estimator, linearizer.structure)
     if check and not jax_internals.is_tracing():
         # Under `jax.vmap` the cell may hold tracers, which have no value to compare.
         with contextlib.suppress(jax.errors.TracerArrayConversionError):
@@ -181,14 +182,35 @@ def make_learner(
     def step(state: LearnerState, segment: Any) -> tuple[LearnerState, StepMetrics]:
         norms, state, outcome = run(state, segment, updated)
         means, weight = weighted.means_of_steps(segment, outcome.losses)
-        metrics = StepMetrics(reported * means, weight, jnp.mean(norms), outcome.predictions)
-        return state, metrics
+        norm = jnp.mean(norms)
+        return state, StepMetrics(
+            reported * means, weight, norm, outcome.predictions, outcome.losses
+        )
 
     def gradient(state: LearnerState, segment: Any) -> tuple[Any, LearnerState, Float[Array, " K"]]:
         gradients, state, outcome = run(state, segment, lambda state, gradient: (state, gradient))
         if lengths.updates == 1:
             gradients = jax.tree.map(lambda g: g[0], gradients)
         return gradients, state, weighted.means_of_steps(segment, outcome.losses)[0]
+
+    def restart(state: LearnerState, lanes: Array) -> LearnerState:
+        require_shape("lanes", lanes, batch_size)
+        influence, ring = state.influence, state.kept
+        if forget is not None:
+            influence = forget(influence, lanes)
+        if lengths.earlier:
+            ring = kept.forgotten(ring, lanes)
+        return state._replace(
+            carry=_started(cell, state.carry, lanes),
+            influence=influence,
+            fresh=state.fresh | lanes,
+            kept=ring,
+        )
+
+    def lost(state: LearnerState) -> Array:
+        carry = lanes_lost([(0, x) for x in jax.tree.leaves(state.carry)], batch_size)
+        found = carry | influence_lost(state.influence)
+        return found | kept.lost(state.kept) if lengths.earlier else found
 
     def diagnostics(state: LearnerState) -> dict[str, Float[Array, ""]]:
         named = {} if credit is None else credit.diagnostics(state.credit)
@@ -197,7 +219,19 @@ def make_learner(
             **{f"credit/{name}": value for name, value in named.items()},
         }
 
-    return Learner(init, step, gradient, updated, diagnostics, linearizer)
+    return Learner(init, step, gradient, updated, restart, lost, diagnostics, linearizer)
+
+
+def _started(cell: Cell, carry: Any, lanes: Array) -> Any:
+    """The carry with some lanes at the start of a sequence, finite even where nothing is reset."""
+
+    def leaf(initial: Any, new: Array) -> Array:
+        if not jnp.issubdtype(new.dtype, jnp.inexact):
+            return new
+        lost = along(lanes, new) & ~jnp.isfinite(new)
+        return jnp.where(lost, jnp.asarray(initial, new.dtype), new)
+
+    return jax.tree.map(leaf, cell.initial_carry(), restarted(cell, carry, lanes))
 
 
 def _shapes_of(example: Any, *lead: int) -> Any:

@@ -6,7 +6,7 @@ influence has to be set to 0.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 import jax
@@ -16,20 +16,15 @@ from jaxtyping import Bool
 from kfrtrl_jax._src.base import Array, InfluenceEstimator, SiteGradients, Structure
 
 Forget = Callable[[Any, Bool[Array, " B"]], Any]
+Lost = Callable[[Any], Bool[Array, " B"]]
 
 
 def make_forget(estimator: InfluenceEstimator, structure: Structure) -> Forget | None:
     """A function (estimator's state, lanes [B]) -> the state with these lanes reset to their start.
 
-    None for a state without lanes. The axis of the lanes is the one that grows with B.
+    None for a state without lanes.
     """
-    one_more = structure._replace(batch_size=structure.batch_size + 1)
-    shapes, larger = (jax.eval_shape(lambda s=s: estimator.init(s)) for s in (structure, one_more))
-
-    def axis_of(a: Any, b: Any) -> int:
-        return next((i for i, (x, y) in enumerate(zip(a.shape, b.shape)) if x != y), -1)
-
-    axes = jax.tree.map(axis_of, shapes, larger)
+    axes = _axes_of_lanes(estimator, structure)
     if all(axis < 0 for axis in jax.tree.leaves(axes)):
         return None
 
@@ -44,6 +39,38 @@ def make_forget(estimator: InfluenceEstimator, structure: Structure) -> Forget |
         return jax.tree.map(leaf, axes, estimator.init(structure), state)
 
     return forget
+
+
+def make_lost(estimator: InfluenceEstimator, structure: Structure) -> Lost:
+    """A function estimator's state -> [B], the lanes in which it is not finite."""
+    axes = _axes_of_lanes(estimator, structure)
+
+    def lost(state: Any) -> Bool[Array, " B"]:
+        pairs = zip(jax.tree.leaves(axes), jax.tree.leaves(state), strict=True)
+        return lanes_lost([pair for pair in pairs if pair[0] >= 0], structure.batch_size)
+
+    return lost
+
+
+def lanes_lost(pairs: Iterable[tuple[int, Array]], batch_size: int) -> Bool[Array, " B"]:
+    """The lanes in which arrays are not finite; of each array, the axis of the lanes comes first."""
+    found = jnp.zeros(batch_size, bool)
+    for axis, x in pairs:
+        if jnp.issubdtype(x.dtype, jnp.inexact):
+            others = tuple(i for i in range(x.ndim) if i != axis)
+            found |= ~jnp.all(jnp.isfinite(x), axis=others)
+    return found
+
+
+def _axes_of_lanes(estimator: InfluenceEstimator, structure: Structure) -> Any:
+    """For every leaf of the estimator's state the axis of the lanes: that which grows with B; or -1."""
+    one_more = structure._replace(batch_size=structure.batch_size + 1)
+    shapes, larger = (jax.eval_shape(lambda s=s: estimator.init(s)) for s in (structure, one_more))
+
+    def axis_of(a: Any, b: Any) -> int:
+        return next((i for i, (x, y) in enumerate(zip(a.shape, b.shape)) if x != y), -1)
+
+    return jax.tree.map(axis_of, shapes, larger)
 
 
 _Found = TypeVar("_Found", bound=tuple[Any, ...])

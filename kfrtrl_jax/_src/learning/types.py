@@ -23,7 +23,7 @@ class LearnerState(NamedTuple):
       carry: the cell's carry, [B, ...].
       influence: the estimator's state, for the time before the kept steps.
       key: a PRNG key.
-      fresh: [B], the lanes that have not made a step since `init`: they have no past.
+      fresh: [B], the lanes that have not made a step since `init` or `restart`: they have no past.
       kept: the linearizations of the last steps, see `kept.Kept`; empty if the window is one segment.
       credit: the credit estimator's state; empty without one.
     """
@@ -49,12 +49,14 @@ class StepMetrics(NamedTuple):
         updates.
       predictions: [K, B, ...], each made before the update that its loss takes part in. They cost
         nothing if they are not used.
+      losses: [K, B], of each lane, as they are differentiated; 0 where the weight is 0. Likewise.
     """
 
     loss: Float[Array, " K"]
     weight: Float[Array, " K"]
     gradient_norm: Float[Array, ""]
     predictions: Any
+    losses: Float[Array, "K B"]
 
 
 class Outcome(NamedTuple):
@@ -80,6 +82,11 @@ class Learner(NamedTuple):
         it is differentiated. If a segment has several updates, the leaves have a leading axis, one
         gradient per update, all at the same parameters.
       update: (state, gradient) -> (state, the gradient's norm): one step of the optimizer.
+      restart: (state, lanes [B]) -> state: these lanes start anew, whatever is in them: their carry is
+        that at the start of a sequence (PRNG keys are kept, and what a cell keeps across sequences
+        where it is finite), and they have no past. The others, and all that lanes share, stay as
+        they are.
+      lost: state -> [B], the lanes whose carry, influence or kept steps are not finite.
       diagnostics: state -> named scalars of the estimator, and of the credit under "credit/".
       linearizer: of the cell.
     """
@@ -88,6 +95,8 @@ class Learner(NamedTuple):
     step: Callable[[LearnerState, Any], tuple[LearnerState, StepMetrics]]
     gradient: Callable[[LearnerState, Any], tuple[Any, LearnerState, Float[Array, " K"]]]
     update: Callable[[LearnerState, Any], tuple[LearnerState, Float[Array, ""]]]
+    restart: Callable[[LearnerState, Bool[Array, " B"]], LearnerState]
+    lost: Callable[[LearnerState], Bool[Array, " B"]]
     diagnostics: Callable[[LearnerState], dict[str, Float[Array, ""]]]
     linearizer: Linearizer
 
