@@ -249,7 +249,7 @@ def _target(
 def _colors(relations: dict[Variable, np.ndarray], rows: int) -> np.ndarray | None:
     """A color for each row, such that rows of one color share no source element; None if too many."""
     colors = np.zeros(rows, int)
-    if all(len(np.unique(c[c >= 0])) == np.count_nonzero(c >= 0) for c in relations.values()):
+    if not any(np.any(np.bincount(c[c >= 0]) > 1) for c in relations.values()):
         return colors
     taken: dict[tuple[int, int], set[int]] = {}
     for row in range(rows):
