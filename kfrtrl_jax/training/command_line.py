@@ -24,7 +24,7 @@ from kfrtrl_jax.training.config import call
 from kfrtrl_jax.training.loop import Interrupted
 from kfrtrl_jax.training.metrics import NonFiniteError
 from kfrtrl_jax.training.notation import Written
-from kfrtrl_jax.training.values import quoted
+from kfrtrl_jax.training.values import is_tree, one_line, printable, quoted
 
 flags.disclaim_key_flags()
 
@@ -113,6 +113,9 @@ def _parse(argv: Sequence[str]) -> Invocation:
         return _read(argv)
     except (ConfigError, flags.Error) as error:
         sys.exit(_complain(error, 2))
+    except KeyboardInterrupt:
+        print("stopped before anything was begun", file=sys.stderr)
+        sys.exit(130)
 
 
 def _read(argv: Sequence[str]) -> Invocation:
@@ -122,7 +125,10 @@ def _read(argv: Sequence[str]) -> Invocation:
       ConfigError: for a broken config file or override.
       flags.Error: for flags that do not exist.
     """
-    expanded = flags.FLAGS.read_flags_from_files(list(argv), force_gnu=False)
+    try:
+        expanded = flags.FLAGS.read_flags_from_files(list(argv), force_gnu=False)
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(f"--flagfile cannot be read: {one_line(error)}") from None
     own, overrides = split_overrides(expanded)
     rest = flags.FLAGS(own)
     _hush_libraries()
@@ -130,9 +136,11 @@ def _read(argv: Sequence[str]) -> Invocation:
         raise ConfigError("--config is missing; for example --config=configs/copy.py")
     if len(rest) > 1:
         raise ConfigError(f"unexpected argument {rest[1]!r}; options are given as --name=value")
+    if flags.FLAGS.workdir == "":
+        raise ConfigError("--workdir is empty; for example --workdir=runs/first")
     path, *arguments = flags.FLAGS.config.split(":", 1)
     config = call(path, "get_config", *arguments)
-    if not hasattr(config, "items"):
+    if not is_tree(config):
         raise ConfigError(f"get_config() of {path} must return a ConfigDict, got {quoted(config)}")
     workdir = flags.FLAGS.workdir or f"runs/{Path(path).stem}"
     return Invocation(config, overrides, path, Path(workdir))
@@ -146,19 +154,26 @@ def split_overrides(argv: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
 
     Returns:
       The other arguments, and the values by path, as they are written.
+
+    Raises:
+      ConfigError: for --noconfig.a.b=value.
     """
     others: list[str] = []
     overrides: dict[str, Any] = {}
     waiting = list(argv)
     while waiting:
         argument = waiting.pop(0)
-        match = re.fullmatch(r"--?(no)?config\.([^=]+)(?:=(.*))?", argument, re.DOTALL)
+        match = re.fullmatch(r"--?(no)?config\.([^=]*)(?:=(.*))?", argument, re.DOTALL)
         if argument == "--":
             return [*others, argument, *waiting], overrides
         if match is None:
             others.append(argument)
             continue
         negated, path, value = match.groups()
+        if negated and value is not None:
+            raise ConfigError(
+                f"--noconfig.{path} means False and takes no value, got {quoted(value)}"
+            )
         if value is not None:
             overrides[path] = Written(value)
         elif not negated and waiting and not waiting[0].startswith("--"):
@@ -169,7 +184,7 @@ def split_overrides(argv: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
 
 
 def _complain(error: BaseException, code: int) -> int:
-    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    print(f"error: {printable(' '.join(str(error).split()))}", file=sys.stderr)
     return code
 
 

@@ -35,6 +35,7 @@ from kfrtrl_jax.training.notation import MAX_DEPTH, Call, Written, parse
 from kfrtrl_jax.training.values import (
     check_bounds,
     check_value,
+    is_tree,
     one_line,
     quoted,
     suggest,
@@ -167,14 +168,14 @@ def output_size(cell: Cell, input_size: int, path: str) -> int:
 def _opened(kind: Kind, given: Any, path: str) -> dict[str, Any]:
     """A composition as a dict of its fields, those inside as they are."""
     if "" in kind.factories:
-        if hasattr(given, "items"):
+        if is_tree(given):
             return {str(key): value for key, value in given.items()}
         raise ConfigError(f"{path} must be a section with fields, got {quoted(given)}")
     if isinstance(given, str):
         given = parse(given, path)
     if isinstance(given, Call):
         return _with_keywords(kind, given, path)
-    if hasattr(given, "items"):
+    if is_tree(given):
         return {str(key): value for key, value in given.items()}
     raise ConfigError(f"{path} must be {kind}, got {quoted(given)}")
 
@@ -256,7 +257,7 @@ def _numbered(
     """A list of compositions as a dict with the keys "0", "1", ..."""
     if isinstance(given, (list, tuple)):
         given = {str(i): item for i, item in enumerate(given)}
-    if not hasattr(given, "items"):
+    if not is_tree(given):
         raise ConfigError(f"{path} must be {nested}, got {quoted(given)}")
     items = _with_overrides({str(k): item for k, item in given.items()}, path, overrides)
     for i, key in enumerate(_in_order(items)):
@@ -317,9 +318,7 @@ def _call(factory: Any, name: str, arguments: dict[str, Any], path: str) -> Any:
         # An ImportError of the library names the extra to install.
         if type(error) in (ValueError, ImportError):
             raise ConfigError(f"{path}: {' '.join(str(error).split())}") from None
-        if is_own(name):
-            raise ConfigError(f"{path}: {name} fails: {one_line(error)}") from error
-        raise
+        raise ConfigError(f"{path}: {name or path} fails: {one_line(error)}") from error
 
 
 def _make_list(

@@ -23,8 +23,11 @@ from kfrtrl_jax.training.factories import KINDS, REQUIRED
 from kfrtrl_jax.training.values import (
     check_bounds,
     check_value,
+    is_tree,
     one_line,
+    plain,
     quoted,
+    require_name,
     suggest,
     type_name,
 )
@@ -87,12 +90,13 @@ def resolve(config: Any, overrides: Mapping[str, Any] | None = None) -> FrozenCo
     Raises:
       ConfigError: for an unknown field or name, a wrong type or a value out of range.
     """
-    if not hasattr(config, "items"):
+    if not is_tree(config):
         raise ConfigError(f"a config must be a ConfigDict or a dict, got {quoted(config)}")
-    given = {str(key): value for key, value in config.items()}
+    given = plain("config", config)
     inside = {}
     for path, value in (overrides or {}).items():
-        head, *rest = path.split(".")
+        head, *rest = _parts(path)
+        value = plain(f"config.{path}", value)
         if head in SECTIONS:
             inside[f"config.{path}"] = value
         elif rest and head in RunFields._fields:
@@ -111,7 +115,7 @@ def resolve(config: Any, overrides: Mapping[str, Any] | None = None) -> FrozenCo
     _check_credit(whole)
     try:
         return FrozenConfigDict(whole)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise ConfigError(f"the config cannot be kept: {one_line(error)}") from None
 
 
@@ -158,23 +162,54 @@ def call(path: str, function: str, *args: str) -> Any:
       *args: of the function.
 
     Raises:
-      ConfigError: if there is no such file or function, or if it raises.
+      ConfigError: if there is no such file or function, or if it raises or exits.
     """
-    file = Path(path)
-    if not file.exists() and file.parent == Path() and not file.suffix:
-        file = Path("configs") / f"{path}.py"
-    if not file.is_file():
-        found = sorted(str(p) for p in file.parent.glob("*.py") if p.stem != "__init__")
-        raise ConfigError(f"there is no config file {path!r}{suggest(str(file), found)}")
+    file = find_file(path)
     try:
         module = runpy.run_path(str(file), run_name=file.stem)
         if function not in module:
             raise ConfigError(f"config file {path} defines no function {function}()")
         return module[function](*args)
-    except ConfigError:
+    except (ConfigError, KeyboardInterrupt):
         raise
-    except Exception as error:
+    except BaseException as error:
         raise ConfigError(f"config file {path} fails: {one_line(error)}") from error
+
+
+def find_file(path: str) -> Path:
+    """The config file of a path, or of a bare name such as "copy".
+
+    Raises:
+      ConfigError: if there is none.
+    """
+    if not path:
+        raise ConfigError("--config is empty; for example --config=configs/copy.py")
+    file = Path(path)
+    try:
+        if not file.exists() and file.parent == Path() and not file.suffix:
+            file = Path("configs") / f"{path}.py"
+        if file.is_file():
+            return file
+        if file.is_dir():
+            raise ConfigError(f"--config={path} is a folder; give a file in it")
+        found = sorted(str(p) for p in file.parent.glob("*.py") if p.stem != "__init__")
+    except (OSError, ValueError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(f"there is no config file {path!r}: {one_line(error)}") from None
+    raise ConfigError(f"there is no config file {path!r}{suggest(str(file), found)}")
+
+
+def _parts(path: str) -> list[str]:
+    """The names in the path of an override.
+
+    Raises:
+      ConfigError: if one is empty or cannot be shown.
+    """
+    parts = path.split(".")
+    for i, part in enumerate(parts):
+        require_name(".".join(["config", *parts[:i]]), part)
+    return parts
 
 
 def _run_fields(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -173,7 +173,9 @@ def _import(kind: Kind, name: str, path: str) -> Factory:
             f"{path}.name: there is no module {module_name} in the current directory or among the "
             f"installed packages"
         ) from None
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
         raise ConfigError(
             f"{path}.name: importing {module_name} fails: {one_line(error)}"
         ) from error

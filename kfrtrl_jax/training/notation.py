@@ -192,8 +192,8 @@ class _Reader:
         start = self.position
         token = self._take("number")
         times = self._number(token, start) if token else None
-        size = sum(1 for _ in _items(values))
-        if not isinstance(times, int) or not 0 <= times * size <= MAX_ITEMS:
+        size = sum(1 for _ in _items(values)) + len(values)
+        if not isinstance(times, int) or not 0 <= times * size <= 2 * MAX_ITEMS:
             self.position = start
             self.fail(f"expected how often to repeat, with at most {MAX_ITEMS} items in all,")
         assert isinstance(times, int)

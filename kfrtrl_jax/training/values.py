@@ -10,10 +10,17 @@ import typing
 from collections.abc import Iterable
 from typing import Any, Literal
 
+import jax
+import ml_collections
+import numpy as np
+
 from kfrtrl_jax.errors import ConfigError
-from kfrtrl_jax.training.notation import MAX_DEPTH, Call, Written
+from kfrtrl_jax.training.notation import MAX_DEPTH, MAX_ITEMS, Call, Written
 
 LARGEST_INTEGER = 2**31 - 1
+LARGEST_FLOAT = float(np.finfo(np.float32).max)
+# Longer names are shortened in messages.
+_LONGEST_NAME = 100
 
 # Bounds of fields by name, in any section, as intervals; other integers are at least 0.
 _BOUNDS: dict[str, str] = {
@@ -35,6 +42,60 @@ _BOUNDS: dict[str, str] = {
     "sparsity": "[0, 1)",
 }
 _NAMES = {int: "an integer", float: "a number", bool: "True or False", str: "a string"}
+
+
+def plain(path: str, value: Any, depth: int = 0) -> Any:
+    """A config, or a part of it, as nested dicts, lists and tuples of plain values.
+
+    References are followed. A placeholder that has no value yet is left out of its dict, as a field
+    that is not given. NumPy's and JAX's scalars become Python's, and arrays lists; keys become text.
+
+    Args:
+      path: of the value, as in messages.
+      value: anything that a config file can hold; what is of no known type is returned as it is.
+      depth: of the value in the whole.
+
+    Raises:
+      ConfigError: for a key that is no name, a reference that fails, or a depth of more than MAX_DEPTH,
+        such as that of a dict that holds itself.
+    """
+    # A composition in a list takes two levels.
+    if depth > 2 * MAX_DEPTH:
+        raise ConfigError(f"{_shortened(path)} is nested more than {MAX_DEPTH} deep")
+    if isinstance(value, ml_collections.FieldReference):
+        value = _followed(path, value)
+        return plain(path, None if value is _UNSET else value, depth)
+    if isinstance(value, (np.ndarray, np.generic, jax.Array)):
+        return _from_array(path, value)
+    if isinstance(value, (list, tuple)):
+        items = [plain(f"{path}.{i}", item, depth + 1) for i, item in enumerate(value)]
+        return items if isinstance(value, list) else tuple(items)
+    if is_tree(value):
+        return _plain_dict(path, value, depth)
+    for known in (int, float, str):
+        if isinstance(value, known) and not isinstance(value, (bool, Written)):
+            return value if type(value) is known else known(value)
+    return value
+
+
+def is_tree(value: Any) -> bool:
+    """Whether it has fields: a dict, a ConfigDict or the like, but not their class."""
+    return hasattr(value, "items") and not isinstance(value, type)
+
+
+def require_name(path: str, name: str) -> None:
+    """Refuses a name that cannot be shown in a message as it is.
+
+    Raises:
+      ConfigError: if it is empty, or long, or holds characters that cannot be printed.
+    """
+    if not name or not name.isprintable() or len(name) > _LONGEST_NAME:
+        raise ConfigError(f"{path} has no field {quoted(name)}")
+
+
+def printable(text: str) -> str:
+    """A text without control characters: those are written as in Python, such as \\x1b."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def check_value(path: str, value: Any, annotation: Any) -> Any:
@@ -61,6 +122,8 @@ def check_value(path: str, value: Any, annotation: Any) -> Any:
     if annotation is float and number:
         if not _is_finite(value):
             raise ConfigError(f"{path} must be a finite number, got {quoted(value)}")
+        if abs(value) > LARGEST_FLOAT:
+            raise ConfigError(f"{path} must be at most {LARGEST_FLOAT:.6g}, got {quoted(value)}")
         return float(value)
     if _is_sequence(annotation) and isinstance(value, (tuple, list)):
         inner = list(options) if origin is tuple and ... not in options else []
@@ -93,6 +156,11 @@ def check_bounds(path: str, key: str, value: Any, *, by_name: bool = True) -> No
     Raises:
       ConfigError: saying what is allowed.
     """
+    if isinstance(value, tuple):
+        # A list of numbers, such as indices, has bounds of its own; none of them is larger than this.
+        for item in value:
+            if isinstance(item, int) and abs(item) > LARGEST_INTEGER:
+                raise ConfigError(f"{path} must be at most {LARGEST_INTEGER}, got {quoted(item)}")
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return
     whole = isinstance(value, int)
@@ -116,7 +184,7 @@ def check_bounds(path: str, key: str, value: Any, *, by_name: bool = True) -> No
 
 def suggest(given: str, names: Iterable[str]) -> str:
     """The end of a message: the names closest to the given one, or else all of them."""
-    names = list(names)
+    names, given = list(names), given[:_LONGEST_NAME]
     if close := difflib.get_close_matches(given, names, n=3, cutoff=0.6):
         return f"; did you mean {' or '.join(close)}?"
     return f"; one of {', '.join(names)}" if names else ""
@@ -128,12 +196,17 @@ def quoted(value: Any) -> str:
         text = repr(value)
     except (ValueError, RecursionError):
         return "a value too long to show"
+    except Exception:
+        return f"a value of type {type(value).__name__} that cannot be shown"
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def one_line(error: BaseException) -> str:
     """An exception as a single line."""
-    text = " ".join(str(error).split())
+    try:
+        text = " ".join(str(error).split())
+    except Exception:
+        text = ""
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
@@ -152,6 +225,57 @@ def type_name(annotation: Any) -> str:
     if annotation is type(None):
         return "None"
     return getattr(annotation, "__name__", None) or str(annotation).replace("typing.", "")
+
+
+_UNSET = object()
+
+
+def _followed(path: str, reference: ml_collections.FieldReference) -> Any:
+    """The value of a reference; _UNSET for a placeholder without one."""
+    try:
+        value = reference.get()
+    except ml_collections.config_dict.RequiredValueError:
+        return _UNSET
+    except Exception as error:
+        raise ConfigError(f"{path} cannot be computed: {one_line(error)}") from None
+    return _UNSET if value is None and reference.get_type() is not type(None) else value
+
+
+def _plain_dict(path: str, tree: Any, depth: int) -> dict[str, Any]:
+    keep = {"preserve_field_references": True}
+    try:
+        items = tree.items(**(keep if isinstance(tree, ml_collections.ConfigDict) else {}))
+        pairs = [(key, value) for key, value in items]
+    except Exception as error:
+        raise ConfigError(f"{path} cannot be read: {one_line(error)}") from None
+    found = {}
+    for key, value in pairs:
+        if isinstance(key, bool) or not isinstance(key, (str, int, np.integer)):
+            raise ConfigError(f"{path} has the key {quoted(key)}, which is no name")
+        name = str(key)
+        require_name(path, name)
+        if isinstance(value, ml_collections.FieldReference):
+            value = _followed(f"{path}.{name}", value)
+        if value is not _UNSET:
+            found[name] = plain(f"{path}.{name}", value, depth + 1)
+    return found
+
+
+def _from_array(path: str, value: Any) -> Any:
+    """The array's numbers as Python's, or the array itself if it holds something else."""
+    try:
+        array = np.asarray(value)
+    except (TypeError, ValueError):
+        return value
+    if array.dtype.kind not in "biufU":
+        return value
+    if array.size > MAX_ITEMS:
+        raise ConfigError(f"{path} has {array.size} numbers, more than {MAX_ITEMS}")
+    return array.tolist()
+
+
+def _shortened(path: str) -> str:
+    return path if len(path) <= _LONGEST_NAME else f"{path[: _LONGEST_NAME - 3]}..."
 
 
 def _check_union(path: str, value: Any, annotation: Any) -> Any:
