@@ -12,7 +12,7 @@ from kfrtrl_jax._src.lanes import is_key
 from kfrtrl_jax.base import Array
 from kfrtrl_jax.control import Control
 from kfrtrl_jax.training import config as configs
-from kfrtrl_jax.training import nonfinite, segments
+from kfrtrl_jax.training import memory, nonfinite, segments
 from kfrtrl_jax.training.acting import make_acting
 from kfrtrl_jax.training.segments import About, RunState, Segments
 from kfrtrl_jax.training.supervised import make_supervised
@@ -92,9 +92,13 @@ def make_builder(config: Any) -> Callable[..., Experiment]:
 
     def built(floats: Mapping[str, Any] | None = None) -> Experiment:
         own_make = functools.partial(make, floats=floats or {})
-        task = own_make("task")
-        kind = make_acting if isinstance(task, Control) else make_supervised
-        run = kind(config, task, own_make)
+        with memory.exhausted():
+            task = own_make("task")
+            if not floats:
+                memory.check_before(
+                    config, task, own_make, lambda *parts: _segments(*parts).init
+                )
+            run = _segments(config, task, own_make)
 
         def init(seed: Any) -> RunState:
             return jax.tree.map(_strongly_typed, run.init(jax.random.key(seed)))
@@ -105,6 +109,11 @@ def make_builder(config: Any) -> Callable[..., Experiment]:
         return Experiment(init, run_chunk, run.about)
 
     return built
+
+
+def _segments(config: Any, task: Any, make: Callable[..., Any]) -> Segments:
+    kind = make_acting if isinstance(task, Control) else make_supervised
+    return kind(config, task, make)
 
 
 def _run_chunk(run: Segments, state: RunState, count: int) -> tuple[RunState, ChunkMetrics]:

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
@@ -18,7 +19,6 @@ from kfrtrl_jax.errors import ConfigError
 from kfrtrl_jax.training.notation import MAX_DEPTH, MAX_ITEMS, Call, Written
 
 LARGEST_INTEGER = 2**31 - 1
-LARGEST_FLOAT = float(np.finfo(np.float32).max)
 # Longer names are shortened in messages.
 _LONGEST_NAME = 100
 
@@ -122,8 +122,8 @@ def check_value(path: str, value: Any, annotation: Any) -> Any:
     if annotation is float and number:
         if not _is_finite(value):
             raise ConfigError(f"{path} must be a finite number, got {quoted(value)}")
-        if abs(value) > LARGEST_FLOAT:
-            raise ConfigError(f"{path} must be at most {LARGEST_FLOAT:.6g}, got {quoted(value)}")
+        if abs(value) > (largest := float(jnp.finfo(jnp.result_type(float)).max)):
+            raise ConfigError(f"{path} must be at most {largest:.6g}, got {quoted(value)}")
         return float(value)
     if _is_sequence(annotation) and isinstance(value, (tuple, list)):
         inner = list(options) if origin is tuple and ... not in options else []

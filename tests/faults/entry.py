@@ -8,7 +8,6 @@ import sys
 import time
 import unittest.mock
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from absl import flags
@@ -51,7 +50,7 @@ def start(arguments: Sequence[str], begin: Any = None) -> Outcome:
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(error),
         unittest.mock.patch.object(loop, "train", begin or (lambda *_: None)),
-        unittest.mock.patch.object(command_line, "_keep_compiled_programs", lambda: None),
+        unittest.mock.patch.object(command_line, "_keep_compiled_programs"),
         unittest.mock.patch.object(sys, "argv", ["train", *arguments]),
     ):
         try:

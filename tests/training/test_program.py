@@ -53,7 +53,7 @@ def test_the_step_at_which_numbers_stop_being_finite_is_reported():
 
 def test_a_state_that_does_not_fit_is_refused_before_anything_compiles(monkeypatch):
     monkeypatch.setattr(memory, "available", lambda: 2**20)
-    config = resolve(COPY, {"cell.hidden_size": 100_000, "estimator": "reset_every(9, rtrl)"})
+    config = resolve(COPY, {"cell.hidden_size": 1000, "estimator": "reset_every(9, rtrl)"})
     with pytest.raises(ConfigError) as raised:
         memory.check(program.build(config), config)
     message = str(raised.value)
