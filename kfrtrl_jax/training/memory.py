@@ -6,14 +6,16 @@ import contextlib
 import functools
 import itertools
 import math
+import warnings
 from collections.abc import Callable, Iterator
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import psutil
 
+from kfrtrl_jax._src import host_memory
 from kfrtrl_jax._src.lanes import is_key
 from kfrtrl_jax._src.learning import trees
 from kfrtrl_jax.control import Control
@@ -73,14 +75,18 @@ def check_before(
     Raises:
       ConfigError: as `check`.
     """
-    shapes = jax.eval_shape(lambda: _parts(task, make))
+    with warnings.catch_warnings():
+        # JAX warns of sizes beyond its integers, which are refused here.
+        warnings.simplefilter("ignore")
+        shapes = jax.eval_shape(lambda: _parts(task, make))
     least = 2 * sum(map(_bytes, shapes))
     if least > _LARGE_STATE:
         _compare(config, least)
     if sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes[2])) > _LARGE_CARRY:
         found = _extrapolated(config, task, init_of)
         if found is not None:
-            _compare(config, *found)
+            _compare(config, *found.state)
+            host_memory.require_memory("the analysis of the cell", found.analysis)
 
 
 @contextlib.contextmanager
@@ -124,10 +130,22 @@ def _parts(task: Any, make: Callable[..., Any]) -> tuple[Any, Any, Any]:
     return parameters, optimizer, lanes
 
 
+class _Needed(NamedTuple):
+    """Bytes.
+
+    Attributes:
+      state: as `needed` says.
+      analysis: of the host, for the largest array that the analysis of the cell makes.
+    """
+
+    state: tuple[int, int]
+    analysis: int
+
+
 def _extrapolated(
     config: Any, task: Any, init_of: Callable[..., Callable[[Any], Any]]
-) -> tuple[int, int] | None:
-    """What `needed` would say, from smaller cells; None if it is not a polynomial of their size.
+) -> _Needed | None:
+    """What would be needed, from smaller cells; None if it is not a polynomial of their size.
 
     Of several large sizes all count as the least of them.
     """
@@ -138,15 +156,20 @@ def _extrapolated(
     found = []
     for small in _SMALL_SIZES:
         smaller = configs.resolve(config, dict.fromkeys(large, small))
-        init = init_of(smaller, task, functools.partial(configs.make, smaller))
-        found.append(_of_state(functools.partial(init, jax.random.key(0))))
+        with host_memory.recorded() as counts:
+            init = init_of(smaller, task, functools.partial(configs.make, smaller))
+            state = _of_state(functools.partial(init, jax.random.key(0)))
+        found.append((*state, max(counts, default=0)))
     x = Fraction(min(large.values()), _SMALL_SIZES[0]) - 1
-    needed, share = (_cubic(list(values), x) for values in zip(*found))
-    return None if needed is None or share is None else (needed, share)
+    whole, share, analysis = (_cubic(list(values), x) for values in zip(*found))
+    if whole is None or share is None:
+        return None
+    return _Needed((whole, share), analysis or 0)
 
 
 def _is_large(path: str, value: Any) -> bool:
-    return path.endswith(".hidden_size") and isinstance(value, int) and value > _SMALL_SIZES[-1]
+    named = path.rpartition(".")[2] in ("hidden_size", "num_columns")
+    return named and isinstance(value, int) and value > _SMALL_SIZES[-1]
 
 
 def _cubic(values: list[int], x: Fraction) -> int | None:

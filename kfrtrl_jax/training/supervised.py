@@ -58,17 +58,17 @@ def make_supervised(config: Any, task: Task, make: Callable[..., Any]) -> Segmen
         )
 
     def advance(state: RunState) -> tuple[RunState, Sums]:
-        key, *keys = jax.random.split(state.key, length + 1)
+        keys = jax.random.split(state.key, length + 1)
         told = state.losses if task.observe else None
         task_state, segment = jax.lax.scan(
-            lambda s, x: draw(task, s, *x), state.task, (jnp.stack(keys), told)
+            lambda s, x: draw(task, s, *x), state.task, (keys[1:], told)
         )
         learner_state, metrics = learn.step(state.learner, segment)
         new = state._replace(
             learner=learner_state,
             task=task_state,
             losses=metrics.loss if task.observe else state.losses,
-            key=key,
+            key=keys[0],
             step=state.step + length,
             running_loss=averaged(state.running_loss, metrics.loss, metrics.weight),
         )

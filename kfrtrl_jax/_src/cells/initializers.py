@@ -8,6 +8,7 @@ import numpy as np
 
 from kfrtrl_jax._src import jax_internals
 from kfrtrl_jax._src.base import Array, Key
+from kfrtrl_jax._src.host_memory import require_memory
 
 # A number that must be known when a cell is built, such as a sparsity: a sweep may trace float fields.
 StaticFloat = float | int
@@ -95,6 +96,7 @@ class RecurrentMasks:
         if self._kept == 1:
             return None
         recurrent = rows - 1 - first
+        require_memory(f"a mask of {recurrent} x {columns} weights", 18 * recurrent * columns)
         each, extra = divmod(round(self._kept * recurrent * columns), columns)
         counts = np.full(columns, each)
         counts[self._random.permutation(columns)[:extra]] += 1

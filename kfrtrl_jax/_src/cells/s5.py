@@ -11,6 +11,7 @@ import numpy as np
 from kfrtrl_jax._src import jax_internals
 from kfrtrl_jax._src.base import Array, Cell, Key
 from kfrtrl_jax._src.cells.initializers import complex_zeros, gaussian
+from kfrtrl_jax._src.host_memory import require_memory
 
 
 def s5(
@@ -95,6 +96,8 @@ def _hippo_normal(size: int) -> tuple[np.ndarray, np.ndarray]:
 
     HiPPO-N is -1/2 plus a skew-symmetric matrix.
     """
+    # The matrix, its complex form, and the eigenvectors beside the solver's own copy.
+    require_memory(f"the HiPPO matrix of {size} states", 64 * size**2)
     roots = np.sqrt(2 * np.arange(size) + 1)
     above = np.triu(np.outer(roots, roots) / 2, 1)
     frequencies, vectors = np.linalg.eigh(-1j * (above - above.T))

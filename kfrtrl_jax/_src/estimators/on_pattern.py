@@ -160,21 +160,23 @@ def everywhere(structure: Structure, site: Site) -> Everywhere:
 
 def on_pattern(structure: Structure, site: Site, pattern: np.ndarray) -> OnPattern:
     """A site's influence before the first step, on a pattern [n, g] and for the weights that exist."""
-    rows = _padded(pattern.T)
+    rows = padded(pattern.T)
     if 2 * rows.shape[1] > len(pattern):
         rows = np.where(pattern.T, np.arange(len(pattern)), -1)
     shape = (site.input_size, site.output_size)
     weights = np.ones(shape, bool) if site.weights_mask is None else site.weights_mask.array
-    inputs = _padded(weights.T)
+    inputs = padded(weights.T)
     values = jnp.zeros((structure.batch_size, *rows.shape, inputs.shape[1]), structure.dtype)
     return OnPattern(values, Index(rows), Index(inputs), site.input_size)
 
 
-def _padded(present: np.ndarray) -> np.ndarray:
+def padded(present: np.ndarray) -> np.ndarray:
     """The columns of the entries of each row of a boolean matrix, then -1 up to the longest row."""
-    longest = int(present.sum(axis=1).max(initial=0))
-    first = np.argsort(~present, axis=1, kind="stable")[:, :longest]
-    return np.where(np.take_along_axis(present, first, axis=1), first, -1)
+    counts = present.sum(axis=1)
+    rows, columns = np.nonzero(present)
+    padded = np.full((len(present), int(counts.max(initial=0))), -1)
+    padded[rows, np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)] = columns
+    return padded
 
 
 _C = TypeVar("_C")

@@ -22,8 +22,12 @@ from kfrtrl_jax._src.estimators.on_pattern import (
     everywhere,
     on_bands,
     on_pattern,
+    padded,
 )
 from kfrtrl_jax._src.matrices import BlockColumns, places_of_bands
+
+# Up to this many entries in each row, a boolean matrix is multiplied entry by entry.
+_FEW = 16
 
 
 class SnapState(NamedTuple):
@@ -98,12 +102,22 @@ def reachable(structure: Structure, site: Site, order: int) -> np.ndarray:
         if structure.jacobian_mask is None:
             wider = immediate | reach.any(axis=0)
         else:
-            step = structure.jacobian_mask.array.astype(np.float32)
-            wider = immediate | (step @ reach.astype(np.float32) > 0)
+            wider = immediate | _product(structure.jacobian_mask.array, reach)
         if np.array_equal(wider, reach):
             break
         reach = wider
     return reach
+
+
+def _product(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Where the product of matrices can be non-zero that are where these are true."""
+    if left.sum(axis=1).max(initial=0) > _FEW:
+        return left.astype(np.float32) @ right.astype(np.float32) > 0
+    product = np.zeros((len(left), right.shape[1]), bool)
+    for columns in padded(left).T:
+        present = columns >= 0
+        product[present] |= right[columns[present]]
+    return product
 
 
 def _immediate(site: Site, state_size: int) -> np.ndarray:
@@ -116,10 +130,13 @@ def _immediate(site: Site, state_size: int) -> np.ndarray:
 
 def _empty(structure: Structure, site: Site, order: int) -> SiteInfluence:
     """A site's influence before the first step, in the form that holds its pattern."""
-    pattern, every_weight = reachable(structure, site, order), site.weights_mask is None
-    stays = np.array_equal(pattern, _immediate(site, structure.state_size))
+    every_weight = site.weights_mask is None
     # The bands of several uses are mostly empty: each row has an entry of one of them.
-    if every_weight and stays and site.columns is not None and site.uses == 1:
+    on_few_bands = every_weight and site.columns is not None and site.uses == 1
+    if on_few_bands and order == 1:
+        return on_bands(structure, site)
+    pattern = reachable(structure, site, order)
+    if on_few_bands and np.array_equal(pattern, _immediate(site, structure.state_size)):
         return on_bands(structure, site)
     if every_weight and pattern.all():
         return everywhere(structure, site)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from kfrtrl_jax._src.host_memory import require_memory
 from kfrtrl_jax._src.matrices.index import Index, chosen, take
 from kfrtrl_jax._src.xla import at_least_float32
 
@@ -190,7 +191,10 @@ def _at(x: Array, indices: np.ndarray) -> Array:
 
 def places_of_bands(columns: np.ndarray, num_columns: int) -> np.ndarray:
     """Where a matrix of these bands can be non-zero, [rows, num_columns]; see `Banded`."""
-    places = np.zeros((columns.shape[1], num_columns), bool)
+    rows = columns.shape[1]
+    # Patterns are combined, in single precision where they are multiplied.
+    require_memory(f"a pattern of {rows} x {num_columns} entries", 6 * rows * num_columns)
+    places = np.zeros((rows, num_columns), bool)
     for band in columns:
         present = np.flatnonzero(band >= 0)
         places[present, band[present]] = True
