@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
-from kfrtrl_jax.training import command_line, config, train
+from kfrtrl_jax.training import command_line, config, dry_run, train
 
 
 def run(invocation: command_line.Invocation) -> dict[str, Any]:
-    """Runs the experiment, or continues it from its last checkpoint."""
+    """Runs the experiment, or continues it from its last checkpoint; or shows what it would be."""
     resolved = config.resolve(invocation.config, invocation.overrides)
+    if invocation.dry_run:
+        print(dry_run.describe(resolved))
+        return {}
     return train.train(resolved, invocation.workdir)
 
 
 if __name__ == "__main__":
-    command_line.define_flags()
+    command_line.define_flags(dry_run=True)
     command_line.run(run)

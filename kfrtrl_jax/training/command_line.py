@@ -20,11 +20,12 @@ import jax
 from absl import app, flags, logging
 
 from kfrtrl_jax.errors import ConfigError, DataError, UnsupportedCellError, WorkdirError
-from kfrtrl_jax.training.config import call
+from kfrtrl_jax.training import help
+from kfrtrl_jax.training.config import call, resolve
 from kfrtrl_jax.training.loop import Interrupted
 from kfrtrl_jax.training.metrics import NonFiniteError
 from kfrtrl_jax.training.notation import Written
-from kfrtrl_jax.training.values import is_tree, one_line, printable, quoted
+from kfrtrl_jax.training.values import is_tree, one_line, plain, printable, quoted
 
 flags.disclaim_key_flags()
 
@@ -33,6 +34,9 @@ _PROCESSOR_LINES = (
     *("vendor_id", "cpu family", "model", "stepping", "flags"),
     *("Features", "CPU implementer", "CPU architecture", "CPU variant", "CPU part"),
 )
+
+_HELP = ("--help", "-help", "-h", "--h", "-?", "--?", "--helpshort", "-helpshort")
+_DRY_RUN = "shows the network, the memory and the program of the run, and stops"
 
 REFUSED = (ConfigError, DataError, WorkdirError, UnsupportedCellError)
 
@@ -45,22 +49,30 @@ class Invocation(NamedTuple):
       overrides: values by path ("estimator.name") that replace those of the config.
       path: of the config file.
       workdir: the folder for the results.
+      dry_run: whether to show what would run, and stop.
     """
 
     config: Any
     overrides: dict[str, Any]
     path: str
     workdir: Path
+    dry_run: bool = False
 
 
-def define_flags() -> None:
-    """Defines --config and --workdir; overrides such as --config.seed=1 need no definition."""
+def define_flags(*, dry_run: bool = False) -> None:
+    """Defines --config and --workdir; overrides such as --config.seed=1 need no definition.
+
+    Args:
+      dry_run: whether the program can show what it would do: defines --dry_run too.
+    """
     flags.DEFINE_string(
         "config", None, "Config file; override fields by --config.section.field=value."
     )
     flags.DEFINE_string(
         "workdir", None, "Folder for the results; runs/NAME for configs/NAME.py by default."
     )
+    if dry_run:
+        flags.DEFINE_bool("dry_run", False, _DRY_RUN)
 
 
 def run(program: Callable[[Invocation], Any]) -> None:
@@ -119,7 +131,7 @@ def _parse(argv: Sequence[str]) -> Invocation:
 
 
 def _read(argv: Sequence[str]) -> Invocation:
-    """Reads flags and config file.
+    """Reads flags and config file; with --help, prints what there is to know of them and exits.
 
     Raises:
       ConfigError: for a broken config file or override.
@@ -130,8 +142,12 @@ def _read(argv: Sequence[str]) -> Invocation:
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"--flagfile cannot be read: {one_line(error)}") from None
     own, overrides = split_overrides(expanded)
-    rest = flags.FLAGS(own)
+    asks_for_help = any(argument in _HELP for argument in own[1:])
+    rest = flags.FLAGS([argument for argument in own if argument not in _HELP])
     _hush_libraries()
+    if flags.FLAGS.config is None and asks_for_help:
+        print(help.overview(_further_flags()))
+        sys.exit(0)
     if flags.FLAGS.config is None:
         raise ConfigError("--config is missing; for example --config=configs/copy.py")
     if len(rest) > 1:
@@ -142,8 +158,22 @@ def _read(argv: Sequence[str]) -> Invocation:
     config = call(path, "get_config", *arguments)
     if not is_tree(config):
         raise ConfigError(f"get_config() of {path} must return a ConfigDict, got {quoted(config)}")
+    if asks_for_help:
+        print(_help(path, config, overrides))
+        sys.exit(0)
     workdir = flags.FLAGS.workdir or f"runs/{Path(path).stem}"
-    return Invocation(config, overrides, path, Path(workdir))
+    dry_run = bool(_further_flags()) and flags.FLAGS.dry_run
+    return Invocation(config, overrides, path, Path(workdir), dry_run)
+
+
+def _help(path: str, config: Any, overrides: dict[str, Any]) -> str:
+    if "task" not in config and "optimizer" not in config:
+        return help.of_study(path, plain("config", config))
+    return help.of_config(path, resolve(config, overrides), _further_flags())
+
+
+def _further_flags() -> dict[str, str]:
+    return {"--dry_run": _DRY_RUN} if "dry_run" in flags.FLAGS else {}
 
 
 def split_overrides(argv: Sequence[str]) -> tuple[list[str], dict[str, Any]]:

@@ -68,9 +68,9 @@ def start(arguments: Sequence[str], begin: Any = None) -> Outcome:
 def _fresh_flags() -> Iterator[None]:
     """The flags of the programs, as before they are parsed; those of other tests are kept."""
     if "config" not in flags.FLAGS:
-        command_line.define_flags()
+        command_line.define_flags(dry_run=True)
     before = {name: flags.FLAGS[name].value for name in flags.FLAGS}
-    for name in ("config", "workdir", *(["dry_run"] if "dry_run" in flags.FLAGS else [])):
+    for name in ("config", "workdir", "dry_run"):
         flags.FLAGS[name].unparse()
     flags.FLAGS.unparse_flags()
     try:

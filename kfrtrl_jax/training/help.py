@@ -1,0 +1,174 @@
+"""What `--help` prints: one screen about a program, and about a config if one is given."""
+
+from __future__ import annotations
+
+import ast
+import sys
+import textwrap
+import typing
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from kfrtrl_jax.training import composed
+from kfrtrl_jax.training import config as configs
+from kfrtrl_jax.training.factories import KINDS, REQUIRED, Field, Kind, fields, find
+from kfrtrl_jax.training.notation import written
+from kfrtrl_jax.training.values import type_name
+
+WIDTH = 100
+# So many names stand in their row; more of them, below it.
+_FEW = 4
+_FLAGS = {
+    "--config=FILE": "a config file, or the name of one in configs/",
+    "--config.FIELD=VALUE": 'replaces a field, such as --config.estimator="ok(rank=8)"',
+    "--workdir=DIR": "folder for the results; runs/NAME for configs/NAME.py by default",
+    "--help --config=FILE": "the fields of a config",
+    "--helpfull": "all flags, also those of the libraries",
+}
+
+
+def overview(flags: Mapping[str, str] | None = None) -> str:
+    """What can be chosen: the configs in configs/, and the names of factories.
+
+    Args:
+      flags: what further flags of the program do.
+    """
+    lines = [*_usage(flags or {}), "", "configs"]
+    files = sorted(path for path in Path("configs").glob("*.py") if path.stem != "__init__")
+    lines += _columns([[path.stem, _title(path)] for path in files])
+    lines += ["", "names"]
+    for kind in KINDS.values():
+        if "" not in kind.factories:
+            lines += _listed(f"  {kind.word:<10}", kind.factories)
+    return "\n".join(lines)
+
+
+def of_config(path: str, config: Any, flags: Mapping[str, str] | None = None) -> str:
+    """The fields of a config by section, with their types, values and defaults.
+
+    Args:
+      path: of the config file, or its name.
+      config: resolved.
+      flags: what further flags of the program do.
+    """
+    file = configs.find_file(path)
+    run = {
+        name: Field(annotation, configs.RunFields._field_defaults.get(name, REQUIRED))
+        for name, annotation in typing.get_type_hints(configs.RunFields).items()
+    }
+    for name in ("update_every", "window"):
+        run[name] = run[name]._replace(default=config["segment_length"])
+    rows = [["FIELD", "TYPE", "VALUE"]]
+    rows += [_row(name, field, config[name]) for name, field in run.items()]
+    choices: dict[int, list[str]] = {}
+    for section in configs.SECTIONS:
+        kind = KINDS[section]
+        rows += _section(kind, config[section].to_dict(), section)
+        if len(kind.factories) > _FEW:
+            start = len(rows) - len(config[section])
+            choices[start] = _listed("    one of ", kind.factories)
+    lines = _columns(rows)
+    for start, others in sorted(choices.items(), reverse=True):
+        lines[start + 1 : start + 1] = others
+    title = textwrap.shorten(f"{file}: {_title(file)}", WIDTH, placeholder="...")
+    return "\n".join([*_usage(flags or {}), "", title, *lines])
+
+
+def of_study(path: str, config: Mapping[str, Any]) -> str:
+    """The fields of a config that is not one of an experiment, with their values."""
+    file = configs.find_file(path)
+    rows = [[f"--config.{key}", written(value)] for key, value in config.items()]
+    return "\n".join([*_usage({}), "", f"{file}: {_title(file)}", *_columns(rows)])
+
+
+def _usage(flags: Mapping[str, str]) -> list[str]:
+    main = sys.modules["__main__"]
+    spec = getattr(main, "__spec__", None)
+    name = spec.name if spec else Path(sys.argv[0]).name
+    about = (main.__doc__ or "").strip().split(":")[0].split("\n")[0]
+    pairs = {**_FLAGS, **flags}
+    return [
+        f"python -m {name} --config=FILE [--config.FIELD=VALUE ...] [--workdir=DIR]",
+        *([f"{about.rstrip('.')}."] if about else []),
+        "",
+        *_columns([[flag, text] for flag, text in pairs.items()]),
+    ]
+
+
+def _section(kind: Kind, section: Mapping[str, Any], path: str) -> Iterator[list[str]]:
+    """A row for the name of a section's factory, and one for each of its fields."""
+    name = section.get("name", "")
+    schema = fields(kind, find(kind, name, path))
+    if name:
+        few = len(kind.factories) <= _FEW
+        yield [f"{path}.name", " | ".join(kind.factories) if few else "name", name]
+    for key, field in schema.items():
+        if key in section:
+            yield _row(f"{path}.{key}", field, section[key])
+
+
+def _row(path: str, field: Field, value: Any) -> list[str]:
+    """Path, type, value, and the default where the value is another one."""
+    kind = _type(field)
+    if field.nested is None or value is None:
+        shown = written(value)
+    elif field.nested.many:
+        inner = KINDS[field.nested.kind]
+        shown = ", ".join(composed.shown(inner, value[key]) for key in sorted(value, key=int))
+        shown = f"[{shown}]"
+    else:
+        shown = composed.shown(KINDS[field.nested.kind], value)
+    if field.default is REQUIRED:
+        default = "required"
+    elif field.nested or field.default == value:
+        default = ""
+    else:
+        default = f"default {written(field.default)}"
+    return [path, kind, shown, default]
+
+
+def _type(field: Field) -> str:
+    """The type of a field in words, without an article, or its choices."""
+    if typing.get_origin(field.annotation) is typing.Literal:
+        return " | ".join(map(str, typing.get_args(field.annotation)))
+    text = str(field.nested) if field.nested else type_name(field.annotation)
+    return text.removeprefix("a ").removeprefix("an ")
+
+
+def _columns(rows: list[list[str]]) -> list[str]:
+    """Rows as lines of equal columns, cut at the width of a screen."""
+    cells = [[*row, *[""] * (4 - len(row))] for row in rows]
+    last = max(len(row[3]) for row in cells)
+    widths = [max(len(row[i]) for row in cells) for i in range(2)]
+    widths.append(max(0, min(max(len(row[2]) for row in cells), WIDTH - sum(widths) - last - 8)))
+    widths.append(last)
+    lines = []
+    for row in cells:
+        texts = [
+            f"{_cut(row[2], width) if i == 2 else text:<{width}}"
+            for i, (text, width) in enumerate(zip(row, widths))
+        ]
+        lines.append(_cut("  ".join(["", *texts]).rstrip(), WIDTH))
+    return lines
+
+
+def _cut(text: str, width: int) -> str:
+    return text if len(text) <= width else f"{text[: width - 3]}..."
+
+
+def _listed(head: str, names: Mapping[str, Any]) -> list[str]:
+    """Names after a head, in as many lines as they need."""
+    return textwrap.wrap(
+        ", ".join(names), WIDTH, initial_indent=head, subsequent_indent=" " * len(head)
+    )
+
+
+def _title(path: Path) -> str:
+    """The first line of a config's description that is no command; nothing if it cannot be read."""
+    try:
+        described = ast.get_docstring(ast.parse(path.read_bytes())) or ""
+    except (OSError, SyntaxError, ValueError):
+        return ""
+    lines = [line for line in described.splitlines() if line and not line.startswith("python -m")]
+    return lines[0] if lines else ""
