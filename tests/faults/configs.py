@@ -426,13 +426,17 @@ def read_examples() -> list[dict[str, Any]]:
     return [configs.call(str(path), "get_config").to_dict() for path in found]
 
 
-def check(case: Case, folder: Path, *, process: bool = False) -> tuple[str, str]:
+def check(
+    case: Case, folder: Path, begin: Any = None, *, process: bool = False, seconds: float = SECONDS
+) -> tuple[str, str]:
     """Starts a case.
 
     Args:
       case: the case.
       folder: an empty one.
-      process: whether as a process of its own, which does not build the experiment.
+      begin: what a run is replaced by, see `entry.start`.
+      process: whether as a process of its own, with --dry_run.
+      seconds: that it may take.
 
     Returns:
       ("refused" or "accepted" or "failed", why it failed).
@@ -440,8 +444,7 @@ def check(case: Case, folder: Path, *, process: bool = False) -> tuple[str, str]
     file, workdir = folder / "case.py", folder / "run"
     file.write_bytes(case.source)
     arguments = [f"--config={file}", f"--workdir={workdir}", *case.arguments]
-    outcome = _in_process(arguments) if process else entry.start(arguments, _begin)
-    limit = SECONDS_OF_A_PROCESS if process else SECONDS
+    outcome = _in_process(arguments) if process else entry.start(arguments, begin)
     problems = []
     if outcome.code == 0:
         kind = "accepted"
@@ -456,7 +459,7 @@ def check(case: Case, folder: Path, *, process: bool = False) -> tuple[str, str]
             problems.append("characters that cannot be printed")
     if workdir.exists():
         problems.append("a workdir was made")
-    if outcome.seconds > limit:
+    if outcome.seconds > seconds:
         problems.append(f"{outcome.seconds:.1f} seconds")
     if problems:
         return "failed", f"{', '.join(problems)}: {outcome.error[-2000:]}"
@@ -497,17 +500,28 @@ def _shell(text: str) -> str:
     return text.replace("\x00", "")
 
 
-def run(count: int, seed: int, every: int = EVERY) -> Iterator[tuple[str, str, str, Case]]:
-    """The cases of a seed, in order: (its own seed, what it was, why it failed, the case)."""
+def run(
+    count: int, seed: int, *, every: int = EVERY, seconds: float = SECONDS, build: bool = True
+) -> Iterator[tuple[str, str, str]]:
+    """The cases of a seed, in order: (its own seed, what it was, why it failed).
+
+    Args:
+      count: how many.
+      seed: of them all.
+      every: of so many cases one is a process of its own; 0 for none.
+      seconds: that a case may take.
+      build: whether experiments are built of the configs that resolve.
+    """
     examples = read_examples()
     for number in range(count):
         own = f"{seed}/{number}"
         case = make_case(own, examples)
+        process = bool(every) and number % every == every - 1
+        limit = SECONDS_OF_A_PROCESS if process else seconds
         with tempfile.TemporaryDirectory() as folder:
-            kind, why = check(
-                case, Path(folder), process=bool(every) and number % every == every - 1
-            )
-        yield own, kind, why, case
+            begin = _begin if build else None
+            kind, why = check(case, Path(folder), begin, process=process, seconds=limit)
+        yield own, kind, why
         if number % 500 == 499:
             # What JAX remembers of experiments that are gone.
             jax.clear_caches()
@@ -525,10 +539,10 @@ def main() -> int:
         case = make_case(options.only, read_examples())
         print(case.source.decode(errors="replace")[len(HEAD) :], *case.arguments, sep="\n")
         with tempfile.TemporaryDirectory() as folder:
-            print(*check(case, Path(folder)))
+            print(*check(case, Path(folder), _begin))
         return 0
     counts: Counter[str] = Counter()
-    for own, kind, why, _ in run(options.count, options.seed):
+    for own, kind, why in run(options.count, options.seed):
         counts[kind] += 1
         if kind == "failed":
             print(f"case {own}: {why}", flush=True)
