@@ -23,7 +23,7 @@ class Outcome(NamedTuple):
       code: its exit code; None if it raised something, which is in `error`.
       out: what it printed.
       error: what it printed to stderr.
-      seconds: how long it took.
+      seconds: of processor time that it took.
     """
 
     code: int | None
@@ -44,7 +44,7 @@ def start(arguments: Sequence[str], begin: Any = None) -> Outcome:
       begin: (resolved config, workdir) -> anything, called in place of the run.
     """
     out, error = io.StringIO(), io.StringIO()
-    begun = time.monotonic()
+    begun = time.process_time()
     with (
         _fresh_flags(),
         contextlib.redirect_stdout(out),
@@ -61,7 +61,7 @@ def start(arguments: Sequence[str], begin: Any = None) -> Outcome:
         except BaseException as raised:
             code = None
             error.write(f"Traceback: {type(raised).__name__}: {raised}\n")
-    return Outcome(code, out.getvalue(), error.getvalue(), time.monotonic() - begun)
+    return Outcome(code, out.getvalue(), error.getvalue(), time.process_time() - begun)
 
 
 @contextlib.contextmanager
