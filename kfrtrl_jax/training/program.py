@@ -95,9 +95,7 @@ def make_builder(config: Any) -> Callable[..., Experiment]:
         with memory.exhausted():
             task = own_make("task")
             if not floats:
-                memory.check_before(
-                    config, task, own_make, lambda *parts: _segments(*parts).init
-                )
+                memory.check_before(config, task, own_make, lambda *parts: _segments(*parts).init)
             run = _segments(config, task, own_make)
 
         def init(seed: Any) -> RunState:

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 from absl import flags
 
-from experiments import train
-from kfrtrl_jax.training import command_line, loop
+from experiments import train as command
+from kfrtrl_jax.training import command_line, train
 
 
 class Outcome(NamedTuple):
@@ -49,12 +49,12 @@ def start(arguments: Sequence[str], begin: Any = None) -> Outcome:
         _fresh_flags(),
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(error),
-        unittest.mock.patch.object(loop, "train", begin or (lambda *_: None)),
+        unittest.mock.patch.object(train, "train", begin or (lambda *_: None)),
         unittest.mock.patch.object(command_line, "_keep_compiled_programs"),
         unittest.mock.patch.object(sys, "argv", ["train", *arguments]),
     ):
         try:
-            command_line.run(train.train)
+            command_line.run(command.run)
             code: Any = 0
         except SystemExit as end:
             code = end.code or 0

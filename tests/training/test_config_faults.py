@@ -156,7 +156,7 @@ def test_overrides_may_be_numpys_numbers():
 
 def test_random_configs_are_refused_in_one_line_or_resolve():
     counts: Counter[str] = Counter()
-    for own, kind, why in run(150, 0, every=0, seconds=60, build=False):
+    for own, kind, why in run(range(150), 0, every=0, seconds=60, builds=0):
         assert kind != "failed", f"python -m tests.faults.configs --only={own}: {why}"
         counts[kind] += 1
     assert min(counts["refused"], counts["accepted"]) > 10
