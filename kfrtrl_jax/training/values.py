@@ -21,6 +21,7 @@ from kfrtrl_jax.training.notation import MAX_DEPTH, MAX_ITEMS, Call, Written
 LARGEST_INTEGER = 2**31 - 1
 # Longer names are shortened in messages.
 _LONGEST_NAME = 100
+_MOST_VALUES = 100_000
 
 # Bounds of fields by name, in any section, as intervals; other integers are at least 0.
 _BOUNDS: dict[str, str] = {
@@ -44,7 +45,7 @@ _BOUNDS: dict[str, str] = {
 _NAMES = {int: "an integer", float: "a number", bool: "True or False", str: "a string"}
 
 
-def plain(path: str, value: Any, depth: int = 0) -> Any:
+def plain(path: str, value: Any) -> Any:
     """A config, or a part of it, as nested dicts, lists and tuples of plain values.
 
     References are followed. A placeholder that has no value yet is left out of its dict, as a field
@@ -53,29 +54,12 @@ def plain(path: str, value: Any, depth: int = 0) -> Any:
     Args:
       path: of the value, as in messages.
       value: anything that a config file can hold; what is of no known type is returned as it is.
-      depth: of the value in the whole.
 
     Raises:
-      ConfigError: for a key that is no name, a reference that fails, or a depth of more than MAX_DEPTH,
-        such as that of a dict that holds itself.
+      ConfigError: for a key that is no name, a reference that fails, more than 100,000 values, or a
+        depth of more than MAX_DEPTH, such as that of a dict that holds itself.
     """
-    # A composition in a list takes two levels.
-    if depth > 2 * MAX_DEPTH:
-        raise ConfigError(f"{_shortened(path)} is nested more than {MAX_DEPTH} deep")
-    if isinstance(value, ml_collections.FieldReference):
-        value = _followed(path, value)
-        return plain(path, None if value is _UNSET else value, depth)
-    if isinstance(value, (np.ndarray, np.generic, jax.Array)):
-        return _from_array(path, value)
-    if isinstance(value, (list, tuple)):
-        items = [plain(f"{path}.{i}", item, depth + 1) for i, item in enumerate(value)]
-        return items if isinstance(value, list) else tuple(items)
-    if is_tree(value):
-        return _plain_dict(path, value, depth)
-    for known in (int, float, str):
-        if isinstance(value, known) and not isinstance(value, (bool, Written)):
-            return value if type(value) is known else known(value)
-    return value
+    return _Reader().plain(path, value, 0)
 
 
 def is_tree(value: Any) -> bool:
@@ -241,24 +225,53 @@ def _followed(path: str, reference: ml_collections.FieldReference) -> Any:
     return _UNSET if value is None and reference.get_type() is not type(None) else value
 
 
-def _plain_dict(path: str, tree: Any, depth: int) -> dict[str, Any]:
-    keep = {"preserve_field_references": True}
-    try:
-        items = tree.items(**(keep if isinstance(tree, ml_collections.ConfigDict) else {}))
-        pairs = [(key, value) for key, value in items]
-    except Exception as error:
-        raise ConfigError(f"{path} cannot be read: {one_line(error)}") from None
-    found = {}
-    for key, value in pairs:
-        if isinstance(key, bool) or not isinstance(key, (str, int, np.integer)):
-            raise ConfigError(f"{path} has the key {quoted(key)}, which is no name")
-        name = str(key)
-        require_name(path, name)
+class _Reader:
+    """Reads a tree of values, and counts them."""
+
+    def __init__(self) -> None:
+        self.left = _MOST_VALUES
+
+    def plain(self, path: str, value: Any, depth: int) -> Any:
+        self.left -= 1
+        if self.left < 0:
+            raise ConfigError(f"{_shortened(path)} is one of more than {_MOST_VALUES} values")
+        # A composition in a list takes two levels.
+        if depth > 2 * MAX_DEPTH:
+            raise ConfigError(f"{_shortened(path)} is nested more than {MAX_DEPTH} deep")
         if isinstance(value, ml_collections.FieldReference):
-            value = _followed(f"{path}.{name}", value)
-        if value is not _UNSET:
-            found[name] = plain(f"{path}.{name}", value, depth + 1)
-    return found
+            value = _followed(path, value)
+            return self.plain(path, None if value is _UNSET else value, depth)
+        if isinstance(value, (np.ndarray, np.generic, jax.Array)):
+            return _from_array(path, value)
+        if isinstance(value, (list, tuple)):
+            items = [self.plain(f"{path}.{i}", item, depth + 1) for i, item in enumerate(value)]
+            return items if isinstance(value, list) else tuple(items)
+        if is_tree(value):
+            return self.tree(path, value, depth)
+        for known in (int, float, str):
+            if isinstance(value, known) and not isinstance(value, (bool, Written)):
+                return value if type(value) is known else known(value)
+        return value
+
+    def tree(self, path: str, tree: Any, depth: int) -> dict[str, Any]:
+        keep = {"preserve_field_references": True}
+        try:
+            items = tree.items(**(keep if isinstance(tree, ml_collections.ConfigDict) else {}))
+            pairs = [(key, value) for key, value in items]
+        except Exception as error:
+            # Of a type that only resembles a dict.
+            raise ConfigError(f"{path} cannot be read: {one_line(error)}") from None
+        found = {}
+        for key, value in pairs:
+            if isinstance(key, bool) or not isinstance(key, (str, int, np.integer)):
+                raise ConfigError(f"{path} has the key {quoted(key)}, which is no name")
+            name = str(key)
+            require_name(path, name)
+            if isinstance(value, ml_collections.FieldReference):
+                value = _followed(f"{path}.{name}", value)
+            if value is not _UNSET:
+                found[name] = self.plain(f"{path}.{name}", value, depth + 1)
+        return found
 
 
 def _from_array(path: str, value: Any) -> Any:

@@ -80,6 +80,8 @@ REFUSED = [
     ("config = Odd()", [], "config cannot be read: RuntimeError: no items"),
     ("config = config.to_dict()\nconfig['cell'] = config", [], "config.cell.cell.cell.cell.cell."),
     ("config = config.to_dict()\nconfig['estimator'] = nested(500)", [], "config.estimator.estim"),
+    ("items = [0] * 1000\nconfig = config.to_dict()\nconfig['cell'] = [[items] * 1000] * 1000", [],
+     "config.cell.0."),
     ("config = config.to_dict()\nconfig['se\\x1b[31med'] = 1", [],
      "config has no field 'se\\x1b[31med'"),
     ("config = config.to_dict()\nconfig[(1, 2)] = 1", [],
