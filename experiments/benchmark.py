@@ -8,6 +8,11 @@ packages; needs the extra "peers"), memory, and compile (from the start to the f
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from experiments import start
+
+    start.begin()
+
 import importlib
 import importlib.metadata
 import json

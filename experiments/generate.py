@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from experiments import start
+
+    start.begin()
+
 from absl import flags
 
 from kfrtrl_jax.errors import ConfigError

@@ -27,6 +27,10 @@ logging.getLogger("absl").addFilter(
 )
 
 
+class SaveError(RuntimeError):
+    """A state that could not be written; what was written before is untouched."""
+
+
 class Restored(NamedTuple):
     """A checkpoint read back.
 

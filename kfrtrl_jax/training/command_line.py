@@ -1,6 +1,6 @@
 """The command line of the programs in `experiments`: flags, one-line errors, exit codes.
 
-Exit codes: 0 success, 1 a failed run, 2 invalid input, 130 and 143 stopped by ctrl-C and SIGTERM.
+Exit codes: 0 success, 1 a failed run, 2 invalid input or a missing device, 128 + n stopped by signal n.
 """
 
 from __future__ import annotations
@@ -20,10 +20,12 @@ import jax
 from absl import app, flags, logging
 
 from kfrtrl_jax.errors import ConfigError, DataError, UnsupportedCellError, WorkdirError
+from kfrtrl_jax.training import faults
+from kfrtrl_jax.training.checkpoints import SaveError
 from kfrtrl_jax.training.config import call
-from kfrtrl_jax.training.loop import Interrupted
 from kfrtrl_jax.training.metrics import NonFiniteError
 from kfrtrl_jax.training.notation import Written
+from kfrtrl_jax.training.signals import Interrupted
 from kfrtrl_jax.training.values import quoted
 
 flags.disclaim_key_flags()
@@ -68,19 +70,13 @@ def run(program: Callable[[Invocation], Any]) -> None:
 
     def main(invocation: Invocation) -> int:
         _keep_compiled_programs()
-        try:
+
+        def run_on_device() -> None:
+            # Before any folder is made.
+            jax.devices()
             program(invocation)
-        except REFUSED as error:
-            return _complain(error, 2)
-        except NonFiniteError as error:
-            return _complain(error, 1)
-        except Interrupted as stop:
-            print(stop, file=sys.stderr)
-            return stop.exit_code
-        except KeyboardInterrupt:
-            print("stopped immediately; nothing saved since the last checkpoint", file=sys.stderr)
-            return 130
-        return 0
+
+        return exit_code(run_on_device, invocation.workdir)
 
     app.run(main, flags_parser=_parse)
 
@@ -97,22 +93,51 @@ def run_plain(program: Callable[[], int]) -> None:
                 )
             _hush_libraries()
         except (ConfigError, flags.Error) as error:
-            sys.exit(_complain(error, 2))
+            sys.exit(_complain(str(error), 2))
 
-    def main(_: None) -> int:
-        try:
-            return program()
-        except REFUSED as error:
-            return _complain(error, 2)
+    app.run(lambda _: exit_code(program), flags_parser=parse)
 
-    app.run(main, flags_parser=parse)
+
+def exit_code(program: Callable[[], int | None], workdir: Path | None = None) -> int:
+    """Runs a program; prints what ended it, if anything did, as one line.
+
+    Args:
+      program: returns its exit code, None for success.
+      workdir: of its run, if it has one.
+
+    Returns:
+      The exit code of the process.
+    """
+    try:
+        return program() or 0
+    except REFUSED as error:
+        return _complain(str(error), 2)
+    except (NonFiniteError, SaveError) as error:
+        return _complain(str(error), 1)
+    except Interrupted as stop:
+        print(faults.printable(str(stop)), file=sys.stderr)
+        return stop.exit_code
+    except KeyboardInterrupt:
+        print("stopped immediately; nothing saved since the last checkpoint", file=sys.stderr)
+        return 130
+    except OSError as error:
+        reason = faults.in_words(error)
+    except (RuntimeError, MemoryError) as error:
+        message = str(error)
+        if message.startswith("Unable to initialize backend"):
+            return _complain(f"no device: {message}", 2)
+        if not isinstance(error, MemoryError) and not message.startswith("RESOURCE_EXHAUSTED"):
+            raise
+        reason = f"out of memory: {message}"
+    saved = f"; {faults.what_is_saved(workdir)}" if workdir else ""
+    return _complain(f"{reason}{saved}", 1)
 
 
 def _parse(argv: Sequence[str]) -> Invocation:
     try:
         return _read(argv)
     except (ConfigError, flags.Error) as error:
-        sys.exit(_complain(error, 2))
+        sys.exit(_complain(str(error), 2))
 
 
 def _read(argv: Sequence[str]) -> Invocation:
@@ -168,8 +193,8 @@ def split_overrides(argv: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
     return others, overrides
 
 
-def _complain(error: BaseException, code: int) -> int:
-    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+def _complain(message: str, code: int) -> int:
+    print(f"error: {faults.printable(' '.join(message.split()))}", file=sys.stderr)
     return code
 
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +16,7 @@ from kfrtrl_jax.training import checkpoints, display, evaluation, memory, metric
 from kfrtrl_jax.training import config as configs
 from kfrtrl_jax.training.program import ChunkMetrics, Experiment, build
 from kfrtrl_jax.training.segments import RunState
+from kfrtrl_jax.training.signals import Interrupted, catch_signals
 
 CURVE = "learning_curve.png"
 # Fields that may differ when a run is resumed, as they do not affect its steps.
@@ -24,18 +24,6 @@ FREE_FIELDS = frozenset({"num_steps"})
 
 
 Evaluate = Callable[[str, Any], evaluation.Means]
-
-
-class Interrupted(Exception):  # noqa: N818 - not an error: the run did as it was told
-    """A run stopped by a signal; its message says how to continue.
-
-    Attributes:
-      exit_code: 128 plus the signal's number, the convention of shells.
-    """
-
-    def __init__(self, message: str, number: int):
-        super().__init__(message)
-        self.exit_code = 128 + number
 
 
 class Progress(NamedTuple):
@@ -72,35 +60,9 @@ def train(config: Any, folder: Path) -> dict[str, Any]:
     memory.check(experiment, config)
     with (
         workdir.hold(folder),
-        catch_signals() as signals,
         contextlib.closing(_open_checkpoints(folder, config)) as saved,
     ):
-        return _run(config, folder, experiment, saved, signals)
-
-
-@contextlib.contextmanager
-def catch_signals() -> Iterator[list[int]]:
-    """Collects SIGTERM and SIGINT instead of ending the process; a second signal ends it as usual."""
-    received: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield received
-        return
-    previous = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)}
-
-    def restore() -> None:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-    def handle(number: int, _: Any) -> None:
-        received.append(number)
-        restore()
-
-    for number in previous:
-        signal.signal(number, handle)
-    try:
-        yield received
-    finally:
-        restore()
+        return _run(config, folder, experiment, saved)
 
 
 def _open_checkpoints(folder: Path, config: Any) -> checkpoints.Checkpoints:
@@ -113,7 +75,6 @@ def _run(
     folder: Path,
     experiment: Experiment,
     saved: checkpoints.Checkpoints,
-    signals: list[int],
 ) -> dict[str, Any]:
     like = jax.eval_shape(lambda: experiment.init(config.seed))
     warnings: list[str] = []
@@ -132,7 +93,7 @@ def _run(
         else:
             show.note(str(experiment.about.check()))
         if step < config.num_steps:
-            run = _Run(config, folder, experiment, saved, writer, show, evaluate, signals)
+            run = _Run(config, folder, experiment, saved, writer, show, evaluate)
             state, progress = _advance(run, state, step, progress)
     # A run that is already past num_steps stays as it is.
     return _finish(config, folder, experiment, state, progress, evaluate)
@@ -148,7 +109,6 @@ class _Run(NamedTuple):
     writer: metrics.Writer
     show: display.Display
     evaluate: Evaluate
-    signals: list[int]
 
 
 def _advance(
@@ -181,45 +141,48 @@ def _advance(
         return step == config.num_steps or (every > 0 and step % every == 0)
 
     try:
-        while step < config.num_steps and not run.signals:
-            state, results = chunk(state)
-            step += config.log_every
+        with catch_signals() as signals:
+            while step < config.num_steps and not signals:
+                state, results = chunk(state)
+                step += config.log_every
+                if pending is not None:
+                    # The previous chunk's metrics are logged while the device computes this one.
+                    log(fetch(*pending))
+                pending = (results, step)
+                evaluating = "valid" in run.experiment.about.held_out and due(config.eval_every)
+                if evaluating or due(config.checkpoint_every):
+                    record, pending = fetch(*pending), None
+                    if evaluating:
+                        loss, score = run.evaluate("valid", state.learner.parameters)
+                        record.update(valid_loss=loss, valid_score=score)
+                        if progress.best_loss is None or loss < progress.best_loss:
+                            progress = progress._replace(best_loss=loss, best_step=step)
+                            checkpoints.save_parameters(
+                                run.folder / "best", state.learner.parameters
+                            )
+                    log(record)
+                    progress = progress._replace(wall_time=time.monotonic() - begun)
+                    if due(config.checkpoint_every):
+                        run.writer.sync()
+                        run.saved.save(step, state, progress._asdict())
+                    lap = time.monotonic()
             if pending is not None:
-                # The previous chunk's metrics are logged while the device computes this one.
                 log(fetch(*pending))
-            pending = (results, step)
-            evaluating = "valid" in run.experiment.about.held_out and due(config.eval_every)
-            if evaluating or due(config.checkpoint_every):
-                record, pending = fetch(*pending), None
-                if evaluating:
-                    loss, score = run.evaluate("valid", state.learner.parameters)
-                    record.update(valid_loss=loss, valid_score=score)
-                    if progress.best_loss is None or loss < progress.best_loss:
-                        progress = progress._replace(best_loss=loss, best_step=step)
-                        checkpoints.save_parameters(run.folder / "best", state.learner.parameters)
-                log(record)
+            if signals and step < config.num_steps:
                 progress = progress._replace(wall_time=time.monotonic() - begun)
-                if due(config.checkpoint_every):
-                    run.writer.sync()
-                    run.saved.save(step, state, progress._asdict())
-                lap = time.monotonic()
-        if pending is not None:
-            log(fetch(*pending))
+                run.writer.sync()
+                run.saved.save(step, state, progress._asdict())
     except metrics.NonFiniteError as error:
         last = run.saved.last_step()
         where = (
             "no checkpoint yet" if last is None else f"the last good checkpoint is of step {last}"
         )
         raise metrics.NonFiniteError(f"{error} ({where})") from None
-    if step < config.num_steps:
-        progress = progress._replace(wall_time=time.monotonic() - begun)
-        run.writer.sync()
-        run.saved.save(step, state, progress._asdict())
-        number = run.signals[0]
+    if signals:
         raise Interrupted(
-            f"stopped by {signal.Signals(number).name} at step {step}, all saved; "
+            f"stopped by {signal.Signals(signals[0]).name} at step {step}, all saved; "
             f"the same command with --workdir={run.folder} continues",
-            number,
+            signals[0],
         )
     return state, progress
 

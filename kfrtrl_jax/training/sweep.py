@@ -20,11 +20,11 @@ from kfrtrl_jax.errors import ConfigError
 from kfrtrl_jax.training import composed, display, evaluation, memory, metrics, plots, workdir
 from kfrtrl_jax.training import config as configs
 from kfrtrl_jax.training.factories import KINDS
-from kfrtrl_jax.training.loop import Interrupted, catch_signals
 from kfrtrl_jax.training.program import (
     Experiment,
     build,
 )
+from kfrtrl_jax.training.signals import Interrupted, catch_signals
 
 RESULTS = "sweep.json"
 _OUTCOMES = ("running_loss", "score", "sequence_length", "valid_loss", "valid_score")
@@ -81,7 +81,7 @@ def run_sweep(
     if not trials:
         raise ConfigError("the sweep has no trials: get_sweep() returned an empty list")
     groups = _groups(trials)
-    with workdir.hold(folder), catch_signals() as signals:
+    with workdir.hold(folder):
         workdir.claim(folder, {name_of(i): trial.to_dict() for i, trial in enumerate(trials)})
         path = folder / RESULTS
         results: dict[str, Any] = workdir.read_json(path)["results"] if path.exists() else {}
@@ -91,7 +91,7 @@ def run_sweep(
             title = f"group {number} of {len(groups)}, trials {members[0]} to {members[-1]}"
             print(f"{title}: {_describe(sweep, members)}", flush=True)
             group = {i: trials[i] for i in members}
-            results.update(_run_group(group, folder / "trials", signals, len(groups) - number))
+            results.update(_run_group(group, folder / "trials", len(groups) - number))
             contents = {"overrides": list(sweep), "results": dict(sorted(results.items()))}
             workdir.write_json(path, contents)
         ordered = [results[name_of(i)] for i in range(len(trials))]
@@ -138,9 +138,7 @@ def _groups(trials: Sequence[Any]) -> list[list[int]]:
     return groups
 
 
-def _run_group(
-    group: Mapping[int, Any], folder: Path, signals: list[int], groups_left: int
-) -> dict[str, Any]:
+def _run_group(group: Mapping[int, Any], folder: Path, groups_left: int) -> dict[str, Any]:
     """Runs the trials of a group side by side; returns their results by name."""
     config = next(iter(group.values()))
     flat = [workdir.flatten(trial.to_dict()) for trial in group.values()]
@@ -179,6 +177,7 @@ def _run_group(
         begun = time.monotonic()
         chunk = jitted.lower(state, floats).compile()
         lap = time.monotonic()
+        signals = stack.enter_context(catch_signals())
         for step in range(config.log_every, config.num_steps + 1, config.log_every):
             if signals:
                 raise Interrupted(
