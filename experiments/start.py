@@ -126,6 +126,10 @@ def _last_words(
     kind: type[BaseException], error: BaseException, traceback: TracebackType | None
 ) -> None:
     """Prints an error that nobody handled."""
+    if threading.current_thread() is not threading.main_thread():
+        # Called from C++: after a failed save TensorStore reports to event loops that are closed. Python's
+        # own threads have `threading.excepthook`.
+        return
     if issubclass(kind, (OSError, ImportError)):
         line = " ".join(str(error).split())
         shown = "".join(c if c.isprintable() else "?" for c in line)

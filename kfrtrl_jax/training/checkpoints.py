@@ -6,9 +6,10 @@ restored state is bit for bit the saved one; otherwise the checkpoint is refused
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,11 +20,12 @@ import orbax.checkpoint as ocp
 
 from kfrtrl_jax._src.lanes import is_key
 from kfrtrl_jax.errors import WorkdirError
+from kfrtrl_jax.training import faults
 from kfrtrl_jax.training.config import one_line
 
-# Orbax logs every one of its steps.
+# Orbax logs every one of its steps, and the errors that it raises as well.
 logging.getLogger("absl").addFilter(
-    lambda record: record.levelno >= logging.ERROR or "orbax" not in record.pathname
+    lambda record: record.levelno > logging.ERROR or "orbax" not in record.pathname
 )
 
 
@@ -75,13 +77,14 @@ def open_checkpoints(folder: Path, keep: int = 2) -> Checkpoints:
         if step in manager.all_steps():
             return
         arrays = to_arrays(state)
-        manager.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(arrays),
-                info=ocp.args.JsonSave({**info, "digest": _digest(arrays)}),
-            ),
-        )
+        with _writing(f"the checkpoint of step {step}", folder):
+            manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(arrays),
+                    info=ocp.args.JsonSave({**info, "digest": _digest(arrays)}),
+                ),
+            )
 
     def restore(like: Any, warn: Callable[[str], None]) -> Restored | None:
         steps = sorted(manager.all_steps(), reverse=True)
@@ -117,11 +120,23 @@ def open_checkpoints(folder: Path, keep: int = 2) -> Checkpoints:
 
 def save_parameters(folder: Path, parameters: Any) -> None:
     """Writes parameters to a folder, replacing its contents."""
-    checkpointer = ocp.Checkpointer(ocp.StandardCheckpointHandler())
-    checkpointer.save(
-        folder.absolute(), args=ocp.args.StandardSave(to_arrays(parameters)), force=True
-    )
-    checkpointer.close()
+    with (
+        _writing("the parameters", folder),
+        ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer,
+    ):
+        checkpointer.save(
+            folder.absolute(), args=ocp.args.StandardSave(to_arrays(parameters)), force=True
+        )
+
+
+@contextlib.contextmanager
+def _writing(what: str, folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        raise SaveError(
+            f"{what} cannot be written to {folder}: {faults.in_words(error)}"
+        ) from error
 
 
 def load_parameters(folder: Path, like: Any) -> Any:

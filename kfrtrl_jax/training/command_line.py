@@ -112,7 +112,7 @@ def exit_code(program: Callable[[], int | None], workdir: Path | None = None) ->
         return program() or 0
     except REFUSED as error:
         return _complain(str(error), 2)
-    except (NonFiniteError, SaveError) as error:
+    except NonFiniteError as error:
         return _complain(str(error), 1)
     except Interrupted as stop:
         print(faults.printable(str(stop)), file=sys.stderr)
@@ -120,6 +120,8 @@ def exit_code(program: Callable[[], int | None], workdir: Path | None = None) ->
     except KeyboardInterrupt:
         print("stopped immediately; nothing saved since the last checkpoint", file=sys.stderr)
         return 130
+    except SaveError as error:
+        reason = str(error)
     except OSError as error:
         reason = faults.in_words(error)
     except (RuntimeError, MemoryError) as error:

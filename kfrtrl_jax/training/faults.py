@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,10 +20,17 @@ def naming(path: Path) -> Iterator[None]:
         raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
 
 
-def in_words(error: OSError) -> str:
-    """An error of the system as "file: reason"."""
-    reason = error.strerror or str(error) or type(error).__name__
-    return reason if error.filename is None else f"{error.filename}: {reason}"
+def in_words(error: BaseException) -> str:
+    """An error of the system as "file: reason"; another error in one line.
+
+    TensorStore, with which Orbax writes, has errors of its own that end with the system's number.
+    """
+    if isinstance(error, OSError) and error.strerror:
+        named = error.filename is not None
+        return f"{error.filename}: {error.strerror}" if named else error.strerror
+    if number := re.search(r"os_error_code='(\d+)'", str(error)):
+        return os.strerror(int(number[1]))
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def what_is_saved(workdir: Path) -> str:

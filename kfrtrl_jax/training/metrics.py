@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from tensorboardX import SummaryWriter
 
+from kfrtrl_jax.training import faults
+from kfrtrl_jax.training.events import open_events
 from kfrtrl_jax.training.program import ChunkMetrics
 from kfrtrl_jax.training.workdir import write_text
 
@@ -84,18 +85,24 @@ def open_writer(workdir: Path, step: int = 0, tensorboard: bool = True) -> Itera
     kept = [record for record in read(path) if record["step"] <= step] if path.exists() else []
     write_text(path, "".join(_line(record) for record in kept))
     purge = step + 1 if step else None
-    events = SummaryWriter(str(workdir / "tensorboard"), purge_step=purge) if tensorboard else None
-    with open(path, "a") as file:
+    events = open_events(workdir / "tensorboard", purge) if tensorboard else None
+    # Without a buffer, which would fail again when the file is closed.
+    with open(path, "ab", buffering=0) as file:
 
         def write(record: Record) -> None:
-            file.write(_line(record))
-            file.flush()
-            for name, value in record.items():
-                if events and value is not None and name not in ("step", "wall_time"):
-                    events.add_scalar(name, value, record["step"])
+            line = _line(record).encode()
+            with faults.naming(path):
+                while line:
+                    line = line[file.write(line) :]
+            if events:
+                shown = {name: value for name, value in record.items() if value is not None}
+                for name in ("step", "wall_time"):
+                    shown.pop(name, None)
+                events.add(record["step"], shown)
 
         def sync() -> None:
-            os.fsync(file.fileno())
+            with faults.naming(path):
+                os.fsync(file.fileno())
             if events:
                 events.flush()
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from kfrtrl_jax.errors import WorkdirError
+from kfrtrl_jax.training import faults
 
 CONFIG = "config.json"
 LOCK = ".lock"
@@ -40,9 +41,10 @@ def hold(workdir: Path) -> Iterator[None]:
                 f"workdir {workdir} is in use by the run with process id {holder}; "
                 f"wait for it, stop it, or choose another --workdir"
             ) from None
-        lock.truncate(0)
-        lock.write(f"{os.getpid()}\n")
-        lock.flush()
+        with faults.naming(workdir / LOCK):
+            lock.truncate(0)
+            # Without a buffer, which would fail again when the file is closed.
+            os.write(lock.fileno(), f"{os.getpid()}\n".encode())
         yield
 
 
@@ -113,11 +115,12 @@ def write_json(path: Path, value: Any) -> None:
 def write_text(path: Path, text: str) -> None:
     """Writes a file atomically."""
     temporary = path.with_name(f".{path.name}.tmp")
-    with open(temporary, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    with faults.naming(path):
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
 
 
 _ABSENT = object()
