@@ -32,6 +32,7 @@ def begin() -> None:
     sys.stdout = tolerant(1, sys.stdout, errors="replace")
     sys.stderr = tolerant(2, sys.stderr, errors="backslashreplace")
     sys.excepthook = _last_words
+    sys.unraisablehook = _unless_loop_is_closed
     _end_on_signals()
 
 
@@ -126,13 +127,15 @@ def _last_words(
     kind: type[BaseException], error: BaseException, traceback: TracebackType | None
 ) -> None:
     """Prints an error that nobody handled."""
-    if threading.current_thread() is not threading.main_thread():
-        # Called from C++: after a failed save TensorStore reports to event loops that are closed. Python's
-        # own threads have `threading.excepthook`.
-        return
     if issubclass(kind, (OSError, ImportError)):
         line = " ".join(str(error).split())
         shown = "".join(c if c.isprintable() else "?" for c in line)
         print(f"error: {shown}", file=sys.stderr)
     else:
         sys.__excepthook__(kind, error, traceback)
+
+
+def _unless_loop_is_closed(unraisable: Any) -> None:
+    """Drops what TensorStore's threads have to say to an event loop that a failed save has closed."""
+    if str(unraisable.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(unraisable)
