@@ -56,6 +56,7 @@ _ROUNDS = flags.DEFINE_integer(
 
 def main() -> int:
     """Prints a table and writes the samples."""
+    command_line.require_device()
     suite, rounds = _SUITE.value, _ROUNDS.value
     chosen = choose(suite, _ROWS.value)
     require(suite, chosen)

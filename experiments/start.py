@@ -12,6 +12,7 @@ import select
 import signal
 import sys
 import threading
+import warnings
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -32,7 +33,8 @@ def begin() -> None:
     sys.stdout = tolerant(1, sys.stdout, errors="replace")
     sys.stderr = tolerant(2, sys.stderr, errors="backslashreplace")
     sys.excepthook = _last_words
-    sys.unraisablehook = _unless_loop_is_closed
+    sys.unraisablehook = _unless_asyncio
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
     _end_on_signals()
 
 
@@ -135,7 +137,14 @@ def _last_words(
         sys.__excepthook__(kind, error, traceback)
 
 
-def _unless_loop_is_closed(unraisable: Any) -> None:
-    """Drops what TensorStore's threads have to say to an event loop that a failed save has closed."""
-    if str(unraisable.exc_value) != "Event loop is closed":
+def _unless_asyncio(unraisable: Any) -> None:
+    """Prints an error that no caller can get, but not what event loops leave behind.
+
+    A save that fails closes its loop, and raises its error; the loop's `__del__`, and TensorStore's
+    threads, which still report to it, fail after that.
+    """
+    frame = unraisable.exc_traceback
+    while frame is not None and frame.tb_next is not None:
+        frame = frame.tb_next
+    if frame is None or f"{os.sep}asyncio{os.sep}" not in frame.tb_frame.f_code.co_filename:
         sys.__unraisablehook__(unraisable)

@@ -12,6 +12,7 @@ import platform
 import re
 import sys
 import tempfile
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +20,7 @@ from typing import Any, NamedTuple
 import jax
 from absl import app, flags, logging
 
+from kfrtrl_jax._src import jax_internals
 from kfrtrl_jax.errors import ConfigError, DataError, UnsupportedCellError, WorkdirError
 from kfrtrl_jax.training import faults
 from kfrtrl_jax.training.checkpoints import SaveError
@@ -70,10 +72,10 @@ def run(program: Callable[[Invocation], Any]) -> None:
 
     def main(invocation: Invocation) -> int:
         _keep_compiled_programs()
+        _tolerate_broken_cache()
 
         def run_on_device() -> None:
-            # Before any folder is made.
-            jax.devices()
+            require_device()
             program(invocation)
 
         return exit_code(run_on_device, invocation.workdir)
@@ -126,13 +128,32 @@ def exit_code(program: Callable[[], int | None], workdir: Path | None = None) ->
         reason = faults.in_words(error)
     except (RuntimeError, MemoryError) as error:
         message = str(error)
-        if message.startswith("Unable to initialize backend"):
-            return _complain(f"no device: {message}", 2)
-        if not isinstance(error, MemoryError) and not message.startswith("RESOURCE_EXHAUSTED"):
+        if isinstance(error, MemoryError) or message.startswith("RESOURCE_EXHAUSTED"):
+            reason = f"out of memory: {message[:200]}"
+        elif message.startswith("can't start new thread"):
+            reason = message
+        else:
             raise
-        reason = f"out of memory: {message}"
     saved = f"; {faults.what_is_saved(workdir)}" if workdir else ""
     return _complain(f"{reason}{saved}", 1)
+
+
+def require_device() -> None:
+    """Initializes JAX's devices.
+
+    Raises:
+      ConfigError: if there are none of the platforms in JAX_PLATFORMS.
+    """
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:
+        # JAX asserts that it has found one where its plug-in for GPUs is not installed.
+        settings: Any = jax.config
+        detail = str(error).split(" (set JAX_PLATFORMS")[0].removesuffix(".")
+        raise ConfigError(
+            f"JAX finds no device of {settings.jax_platforms or 'any platform'}"
+            f"{f' ({detail})' if detail else ''}; with JAX_PLATFORMS=cpu it runs on the processor"
+        ) from error
 
 
 def _parse(argv: Sequence[str]) -> Invocation:
@@ -230,6 +251,15 @@ def _keep_compiled_programs() -> None:
         logging.info("compiled programs are not cached: %s", error)
         return
     jax.config.update("jax_compilation_cache_dir", str(cache))
+
+
+def _tolerate_broken_cache() -> None:
+    """Makes the cache of compiled programs a convenience that cannot do harm.
+
+    What cannot be read from it is compiled, and replaces what was there. What cannot be written is not.
+    """
+    jax_internals.write_cache_atomically()
+    warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache")
 
 
 def processor_name() -> str:

@@ -39,7 +39,9 @@ def what_is_saved(workdir: Path) -> str:
     with contextlib.suppress(OSError):
         # Orbax gives a checkpoint this name when it is whole.
         steps = [int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdigit()]
-    return f"the last whole checkpoint is of step {max(steps)}" if steps else "no checkpoint yet"
+    return (
+        f"the last whole checkpoint is of step {max(steps)}" if steps else "there is no checkpoint"
+    )
 
 
 def printable(text: str, keep: str = "") -> str:

@@ -119,7 +119,8 @@ def _advance(
     begun = time.monotonic() - progress.wall_time
     abstract = jax.eval_shape(lambda: state)
     jitted = xla.jit(run.experiment.run_chunk, donate_argnums=0)
-    chunk = jitted.lower(abstract).compile()
+    with display.during(run.show, "compiling the first chunk"):
+        chunk = jitted.lower(abstract).compile()
     lap = time.monotonic()
     pending: tuple[ChunkMetrics, int] | None = None
 

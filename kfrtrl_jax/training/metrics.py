@@ -103,6 +103,8 @@ def open_writer(workdir: Path, step: int = 0, tensorboard: bool = True) -> Itera
         def sync() -> None:
             with faults.naming(path):
                 os.fsync(file.fileno())
+                # Raises if the folder has been removed or moved, which writing would not notice.
+                path.stat()
             if events:
                 events.flush()
 

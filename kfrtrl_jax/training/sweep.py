@@ -89,7 +89,7 @@ def run_sweep(
             if all(name_of(i) in results for i in members):
                 continue
             title = f"group {number} of {len(groups)}, trials {members[0]} to {members[-1]}"
-            print(f"{title}: {_describe(sweep, members)}", flush=True)
+            display.say(f"{title}: {_describe(sweep, members)}")
             group = {i: trials[i] for i in members}
             results.update(_run_group(group, folder / "trials", len(groups) - number))
             contents = {"overrides": list(sweep), "results": dict(sorted(results.items()))}
@@ -175,7 +175,8 @@ def _run_group(group: Mapping[int, Any], folder: Path, groups_left: int) -> dict
             )
         state = init(jnp.asarray([f["seed"] for f in flat], jnp.uint32), floats)
         begun = time.monotonic()
-        chunk = jitted.lower(state, floats).compile()
+        with display.during(show, "compiling the first chunk"):
+            chunk = jitted.lower(state, floats).compile()
         lap = time.monotonic()
         signals = stack.enter_context(catch_signals())
         for step in range(config.log_every, config.num_steps + 1, config.log_every):
@@ -304,7 +305,7 @@ def _report(sweep: Sequence[Overrides], results: Sequence[Mapping[str, Any]], fo
             pictures.append(folder / f"sweep_{path.split('.')[-1]}.png")
             label = plots.label_of(outcomes[0], words)
             plots.plot_response(lines, pictures[-1], path, f"final {label}")
-    print(f"results: {folder / RESULTS}; pictures: {', '.join(map(str, pictures))}")
+    display.say(f"results: {folder / RESULTS}; pictures: {', '.join(map(str, pictures))}")
 
 
 def _swept_floats(sweep: Sequence[Overrides]) -> list[str]:
