@@ -27,7 +27,7 @@ from kfrtrl_jax.training.checkpoints import SaveError
 from kfrtrl_jax.training.config import call
 from kfrtrl_jax.training.metrics import NonFiniteError
 from kfrtrl_jax.training.notation import Written
-from kfrtrl_jax.training.signals import Interrupted
+from kfrtrl_jax.training.signals import Interrupted, release_signals
 from kfrtrl_jax.training.values import quoted
 
 flags.disclaim_key_flags()
@@ -117,10 +117,10 @@ def exit_code(program: Callable[[], int | None], workdir: Path | None = None) ->
     except NonFiniteError as error:
         return _complain(str(error), 1)
     except Interrupted as stop:
-        print(faults.printable(str(stop)), file=sys.stderr)
+        say_last(str(stop))
         return stop.exit_code
     except KeyboardInterrupt:
-        print("stopped immediately; nothing saved since the last checkpoint", file=sys.stderr)
+        say_last("stopped immediately; nothing saved since the last checkpoint")
         return 130
     except SaveError as error:
         reason = str(error)
@@ -217,8 +217,14 @@ def split_overrides(argv: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
 
 
 def _complain(message: str, code: int) -> int:
-    print(f"error: {faults.printable(' '.join(message.split()))}", file=sys.stderr)
+    say_last(f"error: {' '.join(message.split())}")
     return code
+
+
+def say_last(line: str) -> None:
+    """Prints the line that says why a program ends, the only one even if a signal comes after it."""
+    release_signals()
+    print(faults.printable(line), file=sys.stderr)
 
 
 def _hush_libraries() -> None:
