@@ -69,6 +69,16 @@ def wait_until_caught(process: subprocess.Popen[str], number: int = signal.SIGHU
         time.sleep(0.002)
 
 
+def wait_for_step(process: subprocess.Popen[str], folder: Path, step: int) -> None:
+    """Until the process has logged a step, or has ended."""
+    path = folder / metrics.METRICS
+    while process.poll() is None:
+        records = metrics.read(path) if path.exists() else []
+        if records and records[-1]["step"] >= step:
+            return
+        time.sleep(0.01)
+
+
 def log_of(folder: Path) -> list[metrics.Record]:
     """The records of a run without their times."""
     return [

@@ -1,6 +1,7 @@
 """Signals at every moment of a run: python -m tests.faults.signals --moments=30.
 
-A third of the runs compile anew. Every tenth run is continued, and must be the undisturbed one.
+Half of the moments are seconds after the start, up to the length of a run; half are steps of the loop.
+A third of the runs compile anew. Some are continued, and must then be the undisturbed one.
 """
 
 from __future__ import annotations
@@ -41,10 +42,14 @@ def main() -> None:
 
         def once(i: int, number: int) -> None:
             kind = None if i % 3 == 1 else cache
-            after = lengths[kind] * i / moments
             folder = home / f"{number}-{i}"
-            stopped(folder, kind, number, after, checks, seen)
-            if i % 10 == 3:
+            half = moments // 2
+            if i < half:
+                seconds, step = lengths[kind] * i / half, None
+            else:
+                seconds, step = 0.0, programs.STEPS * (i - half) // (moments - half)
+            stopped(folder, kind, number, seconds, step, checks, seen)
+            if i % 10 == 3 or i == moments - 1:
                 continues(folder, cache, whole, checks)
 
         def twice(i: int, number: int) -> None:
@@ -66,19 +71,24 @@ def stopped(
     folder: Path,
     cache: Path | None,
     number: int,
-    after: float,
+    seconds: float,
+    step: int | None,
     checks: programs.Checks,
     seen: Counter[str],
 ) -> None:
-    """One signal, some seconds after the program handles it."""
+    """One signal, some seconds after the program handles it, or when it has logged a step."""
     process = programs.start(programs.train(f"--workdir={folder}"), cache)
     programs.wait_until_caught(process)
-    time.sleep(after)
+    if step is None:
+        time.sleep(seconds)
+    else:
+        programs.wait_for_step(process, folder, step)
     process.send_signal(number)
     begun = time.monotonic()
     out, err = process.communicate(timeout=100)
     took = time.monotonic() - begun
-    what = f"{signal.Signals(number).name} after {after:.2f} s: exit code {process.returncode}"
+    moment = f"{seconds:.2f} s" if step is None else f"step {step}"
+    what = f"{signal.Signals(number).name} after {moment}: exit code {process.returncode}"
     if process.returncode == 0:
         seen["finished before the signal"] += 1
         checks.check(err == "" and (folder / "summary.json").exists(), f"{what} {err!r}")
@@ -99,13 +109,12 @@ def stopped_twice(
     checks: programs.Checks,
     seen: Counter[str],
 ) -> None:
-    """A second signal, up to some hundredths of a second after one in the loop."""
+    """A second signal, up to some tenths of a second after one in the loop."""
     process = programs.start(programs.train(f"--workdir={folder}"), cache)
-    while process.poll() is None and not list((folder / "checkpoints").glob("[0-9]*")):
-        time.sleep(0.01)
+    programs.wait_for_step(process, folder, programs.STEPS // 4)
     second = SIGNALS[(SIGNALS.index(signal.Signals(number)) + i) % 3]
     process.send_signal(number)
-    time.sleep(0.01 * i)
+    time.sleep((0.0, 0.02, 0.3)[i % 3])
     process.send_signal(second)
     _, err = process.communicate(timeout=100)
     what = f"{number} and {second} in the loop: exit code {process.returncode}"
