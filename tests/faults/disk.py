@@ -6,6 +6,7 @@ goes on to the log of the undisturbed run. The same holds for limits on files an
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import resource
 import shutil
@@ -18,8 +19,13 @@ from tests.faults import programs
 
 # KiB: from too small for a folder to enough for the whole run.
 SIZES = (4, 16, 32, 64, 96, 128, 192, 256, 384, 512, 1024)
-FILE_SIZES = (0, 1000, 8000, 30000)
-OPEN_FILES = (9, 11, 13, 16, 20, 24)
+LIMITS = (
+    ("FSIZE", 0),
+    ("FSIZE", 8000),
+    ("FSIZE", 30000),
+    *(("NOFILE", n) for n in (9, 11, 16, 20)),
+)
+STEPS = 4000
 
 
 def main() -> None:
@@ -28,26 +34,34 @@ def main() -> None:
     with programs.temporary() as name:
         home, cache = Path(name), Path(name) / "cache"
         whole = home / "whole"
-        code, _, err = programs.run(programs.train(f"--workdir={whole}"), cache)
+        code, _, err = programs.run(programs.train(f"--workdir={whole}", steps=STEPS), cache)
         checks.check(code == 0 and err == "", f"the undisturbed run: {code} {err}")
-        full_disks(home, cache, whole, checks)
-        limits(home, cache, whole, checks)
         vanishes(home / "vanishes", cache, checks)
         full_cache(home, cache, whole, checks)
+        with concurrent.futures.ThreadPoolExecutor(2) as pool:
+            context = (home, cache, whole, checks)
+            jobs = [pool.submit(full_disk, size, *context) for size in SIZES]
+            jobs += [pool.submit(limited, limit, *context) for limit in LIMITS]
+            jobs.append(pool.submit(read_only, *context))
+            for job in jobs:
+                job.result()
     checks.finish()
 
 
-def full_disks(home: Path, cache: Path, whole: Path, checks: programs.Checks) -> None:
-    """A run on file systems of all sizes, which then get larger."""
-    for size in SIZES:
-        with mounted(home / f"disk{size}", f"size={size}k") as place:
-            if place is None:
-                print("full disks: skipped, as nothing can be mounted here")
-                return
-            code = fails_or_ends(place / "run", cache, f"{size} KiB", checks)
-            print(f"disk of {size} KiB: exit code {code}", flush=True)
-            mount("-o", "remount,size=20m", str(place))
-            goes_on(place / "run", cache, whole, f"{size} KiB", checks)
+def full_disk(size: int, home: Path, cache: Path, whole: Path, checks: programs.Checks) -> None:
+    """A run on a file system of some KiB, which then gets larger."""
+    with mounted(home / f"disk{size}", f"size={size}k") as place:
+        if place is None:
+            print(f"disk of {size} KiB: skipped, as nothing can be mounted here")
+            return
+        code = fails_or_ends(place / "run", cache, f"{size} KiB", checks)
+        print(f"disk of {size} KiB: exit code {code}", flush=True)
+        mount("-o", "remount,size=20m", str(place))
+        goes_on(place / "run", cache, whole, f"{size} KiB", checks)
+
+
+def read_only(home: Path, cache: Path, whole: Path, checks: programs.Checks) -> None:
+    """A run on a file system that cannot be written."""
     with mounted(home / "locked", "size=1m,ro") as place:
         if place is not None:
             code = fails_or_ends(place / "run", cache, "read-only", checks)
@@ -56,19 +70,22 @@ def full_disks(home: Path, cache: Path, whole: Path, checks: programs.Checks) ->
             goes_on(place / "run", cache, whole, "read-only", checks)
 
 
-def limits(home: Path, cache: Path, whole: Path, checks: programs.Checks) -> None:
-    """Limits on the size and on the number of files."""
-    for kind, values in (("FSIZE", FILE_SIZES), ("NOFILE", OPEN_FILES)):
-        for value in values:
-            folder, what = home / f"{kind}{value}", f"RLIMIT_{kind} = {value}"
-            number = getattr(resource, f"RLIMIT_{kind}")
-
-            def limit(number: int = number, value: int = value) -> None:
-                resource.setrlimit(number, (value, value))
-
-            code = fails_or_ends(folder, cache, what, checks, preexec_fn=limit)
-            print(f"{what}: exit code {code}", flush=True)
-            goes_on(folder, cache, whole, what, checks)
+def limited(
+    limit: tuple[str, int], home: Path, cache: Path, whole: Path, checks: programs.Checks
+) -> None:
+    """A limit on the size or on the number of files."""
+    kind, value = limit
+    folder, what = home / f"{kind}{value}", f"RLIMIT_{kind} = {value}"
+    number = getattr(resource, f"RLIMIT_{kind}")
+    code = fails_or_ends(
+        folder,
+        cache,
+        what,
+        checks,
+        preexec_fn=lambda: resource.setrlimit(number, (value, value)),
+    )
+    print(f"{what}: exit code {code}", flush=True)
+    goes_on(folder, cache, whole, what, checks)
 
 
 def vanishes(folder: Path, cache: Path, checks: programs.Checks) -> None:
@@ -98,7 +115,9 @@ def fails_or_ends(
     folder: Path, cache: Path, what: str, checks: programs.Checks, **options: object
 ) -> int:
     """Runs the command with the fault; returns the exit code."""
-    code, out, err = programs.run(programs.train(f"--workdir={folder}"), cache, **options)
+    code, out, err = programs.run(
+        programs.train(f"--workdir={folder}", steps=STEPS), cache, **options
+    )
     checks.check(code in (0, 1, 2), f"{what}: exit code {code}")
     checks.check("Traceback" not in out, f"{what}: {out!r}")
     if code == 0:
@@ -113,7 +132,7 @@ def fails_or_ends(
 
 def goes_on(folder: Path, cache: Path, whole: Path, what: str, checks: programs.Checks) -> None:
     """Runs the command without the fault; its log must be that of the undisturbed run."""
-    code, _, err = programs.run(programs.train(f"--workdir={folder}"), cache)
+    code, _, err = programs.run(programs.train(f"--workdir={folder}", steps=STEPS), cache)
     checks.check(code == 0 and err == "", f"after {what}: {code} {err!r}")
     same = code == 0 and programs.log_of(folder) == programs.log_of(whole)
     checks.check(same, f"after {what}: the log differs")
