@@ -8,6 +8,11 @@ packages; needs the extra "peers"), memory, and compile (from the start to the f
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from experiments import start
+
+    start.begin()
+
 import importlib
 import importlib.metadata
 import json
@@ -51,6 +56,7 @@ _ROUNDS = flags.DEFINE_integer(
 
 def main() -> int:
     """Prints a table and writes the samples."""
+    command_line.require_device()
     suite, rounds = _SUITE.value, _ROUNDS.value
     chosen = choose(suite, _ROWS.value)
     require(suite, chosen)

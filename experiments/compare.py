@@ -6,6 +6,11 @@ Runs of the same name, such as seeds, are one curve: their mean and range. Write
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from experiments import start
+
+    start.begin()
+
 import csv
 import pathlib
 import sys

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from experiments import start
+
+    start.begin()
+
 import math
 
 import jax

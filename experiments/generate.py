@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from experiments import start
+
+    start.begin()
+
+import sys
+
 from absl import flags
 
 from kfrtrl_jax.errors import ConfigError
-from kfrtrl_jax.training import command_line, generation, loading
+from kfrtrl_jax.training import command_line, faults, generation, loading
 
 _WORKDIR = flags.DEFINE_string("workdir", "", "Of a finished run of `experiments.train` on text.")
 _LENGTH = flags.DEFINE_integer("length", 500, "Characters to write.", lower_bound=1)
@@ -18,6 +25,7 @@ def main() -> int:
     """Loads the network and prints what it writes."""
     if not _WORKDIR.value:
         raise ConfigError("give the folder of a run by --workdir=DIR")
+    command_line.require_device()
     network = loading.load(_WORKDIR.value)
     text = generation.generate(
         network,
@@ -26,7 +34,8 @@ def main() -> int:
         temperature=_TEMPERATURE.value,
         seed=_SEED.value,
     )
-    print(text)
+    shown = faults.printable(text, keep="\n\t") if sys.stdout.isatty() else text
+    print(shown)
     return 0
 
 

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from experiments import start
+
+    start.begin()
+
 from configs import noise as default
 from kfrtrl_jax.studies.fidelity import gradient_noise, named, settings
 from kfrtrl_jax.training import command_line, workdir

@@ -6,6 +6,11 @@ table of the trials that are done.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from experiments import start
+
+    start.begin()
+
 import pathlib
 
 from absl import flags

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from experiments import start
+
+    start.begin()
+
 from configs import theory as default
 from kfrtrl_jax.base import Cell
 from kfrtrl_jax.errors import ConfigError

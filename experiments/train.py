@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from experiments import start
+
+    start.begin()
+
 from typing import Any
 
 from kfrtrl_jax.training import command_line, config, dry_run, train

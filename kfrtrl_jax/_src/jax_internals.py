@@ -5,10 +5,13 @@ If a release of JAX changes one of these, this is the only module to adapt.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
+from jax._src import lru_cache
 from jax.extend import core
 from jax.interpreters import partial_eval
 
@@ -92,3 +95,27 @@ def origin(primitive: Any, source: Any) -> str:
             line = f"{frame.file_name.rsplit('/', 1)[-1]}:{frame.line_num}"
             return f"{primitive.name} at {line}"
     return f"{primitive.name} at an unknown line"
+
+
+def write_cache_atomically() -> None:
+    """Lets JAX write a file of its cache of compiled programs whole or not at all, over an older one.
+
+    JAX writes in place and never over a file that exists: one that was cut off, by the end of the
+    process or by a full disk, would stay, fail to be read in every process, and never be replaced.
+    """
+    original = lru_cache.LRUCache.put
+
+    def put(self: Any, key: str, value: bytes) -> None:
+        if self.eviction_enabled:
+            original(self, key, value)
+            return
+        path = Path(self.path) / f"{key}{lru_cache._CACHE_SUFFIX}"
+        temporary = path.with_name(f".{os.getpid()}-{path.name[:200]}.tmp")
+        try:
+            temporary.write_bytes(value)
+            os.replace(temporary, path)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
+
+    lru_cache.LRUCache.put = put  # type: ignore[method-assign]

@@ -21,7 +21,7 @@ import orbax.checkpoint as ocp
 
 from kfrtrl_jax._src.lanes import is_key
 from kfrtrl_jax.errors import WorkdirError
-from kfrtrl_jax.training import workdir
+from kfrtrl_jax.training import faults, workdir
 from kfrtrl_jax.training.values import one_line
 
 # Of the layout of what is saved; a checkpoint of another one is refused by name.
@@ -31,9 +31,9 @@ FOLDER = "checkpoints"
 LATEST = "checkpoint.json"
 _SEAL = "files.sha256"
 
-# Orbax logs every one of its steps.
+# Orbax logs every one of its steps, and the errors that it raises as well.
 logging.getLogger("absl").addFilter(
-    lambda record: record.levelno >= logging.ERROR or "orbax" not in record.pathname
+    lambda record: record.levelno > logging.ERROR or "orbax" not in record.pathname
 )
 
 
@@ -86,11 +86,10 @@ class Checkpoints:
             self._manager.save(step, args=_saved(state, info))
             _seal(self._folder / str(step))
         except Exception as error:
-            last = self.last_step()
             shutil.rmtree(self._folder / str(step), ignore_errors=True)
             raise SaveError(
                 f"the checkpoint of step {step} cannot be written to {self._folder}: "
-                f"{one_line(error)[:200]}; {last_good(last)}"
+                f"{faults.in_words(error)}"
             ) from error
         workdir.write_document(self._home / LATEST, {"step": step})
 
@@ -182,7 +181,7 @@ def save_parameters(folder: Path, parameters: Any, info: Mapping[str, Any] | Non
         new.rename(folder)
     except Exception as error:
         raise SaveError(
-            f"the parameters cannot be written to {folder}: {one_line(error)[:200]}"
+            f"the parameters cannot be written to {folder}: {faults.in_words(error)}"
         ) from error
     shutil.rmtree(old, ignore_errors=True)
 

@@ -1,6 +1,6 @@
 """The command line of the programs in `experiments`: flags, one-line errors, exit codes.
 
-Exit codes: 0 success, 1 a failed run, 2 invalid input, 130 and 143 stopped by ctrl-C and SIGTERM.
+Exit codes: 0 success, 1 a failed run, 2 invalid input or a missing device, 128 + n stopped by signal n.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import platform
 import re
 import sys
 import tempfile
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,13 +20,15 @@ from typing import Any, NamedTuple
 import jax
 from absl import app, flags, logging
 
+from kfrtrl_jax._src import jax_internals
 from kfrtrl_jax.errors import ConfigError, DataError, UnsupportedCellError, WorkdirError
-from kfrtrl_jax.training import help
+from kfrtrl_jax.training import faults, help
+from kfrtrl_jax.training.checkpoints import SaveError
 from kfrtrl_jax.training.config import call, resolve
-from kfrtrl_jax.training.loop import Interrupted
 from kfrtrl_jax.training.metrics import NonFiniteError
 from kfrtrl_jax.training.notation import Written
-from kfrtrl_jax.training.values import is_tree, one_line, plain, printable, quoted
+from kfrtrl_jax.training.signals import Interrupted, release_signals
+from kfrtrl_jax.training.values import is_tree, one_line, plain, quoted
 
 flags.disclaim_key_flags()
 
@@ -80,19 +83,13 @@ def run(program: Callable[[Invocation], Any]) -> None:
 
     def main(invocation: Invocation) -> int:
         _keep_compiled_programs()
-        try:
+        _tolerate_broken_cache()
+
+        def run_on_device() -> None:
+            require_device()
             program(invocation)
-        except REFUSED as error:
-            return _complain(error, 2)
-        except NonFiniteError as error:
-            return _complain(error, 1)
-        except Interrupted as stop:
-            print(stop, file=sys.stderr)
-            return stop.exit_code
-        except KeyboardInterrupt:
-            print("stopped immediately; nothing saved since the last checkpoint", file=sys.stderr)
-            return 130
-        return 0
+
+        return exit_code(run_on_device, invocation.workdir)
 
     app.run(main, flags_parser=_parse)
 
@@ -109,24 +106,74 @@ def run_plain(program: Callable[[], int]) -> None:
                 )
             _hush_libraries()
         except (ConfigError, flags.Error) as error:
-            sys.exit(_complain(error, 2))
+            sys.exit(_complain(str(error), 2))
 
-    def main(_: None) -> int:
-        try:
-            return program()
-        except REFUSED as error:
-            return _complain(error, 2)
+    app.run(lambda _: exit_code(program), flags_parser=parse)
 
-    app.run(main, flags_parser=parse)
+
+def exit_code(program: Callable[[], int | None], workdir: Path | None = None) -> int:
+    """Runs a program; prints what ended it, if anything did, as one line.
+
+    Args:
+      program: returns its exit code, None for success.
+      workdir: of its run, if it has one.
+
+    Returns:
+      The exit code of the process.
+    """
+    try:
+        return program() or 0
+    except REFUSED as error:
+        return _complain(str(error), 2)
+    except NonFiniteError as error:
+        return _complain(str(error), 1)
+    except Interrupted as stop:
+        say_last(str(stop))
+        return stop.exit_code
+    except KeyboardInterrupt:
+        say_last("stopped immediately; nothing saved since the last checkpoint")
+        return 130
+    except SaveError as error:
+        reason = str(error)
+    except OSError as error:
+        reason = faults.in_words(error)
+    except (RuntimeError, MemoryError) as error:
+        message = str(error)
+        if isinstance(error, MemoryError) or message.startswith("RESOURCE_EXHAUSTED"):
+            reason = f"out of memory: {message[:200]}"
+        elif message.startswith("can't start new thread"):
+            reason = message
+        else:
+            raise
+    saved = f"; {faults.what_is_saved(workdir)}" if workdir else ""
+    return _complain(f"{reason}{saved}", 1)
+
+
+def require_device() -> None:
+    """Initializes JAX's devices.
+
+    Raises:
+      ConfigError: if there are none of the platforms in JAX_PLATFORMS.
+    """
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:
+        # JAX asserts that it has found one where its plug-in for GPUs is not installed.
+        settings: Any = jax.config
+        detail = str(error).split(" (set JAX_PLATFORMS")[0].removesuffix(".")
+        raise ConfigError(
+            f"JAX finds no device of {settings.jax_platforms or 'any platform'}"
+            f"{f' ({detail})' if detail else ''}; with JAX_PLATFORMS=cpu it runs on the processor"
+        ) from error
 
 
 def _parse(argv: Sequence[str]) -> Invocation:
     try:
         return _read(argv)
     except (ConfigError, flags.Error) as error:
-        sys.exit(_complain(error, 2))
+        sys.exit(_complain(str(error), 2))
     except KeyboardInterrupt:
-        print("stopped before anything was begun", file=sys.stderr)
+        say_last("stopped before anything was begun")
         sys.exit(130)
 
 
@@ -213,9 +260,15 @@ def split_overrides(argv: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
     return others, overrides
 
 
-def _complain(error: BaseException, code: int) -> int:
-    print(f"error: {printable(' '.join(str(error).split()))}", file=sys.stderr)
+def _complain(message: str, code: int) -> int:
+    say_last(f"error: {' '.join(message.split())}")
     return code
+
+
+def say_last(line: str) -> None:
+    """Prints the line that says why a program ends, the only one even if a signal comes after it."""
+    release_signals()
+    print(faults.printable(line), file=sys.stderr)
 
 
 def _hush_libraries() -> None:
@@ -248,6 +301,15 @@ def _keep_compiled_programs() -> None:
         logging.info("compiled programs are not cached: %s", error)
         return
     jax.config.update("jax_compilation_cache_dir", str(cache))
+
+
+def _tolerate_broken_cache() -> None:
+    """Makes the cache of compiled programs a convenience that cannot do harm.
+
+    What cannot be read from it is compiled, and replaces what was there. What cannot be written is not.
+    """
+    jax_internals.write_cache_atomically()
+    warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache")
 
 
 def processor_name() -> str:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from kfrtrl_jax.training import faults
 from kfrtrl_jax.training.metrics import Record
 from kfrtrl_jax.training.segments import Words
 
@@ -21,7 +23,7 @@ class Display(NamedTuple):
 
     Attributes:
       update: record -> None, at every log.
-      note: text -> None, a line that stays.
+      note: text -> None, a line that stays, shown with control characters escaped.
       close: () -> None.
     """
 
@@ -66,10 +68,10 @@ def status(record: Record, words: Words = NAMELESS) -> str:
 
 def print_table(title: str, rows: Mapping[str, Any], console: Console | None = None) -> None:
     """Prints a table of names and values, without those that are None."""
-    table = Table(title=title, show_header=False, title_justify="left")
+    table = Table(title=faults.printable(title), show_header=False, title_justify="left")
     for name, value in rows.items():
         if value is not None:
-            table.add_row(name, str(value))
+            table.add_row(faults.printable(name), faults.printable(str(value)))
     (console or _plain()).print(table)
 
 
@@ -80,12 +82,26 @@ def print_columns(
     console: Console | None = None,
 ) -> None:
     """Prints a table with a header."""
-    table = Table(title=title, title_justify="left")
+    table = Table(title=faults.printable(title), title_justify="left")
     for column in columns:
-        table.add_column(column)
+        table.add_column(faults.printable(column))
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(faults.printable, row))
     (console or _plain()).print(table)
+
+
+def say(text: str) -> None:
+    """Prints a line, with control characters escaped."""
+    print(faults.printable(text), flush=True)
+
+
+@contextlib.contextmanager
+def during(show: Display, what: str) -> Iterator[None]:
+    """Notes that something begins that may take long, and then how many seconds it took."""
+    show.note(f"{what} ...")
+    begun = time.monotonic()
+    yield
+    show.note(f"{what}: {time.monotonic() - begun:.1f} s")
 
 
 def duration(seconds: float) -> str:
@@ -102,9 +118,9 @@ def _plain() -> Console:
 
 def _bar(num_steps: int, start: int, words: Words, console: Console) -> Display:
     progress = Progress(
-        TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
+        TextColumn("step {task.completed:.0f}/{task.total:.0f}", markup=False),
         BarColumn(bar_width=None),
-        TextColumn("{task.fields[status]}"),
+        TextColumn("{task.fields[status]}", markup=False),
         TimeRemainingColumn(compact=True),
         console=console,
         speed_estimate_period=60,
@@ -113,9 +129,9 @@ def _bar(num_steps: int, start: int, words: Words, console: Console) -> Display:
     progress.start()
     return Display(
         update=lambda record: progress.update(
-            task, completed=record["step"], status=status(record, words)
+            task, completed=record["step"], status=faults.printable(status(record, words))
         ),
-        note=lambda text: console.print(text, markup=False, highlight=False),
+        note=lambda text: console.print(faults.printable(text), markup=False, highlight=False),
         close=progress.stop,
     )
 
@@ -124,7 +140,7 @@ def _lines(num_steps: int, words: Words, console: Console) -> Display:
     last = -SECONDS_BETWEEN_LINES
 
     def note(text: str) -> None:
-        print(text, file=console.file, flush=True)
+        print(faults.printable(text), file=console.file, flush=True)
 
     def update(record: Record) -> None:
         nonlocal last

@@ -9,9 +9,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,48 +20,12 @@ import numpy as np
 from kfrtrl_jax._src import xla
 from kfrtrl_jax.training import checkpoints, display, evaluation, metrics, workdir
 from kfrtrl_jax.training.group import Group
+from kfrtrl_jax.training.signals import Interrupted, catch_signals
 
 # Fields that may differ when a run is continued, as they do not affect its steps.
 FREE_FIELDS = frozenset({"num_steps"})
 # Where checkpoint_every is 0.
 SECONDS_BETWEEN_CHECKPOINTS = 600.0
-
-
-class Interrupted(Exception):  # noqa: N818 - not an error: the run did as it was told
-    """A run stopped by a signal; its message says how to continue.
-
-    Attributes:
-      exit_code: 128 plus the signal's number, the convention of shells.
-    """
-
-    def __init__(self, message: str, number: int):
-        super().__init__(message)
-        self.exit_code = 128 + number
-
-
-@contextlib.contextmanager
-def catch_signals() -> Iterator[list[int]]:
-    """Collects SIGTERM and SIGINT instead of ending the process; a second signal ends it as usual."""
-    received: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield received
-        return
-    previous = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)}
-
-    def restore() -> None:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-    def handle(number: int, _: Any) -> None:
-        received.append(number)
-        restore()
-
-    for number in previous:
-        signal.signal(number, handle)
-    try:
-        yield received
-    finally:
-        restore()
 
 
 @dataclasses.dataclass
@@ -97,14 +60,12 @@ class Place(NamedTuple):
       saved: the checkpoints.
       command_workdir: what --workdir was, for messages.
       show: the display.
-      signals: the signals received so far.
       tensorboard: whether the runs write events.
     """
 
     saved: checkpoints.Checkpoints
     command_workdir: Path
     show: display.Display
-    signals: Sequence[int]
     tensorboard: bool = True
 
 
@@ -181,12 +142,14 @@ class Training:
                 self._place.show.note(str(self.group.about.check()))
             chunk = self._compiled()
             self._begun, self._lap = time.monotonic() - self.wall_time, time.monotonic()
-            while self.step < config.num_steps and not self._place.signals and self._alive:
-                self._advance(chunk)
-            self._log_pending()
-            if self._alive and self.step < config.num_steps:
-                self._save()
-                self._stop()
+            with catch_signals() as signals:
+                while self.step < config.num_steps and not signals and self._alive:
+                    self._advance(chunk)
+                self._log_pending()
+                if signals and self._alive:
+                    self._save()
+            if signals and self._alive:
+                raise self._interrupted(signals[0])
 
     def evaluate(self, name: str, parameters: Any) -> evaluation.Means:
         """The means over a held-out stream, [runs] each."""
@@ -206,7 +169,8 @@ class Training:
 
     def _compiled(self) -> Callable[[Any], tuple[Any, Any]]:
         jitted = xla.jit(self.group.run_chunk, donate_argnums=0)
-        return jitted.lower(jax.eval_shape(lambda: self.state)).compile()
+        with display.during(self._place.show, "compiling the first chunk"):
+            return jitted.lower(jax.eval_shape(lambda: self.state)).compile()
 
     def _advance(self, chunk: Callable[[Any], tuple[Any, Any]]) -> None:
         """One chunk, and what is due after it."""
@@ -291,9 +255,8 @@ class Training:
         self._place.saved.save(self.step, tree, info)
         self._saved_at = time.monotonic()
 
-    def _stop(self) -> None:
-        number = self._place.signals[0]
-        raise Interrupted(
+    def _interrupted(self, number: int) -> Interrupted:
+        return Interrupted(
             f"stopped by {signal.Signals(number).name} at step {self.step}, all saved; "
             f"the same command with --workdir={self._place.command_workdir} continues",
             number,

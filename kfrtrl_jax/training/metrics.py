@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from tensorboardX import SummaryWriter
 
-from kfrtrl_jax.training import nonfinite
+from kfrtrl_jax.training import faults, nonfinite
+from kfrtrl_jax.training.events import Events, open_events
 from kfrtrl_jax.training.program import ChunkMetrics
 from kfrtrl_jax.training.segments import RunState
 from kfrtrl_jax.training.workdir import SET_ASIDE, write_text
@@ -142,13 +142,16 @@ def open_writer(
 
     # The file is open only for a moment, as a sweep has one for each of its trials.
     def write(record: Record) -> None:
-        with open(path, "a") as file:
-            file.write(_line(record))
+        line = _line(record).encode()
+        # Without a buffer, which would fail again when the file is closed.
+        with faults.naming(path), open(path, "ab", buffering=0) as file:
+            while line:
+                line = line[file.write(line) :]
         if events:
             _add(events, record)
 
     def sync() -> None:
-        with open(path, "a") as file:
+        with faults.naming(path), open(path, "rb") as file:
             os.fsync(file.fileno())
         if events:
             events.flush()
@@ -223,17 +226,20 @@ def _set_lines_aside(path: Path, lines: Sequence[str]) -> None:
         file.writelines(line if line.endswith("\n") else f"{line}\n" for line in lines)
 
 
-def _rewritten_events(folder: Path, records: Sequence[Record]) -> SummaryWriter:
+def _rewritten_events(folder: Path, records: Sequence[Record]) -> Events:
     """A writer of events that begins with those of the records, in place of older files."""
     for old in folder.glob("events.out.tfevents.*"):
         old.unlink()
-    events = SummaryWriter(str(folder))
+    events = open_events(folder)
     for record in records:
         _add(events, record)
     return events
 
 
-def _add(events: SummaryWriter, record: Record) -> None:
-    for name, value in record.items():
-        if value is not None and name not in ("step", "wall_time"):
-            events.add_scalar(name, value, record["step"])
+def _add(events: Events, record: Record) -> None:
+    shown = {
+        name: value
+        for name, value in record.items()
+        if value is not None and name not in ("step", "wall_time")
+    }
+    events.add(record["step"], shown)

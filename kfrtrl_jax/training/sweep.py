@@ -25,7 +25,7 @@ from kfrtrl_jax.training import (
 from kfrtrl_jax.training import config as configs
 from kfrtrl_jax.training.factories import KINDS
 from kfrtrl_jax.training.group import Group, alike, make_group
-from kfrtrl_jax.training.loop import Member, Place, Training, catch_signals, summarize
+from kfrtrl_jax.training.loop import Member, Place, Training, summarize
 from kfrtrl_jax.training.program import Experiment, build
 
 Overrides = dict[str, Any]
@@ -90,7 +90,7 @@ def run_sweep(
     for trial in configured:
         if (kind := alike(trial)) not in experiments:
             experiments[kind] = _built(trial)
-    with workdir.hold(folder), catch_signals() as signals:
+    with workdir.hold(folder):
         names, notes = trials.claim(folder, configured)
         runs, overrides = (dict(zip(names, values)) for values in (configured, sweep))
         data = {configs.shown(t, "task"): experiments[alike(t)].about.data for t in configured}
@@ -100,14 +100,14 @@ def run_sweep(
             folder, runs, results, lambda kind: _most(experiments[kind]), notes.append
         )
         for note in notes:
-            print(f"note: {note}", flush=True)
+            display.say(f"note: {note}")
         for number, work in enumerate(works, 1):
             title = f"group {number} of {len(works)}, trials {work.names[0]} to {work.names[-1]}"
-            print(f"{title}: {_describe([overrides[name] for name in work.names])}", flush=True)
+            display.say(f"{title}: {_describe([overrides[name] for name in work.names])}")
             trials.begin(work, folder / "trials", runs)
             members = [runs[name] for name in work.names]
             group = make_group(members, experiments[alike(members[0])])
-            found = _run_group(group, work, members[0], folder, signals)
+            found = _run_group(group, work, members[0], folder)
             results.update(zip(work.names, found))
             trials.write_results(folder, overrides, results)
         trials.write_results(folder, overrides, results)
@@ -128,9 +128,7 @@ def _most(experiment: Experiment) -> int:
     return max(1, memory.available() // memory.needed(experiment)[0])
 
 
-def _run_group(
-    group: Group, work: trials.Work, config: Any, folder: Path, signals: Sequence[int]
-) -> list[dict[str, Any]]:
+def _run_group(group: Group, work: trials.Work, config: Any, folder: Path) -> list[dict[str, Any]]:
     """Runs the trials of a group side by side; returns their results."""
     show = display.make_display(config.num_steps, 0, group.about.words)
     members = [Member(folder / "trials" / name) for name in work.names]
@@ -138,7 +136,7 @@ def _run_group(
         contextlib.closing(checkpoints.Checkpoints(work.folder)) as saved,
         contextlib.closing(show),
     ):
-        place = Place(saved, folder, show, signals, tensorboard=False)
+        place = Place(saved, folder, show, tensorboard=False)
         training = Training(group, members, config, place)
         training.run()
         return summarize(training)
@@ -198,7 +196,7 @@ def _log(folder: Path, config: Any, result: Mapping[str, Any]) -> list[metrics.R
     """The log of a trial; says so if it has lost lines."""
     records = metrics.read(folder / metrics.METRICS)
     if lost := metrics.missing(folder, records, result.get("step", 0), config.log_every):
-        print(f"warning: {lost}")
+        display.say(f"warning: {lost}")
     return records
 
 
@@ -244,7 +242,7 @@ def _report(
             pictures.append(folder / f"sweep_{path.split('.')[-1]}.png")
             label = plots.label_of(outcome, words)
             plots.plot_response(lines, pictures[-1], path, f"final {label}")
-    print(f"results: {folder / trials.RESULTS}; pictures: {', '.join(map(str, pictures))}")
+    display.say(f"results: {folder / trials.RESULTS}; pictures: {', '.join(map(str, pictures))}")
 
 
 def _swept_floats(sweep: Sequence[Overrides]) -> list[str]:

@@ -44,7 +44,7 @@ def train(config: Any, folder: Path) -> dict[str, Any]:
     experiment = build(config)
     memory.check(experiment, config)
     group = make_group([config], experiment)
-    with workdir.hold(folder), loop.catch_signals() as signals, contextlib.ExitStack() as stack:
+    with workdir.hold(folder), contextlib.ExitStack() as stack:
         notes = workdir.claim(folder, config.to_dict(), free=loop.FREE_FIELDS)
         notes += made_with.bind(folder, {configs.shown(config, "task"): group.about.data})
         saved = stack.enter_context(contextlib.closing(checkpoints.Checkpoints(folder)))
@@ -52,7 +52,7 @@ def train(config: Any, folder: Path) -> dict[str, Any]:
         with contextlib.closing(show):
             for note in notes:
                 show.note(f"note: {note}")
-            place = loop.Place(saved, folder, show, signals)
+            place = loop.Place(saved, folder, show)
             training = loop.Training(group, [loop.Member(folder)], config, place)
             training.run()
         (member,) = training.members

@@ -77,11 +77,6 @@ def require_name(path: str, name: str) -> None:
         raise ConfigError(f"{path} has no field {quoted(name)}")
 
 
-def printable(text: str) -> str:
-    """A text without control characters: those are written as in Python, such as \\x1b."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
-
-
 def check_value(path: str, value: Any, annotation: Any) -> Any:
     """The value in the annotation's type: an int given for a float becomes a float.
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from kfrtrl_jax.errors import WorkdirError
+from kfrtrl_jax.training import faults
 
 CONFIG = "config.json"
 SUMMARY = "summary.json"
@@ -53,9 +54,10 @@ def hold(workdir: Path) -> Iterator[None]:
                 f"workdir {workdir} is in use by the run with process id {holder}; "
                 f"wait for it, stop it, or choose another --workdir"
             ) from None
-        lock.truncate(0)
-        lock.write(f"{os.getpid()}\n")
-        lock.flush()
+        with faults.naming(workdir / LOCK):
+            lock.truncate(0)
+            # Without a buffer, which would fail again when the file is closed.
+            os.write(lock.fileno(), f"{os.getpid()}\n".encode())
         yield
 
 
@@ -188,11 +190,12 @@ def write_text(path: Path, text: str) -> None:
 def replacing(path: Path) -> Iterator[TextIO]:
     """A file to write that takes the place of `path` at the end, whole, or not at all."""
     temporary = path.with_name(f".{path.name}.tmp")
-    with open(temporary, "w", newline="") as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    with faults.naming(path):
+        with open(temporary, "w", encoding="utf-8", newline="") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
 
 
 _ABSENT = object()

@@ -1,8 +1,6 @@
 from __future__ import annotations
 
-import os
 import shutil
-import signal
 
 import chex
 import jax
@@ -16,7 +14,6 @@ from kfrtrl_jax.training import (
     checkpoints,
     evaluation,
     generation,
-    loop,
     metrics,
     program,
     train,
@@ -161,12 +158,3 @@ def test_numbers_that_are_not_finite_stop_the_run_and_leave_the_last_good_checkp
     assert f"(the last good checkpoint is of step {step - 1})" in message
     assert (tmp_path / "checkpoints" / str(step - 1)).is_dir()
     assert records(tmp_path)[-1]["step"] == step - 1
-
-
-def test_a_signal_is_noted_and_a_second_one_acts():
-    before = signal.getsignal(signal.SIGTERM)
-    with loop.catch_signals() as received:
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert received == [signal.SIGTERM]
-        assert signal.getsignal(signal.SIGTERM) == before
-    assert signal.getsignal(signal.SIGTERM) == before
