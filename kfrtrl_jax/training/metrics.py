@@ -151,6 +151,7 @@ def open_writer(
             _add(events, record)
 
     def sync() -> None:
+        # Not made anew: a folder that was removed or moved is noticed here.
         with faults.naming(path), open(path, "rb") as file:
             os.fsync(file.fileno())
         if events:

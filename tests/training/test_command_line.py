@@ -89,7 +89,7 @@ def test_a_run_that_fails_is_one_line_and_exit_code_1(tmp_path):
     )
     _, err = run.communicate(timeout=300)
     assert run.returncode == 1
-    assert err.startswith("error: the loss, the gradient or the state is no longer finite at step ")
+    assert " is no longer finite at step " in err
     assert err.count("\n") == 1
 
 

@@ -93,7 +93,7 @@ def test_errors_of_tensorstore_are_said_as_the_system_says_them():
 
 
 def test_a_state_that_cannot_be_written_leaves_the_ones_before(tmp_path, monkeypatch):
-    saved = checkpoints.open_checkpoints(tmp_path)
+    saved = checkpoints.Checkpoints(tmp_path)
     saved.save(10, {"a": jnp.arange(3)}, {})
 
     def full(*_, **__):
