@@ -13,11 +13,14 @@ from kfrtrl_jax.training import command_line, config, sweep
 
 
 def run(invocation: command_line.Invocation) -> list[dict[str, Any]]:
-    """Runs those trials of the config file's get_sweep() that have no result yet."""
+    """Runs those trials of the config file's get_sweep() that have no result yet, or shows them."""
     trials = config.call(invocation.path, "get_sweep")
+    if invocation.dry_run:
+        print(sweep.describe(invocation.config, trials, invocation.overrides))
+        return []
     return sweep.run_sweep(invocation.config, trials, invocation.workdir, invocation.overrides)
 
 
 if __name__ == "__main__":
-    command_line.define_flags()
+    command_line.define_flags(dry_run=True)
     command_line.run(run)

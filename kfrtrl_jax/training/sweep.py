@@ -8,27 +8,23 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from kfrtrl_jax.errors import ConfigError
 from kfrtrl_jax.training import (
     checkpoints,
-    composed,
     display,
+    dry_run,
     made_with,
     memory,
     metrics,
-    plots,
+    outcomes,
     trials,
     workdir,
 )
 from kfrtrl_jax.training import config as configs
-from kfrtrl_jax.training.factories import KINDS
 from kfrtrl_jax.training.group import Group, alike, make_group
 from kfrtrl_jax.training.loop import Member, Place, Training, summarize
+from kfrtrl_jax.training.outcomes import Overrides
 from kfrtrl_jax.training.program import Experiment, build
-
-Overrides = dict[str, Any]
 
 
 def grid(**values: Iterable[Any]) -> list[Overrides]:
@@ -79,13 +75,7 @@ def run_sweep(
       SaveError: if a state cannot be saved.
       Interrupted: on a signal; the group that was running is saved.
     """
-    if not isinstance(sweep, list) or not all(isinstance(trial, dict) for trial in sweep):
-        raise ConfigError(
-            f"get_sweep() must return a list of dicts of overrides, got {sweep!r:.60}"
-        )
-    if not sweep:
-        raise ConfigError("the sweep has no trials: get_sweep() returned an empty list")
-    configured = [_trial(config, common or {}, own, i) for i, own in enumerate(sweep)]
+    configured = resolve(config, sweep, common)
     experiments: dict[str, Experiment] = {}
     for trial in configured:
         if (kind := alike(trial)) not in experiments:
@@ -113,8 +103,46 @@ def run_sweep(
         trials.write_results(folder, overrides, results)
         ordered = [results[name] for name in names]
         logs = [_log(folder / "trials" / name, runs[name], results[name]) for name in names]
-        _report(sweep, ordered, logs, folder)
+        outcomes.report(sweep, ordered, logs, folder)
+        display.say(f"results: {folder / trials.RESULTS}, {trials.TABLE}")
     return ordered
+
+
+def describe(config: Any, sweep: Sequence[Overrides], common: Overrides | None = None) -> str:
+    """What a sweep would run: its trials by groups, and what the first run of each group would be.
+
+    Args:
+      config: see `run_sweep`.
+      sweep: likewise.
+      common: likewise.
+
+    Raises:
+      ConfigError, DataError, UnsupportedCellError: likewise.
+    """
+    configured = resolve(config, sweep, common)
+    together: dict[str, list[int]] = {}
+    for i, trial in enumerate(configured):
+        together.setdefault(alike(trial), []).append(i)
+    parts = [f"{len(configured)} trials in {len(together)} groups"]
+    for members in together.values():
+        title = f"{len(members)} trials side by side: {_describe([sweep[i] for i in members])}"
+        parts += ["", title, dry_run.describe(configured[members[0]])]
+    return "\n".join(parts)
+
+
+def resolve(config: Any, sweep: Sequence[Overrides], common: Overrides | None = None) -> list[Any]:
+    """The resolved config of each trial, see `run_sweep`.
+
+    Raises:
+      ConfigError: naming the trial.
+    """
+    if not isinstance(sweep, list) or not all(isinstance(trial, dict) for trial in sweep):
+        raise ConfigError(
+            f"get_sweep() must return a list of dicts of overrides, got {sweep!r:.60}"
+        )
+    if not sweep:
+        raise ConfigError("the sweep has no trials: get_sweep() returned an empty list")
+    return [_trial(config, common or {}, own, i) for i, own in enumerate(sweep)]
 
 
 def _built(config: Any) -> Experiment:
@@ -154,13 +182,6 @@ def _trial(config: Any, common: Overrides, own: Overrides, number: int) -> Any:
         raise ConfigError(f"trial {number} of the sweep: {error}") from error
 
 
-def _outcomes(results: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The figures to report; scores only where they are not the losses."""
-    found = [key for key in metrics.OUTCOMES if any(r.get(key) is not None for r in results)]
-    scored = any("score_name" in result for result in results)
-    return [key for key in found if scored or not key.endswith("score")]
-
-
 def _describe(overrides: Sequence[Overrides]) -> str:
     """The overrides that the trials of a group have in common."""
     shared = {
@@ -168,28 +189,7 @@ def _describe(overrides: Sequence[Overrides]) -> str:
         for key, value in overrides[0].items()
         if all(key in own and own[key] == value for own in overrides)
     }
-    return label_of(shared) or f"{len(overrides)} trials"
-
-
-def label_of(overrides: Mapping[str, Any]) -> str:
-    """Overrides in words."""
-    return ", ".join(
-        _shown(value, key)
-        if key in configs.SECTIONS or key.endswith(".name")
-        else f"{_short(key)} {_shown(value, key)}"
-        for key, value in overrides.items()
-    )
-
-
-def _short(path: str) -> str:
-    *parents, last = path.removesuffix(".name").split(".")
-    return f"{parents[-1]}.{last}" if last.isdigit() and parents else last
-
-
-def _shown(value: Any, path: str) -> str:
-    if isinstance(value, Mapping):
-        return composed.shown(KINDS[path.split(".")[0]], value)
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+    return outcomes.label_of(shared) or f"{len(overrides)} trials"
 
 
 def _log(folder: Path, config: Any, result: Mapping[str, Any]) -> list[metrics.Record]:
@@ -198,74 +198,3 @@ def _log(folder: Path, config: Any, result: Mapping[str, Any]) -> list[metrics.R
     if lost := metrics.missing(folder, records, result.get("step", 0), config.log_every):
         display.say(f"warning: {lost}")
     return records
-
-
-def _report(
-    sweep: Sequence[Overrides],
-    results: Sequence[Mapping[str, Any]],
-    logs: Sequence[Sequence[metrics.Record]],
-    folder: Path,
-) -> None:
-    """Prints the table and draws the pictures: one row and one curve per setting, over its seeds."""
-    settings: dict[str, list[int]] = {}
-    for i, overrides in enumerate(sweep):
-        label = label_of({k: v for k, v in overrides.items() if k != "seed"}) or "all"
-        settings.setdefault(label, []).append(i)
-    outcomes = _outcomes(results)
-    outcome = outcomes[0] if outcomes else ""
-    keys = list(dict.fromkeys(key for overrides in sweep for key in overrides if key != "seed"))
-    rows = []
-    for members in settings.values():
-        own = [results[i] for i in members]
-        failed = sum("diverged_at" in result for result in own)
-        chosen = [_shown(sweep[members[0]].get(key, ""), key) for key in keys]
-        spreads = [_spread(own, key) for key in outcomes]
-        rows.append([*chosen, str(len(own)), *spreads, str(failed or "")])
-    words = display.common_words(results)
-    named = (plots.label_of(key, words) for key in outcomes)
-    columns = [*(_short(key).replace("_", " ") for key in keys), "runs", *named, "diverged"]
-    display.print_columns("mean ± standard deviation over seeds", columns, rows)
-
-    curves = {label: [logs[i] for i in members] for label, members in settings.items()}
-    pictures = []
-    if outcomes:
-        pictures.append(folder / "sweep.png")
-        plots.plot_groups(curves, pictures[0], outcomes, words=words)
-    for path in _swept_floats(sweep):
-        lines: dict[str, dict[float, list[float]]] = {}
-        for overrides, result in zip(sweep, results):
-            if path in overrides and result.get(outcome) is not None and is_finished(result):
-                rest = {k: v for k, v in overrides.items() if k not in ("seed", path)}
-                points = lines.setdefault(label_of(rest) or "all", {})
-                points.setdefault(overrides[path], []).append(result[outcome])
-        if lines:
-            pictures.append(folder / f"sweep_{path.split('.')[-1]}.png")
-            label = plots.label_of(outcome, words)
-            plots.plot_response(lines, pictures[-1], path, f"final {label}")
-    display.say(f"results: {folder / trials.RESULTS}; pictures: {', '.join(map(str, pictures))}")
-
-
-def _swept_floats(sweep: Sequence[Overrides]) -> list[str]:
-    values: dict[str, set[float]] = {}
-    for overrides in sweep:
-        for path, value in overrides.items():
-            if isinstance(value, float):
-                values.setdefault(path, set()).add(value)
-    return [path for path, seen in values.items() if len(seen) > 1]
-
-
-def figures(results: Sequence[Mapping[str, Any]], key: str) -> list[float]:
-    """A figure of those trials that did not diverge."""
-    return [r[key] for r in results if r.get(key) is not None and is_finished(r)]
-
-
-def is_finished(result: Mapping[str, Any]) -> bool:
-    """Whether a trial came to its last step with finite numbers."""
-    return "diverged_at" not in result
-
-
-def _spread(results: Sequence[Mapping[str, Any]], key: str) -> str:
-    values = figures(results, key)
-    if not values:
-        return "-"
-    return f"{np.mean(values):.4g} ± {np.std(values):.2g}"

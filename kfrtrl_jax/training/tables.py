@@ -8,9 +8,7 @@ from typing import Any
 import numpy as np
 
 from kfrtrl_jax.errors import ConfigError
-from kfrtrl_jax.training.sweep import figures, label_of
-
-Results = Sequence[Mapping[str, Any]]
+from kfrtrl_jax.training.outcomes import Results, figures, label_of
 
 
 def pivot(overrides: Sequence[Mapping[str, Any]], results: Results, rows: Sequence[str]) -> str:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from kfrtrl_jax.base import Cell
 from kfrtrl_jax.cells import CELLS
 from kfrtrl_jax.errors import ConfigError
-from kfrtrl_jax.training import program, sweep, workdir
+from kfrtrl_jax.training import outcomes, program, sweep, workdir
 from kfrtrl_jax.training.command_line import split_overrides
 from kfrtrl_jax.training.config import float_fields, make, resolve, shown
 from kfrtrl_jax.training.notation import Written, parse
@@ -320,9 +320,9 @@ def test_trials_of_a_sweep_replace_whole_sections():
     assert shown(trial, "estimator") == "average(ok(rank=2), copies=4)"
     assert (trial.cell.hidden_size, trial.seed) == (2, 5)
     label = "average(ok(2), copies=4), gru(hidden_size=2)"
-    assert sweep.label_of(own) == label
+    assert outcomes.label_of(own) == label
     assert (
-        sweep.label_of({"cell.cells.1": "lru", "estimator.estimator.rank": 2})
+        outcomes.label_of({"cell.cells.1": "lru", "estimator.estimator.rank": 2})
         == "cells.1 lru, rank 2"
     )
     with pytest.raises(
