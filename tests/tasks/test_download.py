@@ -74,6 +74,12 @@ def test_file_is_fetched_once(server, tmp_path):
     assert os.listdir(folder) == [NAME]
 
 
+def test_an_endless_answer_is_refused(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(download, "_LARGEST", 1000)
+    assert "is not the file: it has more than 1000 bytes" in refused(tmp_path, server)
+    assert os.listdir(tmp_path) == []
+
+
 def test_address_needs_no_slash_at_its_end(server, tmp_path):
     assert fetch(tmp_path, (server[0].rstrip("/"),))
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pickle
 import shutil
 from typing import Any, NamedTuple
 
@@ -155,3 +156,47 @@ def test_parameters_are_written_and_overwritten(tmp_path):
     file.write_bytes(contents)
     with pytest.raises(WorkdirError, match="no parameters can be read from"):
         load_parameters(tmp_path / "best", make(0).weights)
+
+
+class Evil:
+    """Runs code where it is unpickled."""
+
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return (open, (str(self.marker), "w"))
+
+
+@pytest.mark.parametrize("where", ["handler", "arrays", "info", "beside"])
+def test_a_malicious_checkpoint_runs_no_code(tmp_path, monkeypatch, where):
+    marker = tmp_path / "marker"
+    (tmp_path / "evil_module.py").write_text(f"open({str(marker)!r}, 'w')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    payload = pickle.dumps(Evil(marker))
+    write(tmp_path)
+    folder = tmp_path / "checkpoints" / "30"
+    # Without the digest of the files Orbax reads them.
+    (folder / "files.sha256").unlink()
+    if where == "handler":
+        path = folder / "_CHECKPOINT_METADATA"
+        text = path.read_text().replace(
+            "orbax.checkpoint._src.handlers.json_checkpoint_handler.JsonCheckpointHandler",
+            "evil_module.Handler",
+        )
+        assert "evil_module" in text
+        path.write_text(text)
+    elif where == "info":
+        (folder / "info" / "metadata").write_bytes(payload)
+    elif where == "beside":
+        (folder / "state" / "state.pkl").write_bytes(payload)
+        (folder / "state" / "checkpoint").write_bytes(payload)
+    else:
+        for file in (folder / "state").rglob("*"):
+            if file.is_file():
+                file.write_bytes(payload)
+    restored, _, _ = read(tmp_path)
+    assert restored.step in (20, 30)
+    assert not marker.exists()
+    pickle.loads(payload).close()
+    assert marker.exists()

@@ -21,6 +21,9 @@ PENN_TREEBANK_SHA256 = {
     "ptb.test.txt": "dd65dff31e70846b2a6030a87482edcd5d199130cdcfa1f3dccbb033728deee0",
 }
 
+# Bytes; the largest of the files has 5 million.
+_LARGEST = 2**24
+
 
 def fetch(
     folder: str | os.PathLike[str],
@@ -77,10 +80,16 @@ def _sha256(content: bytes) -> str:
 def _download(address: str, timeout: float) -> bytes:
     try:
         with urllib.request.urlopen(address, timeout=timeout) as response:
-            return response.read()
+            content = response.read(_LARGEST + 1)
+            # What is still expected; `read` with a limit does not raise this itself.
+            if response.length and len(content) <= _LARGEST:
+                raise http.client.IncompleteRead(content, response.length)
     except (OSError, http.client.HTTPException, ValueError) as error:
         # ValueError: a malformed address.
         raise DataError(f"{address} cannot be fetched: {error or type(error).__name__}") from error
+    if len(content) > _LARGEST:
+        raise DataError(f"{address} is not the file: it has more than {_LARGEST} bytes")
+    return content
 
 
 def _write(path: pathlib.Path, content: bytes) -> None:
