@@ -70,7 +70,7 @@ def complete(
         name = section.pop("name", kind.default)
         if name is None:
             raise ConfigError(f"{path}.name is missing; one of {', '.join(kind.factories)}")
-        chosen = {"name": str(name)}
+        chosen = {"name": name}
     schema = fields(kind, find(kind, name, path))
     if kind.word == "estimator":
         _refuse_former_fields(section, schema, name, path)

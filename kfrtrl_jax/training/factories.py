@@ -123,7 +123,7 @@ def find(kind: Kind, name: Any, path: str) -> Factory:
         raise ConfigError(
             f"{path}.name is a name alone, got {quoted(name)}; give it to {path} itself"
         )
-    suggestion = suggest(str(name), kind.factories)
+    suggestion = suggest(name if isinstance(name, str) else quoted(name), kind.factories)
     raise ConfigError(f"{path}.name: there is no {kind.word} {quoted(name)}{suggestion}")
 
 

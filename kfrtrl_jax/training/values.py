@@ -96,7 +96,9 @@ def check_value(path: str, value: Any, annotation: Any) -> Any:
     if origin is Literal:
         if value in options:
             return value
-        suggestion = suggest(str(value), [str(o) for o in options])
+        suggestion = suggest(
+            value if isinstance(value, str) else quoted(value), [str(o) for o in options]
+        )
         raise ConfigError(f"{path} cannot be {quoted(value)}{suggestion}")
     if annotation is float and number:
         if not _is_finite(value):
