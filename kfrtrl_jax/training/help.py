@@ -23,7 +23,6 @@ _FLAGS = {
     "--config=FILE": "a config file, or the name of one in configs/",
     "--config.FIELD=VALUE": 'replaces a field, such as --config.estimator="ok(rank=8)"',
     "--workdir=DIR": "folder for the results; runs/NAME for configs/NAME.py by default",
-    "--help --config=FILE": "the fields of a config",
     "--helpfull": "all flags, also those of the libraries",
 }
 
@@ -34,7 +33,8 @@ def overview(flags: Mapping[str, str] | None = None) -> str:
     Args:
       flags: what further flags of the program do.
     """
-    lines = [*_usage(flags or {}), "", "configs"]
+    lines = [*_usage({"--help --config=FILE": "the fields of a config", **(flags or {})})]
+    lines += ["", "configs"]
     files = sorted(path for path in Path("configs").glob("*.py") if path.stem != "__init__")
     lines += _columns([[path.stem, _title(path)] for path in files])
     lines += ["", "names"]
@@ -91,7 +91,6 @@ def _usage(flags: Mapping[str, str]) -> list[str]:
     return [
         f"python -m {name} --config=FILE [--config.FIELD=VALUE ...] [--workdir=DIR]",
         *([f"{about.rstrip('.')}."] if about else []),
-        "",
         *_columns([[flag, text] for flag, text in pairs.items()]),
     ]
 

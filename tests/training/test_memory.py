@@ -14,10 +14,10 @@ HUGE = 3_000_000
 
 
 def refusal(overrides):
-    begun = time.monotonic()
+    begun = time.process_time()
     with pytest.raises(ConfigError) as raised:
         program.build(resolve(COPY, overrides))
-    assert time.monotonic() - begun < 5
+    assert time.process_time() - begun < 5
     return str(raised.value)
 
 
