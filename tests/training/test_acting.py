@@ -42,6 +42,7 @@ def test_a_run_logs_returns_and_goes_on_from_its_checkpoint(tmp_path, monkeypatc
     [
         ({"segment_length": 2, "log_every": 10}, "needs segment_length = 1"),
         ({"credit": {"name": "dni", "share": 0.5}}, "no segments for a credit"),
+        ({"on_nonfinite": "skip"}, 'use on_nonfinite = "stop"'),
         (
             {"task": {**CONFIG["task"], "environment": "MemoryChain"}},
             "config.task: gymnax has no environment 'MemoryChain'",
