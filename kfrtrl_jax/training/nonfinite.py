@@ -1,9 +1,8 @@
 """Numbers that are not finite: where in a run they come from, and segments dropped because of them.
 
-Whether a segment went wrong is read off its loss and its gradient, which costs nothing. Only if one of
-them is not finite are the arrays of the state looked at, before the segment and after it. An array that
-has no part in either, such as a state of the optimizer, is looked at when the chunk ends, and so is the
-influence, which is large: what is not finite in it makes the gradient of the next segment so.
+After every segment its loss, its gradient, the carry and the parameters are looked at. The states of
+the optimizer and of the credit and the influence, which is large, are looked at when the chunk ends:
+what is not finite in the influence makes the gradient of the next segment so.
 """
 
 from __future__ import annotations
@@ -27,6 +26,9 @@ from kfrtrl_jax.training.segments import RunState, Segments, Sums
 MOST_SKIPPED = 100
 # A run fails when its running loss is more than so many times that of chance, or than so much.
 TIMES_CHANCE = 1e6
+
+# Arrays of up to so many numbers are tested one by one.
+_SMALL = 1024
 
 _LOSS, _GRADIENT = "the loss", "the gradient"
 _RUNNING_LOSS, _SKIPPED = "running_loss", "skipped"
@@ -62,61 +64,52 @@ def described(state: RunState, leaf: int, running_loss: float) -> str:
     return f"{name} is no longer finite"
 
 
-def after_segment(old: LearnerState, new: LearnerState, sums: Sums) -> Int[Array, ""]:
-    """Where a segment found numbers that are not finite: a place in `_places`; -1 for nowhere.
+def after_segment(learner: LearnerState) -> Int[Array, ""]:
+    """The first of `names` among the carry and the parameters that is not finite; their number if none.
 
-    Args:
-      old: the learner's state before the segment.
-      new: the state after it.
-      sums: of the segment.
+    Small arrays are tested in one pass over all of them, large ones by their sums.
     """
-
-    def place() -> Array:
-        leaves = [
-            *_floats(old, "carry", "parameters").values(),
-            *_floats(new, "carry").values(),
-            sums.loss,
-            sums.gradient_norm,
-        ]
-        bad = jnp.stack([~jnp.all(jnp.isfinite(x)) for x in leaves])
-        return jnp.where(jnp.any(bad), jnp.argmax(bad), -1).astype(jnp.int32)
-
-    lost = ~jnp.isfinite(sums.loss) | ~jnp.isfinite(sums.gradient_norm)
-    return jax.lax.cond(anywhere(lost), place, lambda: jnp.asarray(-1, jnp.int32))
+    known = names(learner)
+    leaves = _floats(learner, "carry", "parameters")
+    tested = {name: x if x.size <= _SMALL else _sum(x)[None] for name, x in leaves.items()}
+    finite = jnp.concatenate([jnp.isfinite(jnp.ravel(x)) for x in tested.values()])
+    places = [np.full(x.size, known.index(name), np.int32) for name, x in tested.items()]
+    return jnp.min(jnp.where(finite, np.int32(len(known)), np.concatenate(places)))
 
 
-def after_chunk(run: Segments, old: RunState, new: RunState, places: Int[Array, " count"]) -> Found:
+def after_chunk(
+    run: Segments, old: RunState, new: RunState, sums: Sums, places: Int[Array, " count"]
+) -> Found:
     """The first thing that is wrong in a chunk.
 
     Args:
       run: the run.
       old: its state before the chunk.
       new: its state after it.
+      sums: of every segment.
       places: from `after_segment`, for every segment.
     """
     known = names(new.learner)
-    of_segments, already = _places(new.learner)
     length = (new.step - old.step) // len(places)
-    first = jnp.argmax(places >= 0)
-    # What was not finite before a segment is so since the end of the segment before it.
-    ended = first + ~jnp.asarray(already)[places[first]]
+    for name, values in ((_LOSS, sums.loss), (_GRADIENT, sums.gradient_norm)):
+        here = jnp.where(jnp.isfinite(values), len(known), known.index(name))
+        places = jnp.minimum(places, here)
+    wrong = places < len(known)
+    first = jnp.argmax(wrong)
     learner = run.settled(new).learner
     leaves = _floats(learner, *_ordered(learner))
-    of_end = np.array([known.index(name) for name in leaves])
     bad = jnp.stack([~jnp.all(jnp.isfinite(leaf)) for leaf in leaves.values()])
-    skipped = False if isinstance(new.skipped, tuple) else new.skipped > MOST_SKIPPED
+    of_leaves = jnp.asarray([known.index(name) for name in leaves])
     cases = [
-        (places[first] >= 0, old.step + length * ended, jnp.asarray(of_segments)[places[first]]),
-        (jnp.any(bad), new.step, jnp.asarray(of_end)[jnp.argmax(bad)]),
+        (wrong[first], old.step + length * (first + 1), places[first]),
+        (jnp.any(bad), new.step, of_leaves[jnp.argmax(bad)]),
         (new.running_loss > run.limit, new.step, known.index(_RUNNING_LOSS)),
-        (skipped, new.step, known.index(_SKIPPED)),
     ]
-    found = Found(jnp.asarray(-1, jnp.int32), jnp.asarray(-1, jnp.int32))
-    for holds, *values in reversed(cases):
-        found = Found(
-            *(jnp.where(holds, value, x).astype(x.dtype) for value, x in zip(values, found))
-        )
-    return found
+    if not isinstance(new.skipped, tuple):
+        cases.append((new.skipped > MOST_SKIPPED, new.step, known.index(_SKIPPED)))
+    holds, steps, indices = (jnp.stack([jnp.asarray(x) for x in xs]) for xs in zip(*cases))
+    case = jnp.argmax(holds)
+    return Found(*(jnp.where(holds[case], x[case], -1).astype(jnp.int32) for x in (steps, indices)))
 
 
 def dropped(
@@ -175,16 +168,11 @@ def only_finite(optimizer: optax.GradientTransformation) -> optax.GradientTransf
 
 def _all_finite(arrays: Iterable[Array]) -> Bool[Array, ""]:
     """Whether all arrays and their sums are finite: much cheaper than to test each entry."""
-    return jnp.isfinite(sum(jnp.sum(at_least_float32(x)) for x in arrays))
+    return jnp.isfinite(sum(map(_sum, arrays)))
 
 
-def _places(learner: LearnerState) -> tuple[np.ndarray, np.ndarray]:
-    """(index into `names`, whether it was so before the segment) of each place in `after_segment`."""
-    known = names(learner)
-    before = [*_floats(learner, "carry", "parameters")]
-    after = [*_floats(learner, "carry"), _LOSS, _GRADIENT]
-    indices = np.array([known.index(name) for name in before + after])
-    return indices, np.arange(len(indices)) < len(before)
+def _sum(x: Array) -> Array:
+    return jnp.sum(at_least_float32(x))
 
 
 def _ordered(learner: LearnerState) -> list[str]:

@@ -119,10 +119,10 @@ def _run_chunk(run: Segments, state: RunState, count: int) -> tuple[RunState, Ch
 
     def one(old: RunState, _: None) -> tuple[RunState, Any]:
         new, sums = run.advance(old)
-        return new, (sums, nonfinite.after_segment(old.learner, new.learner, sums))
+        return new, (sums, nonfinite.after_segment(new.learner))
 
     new, (sums, places) = jax.lax.scan(one, state, length=count)
-    found = nonfinite.after_chunk(run, state, new, places)
+    found = nonfinite.after_chunk(run, state, new, sums, places)
     return new, ChunkMetrics(
         loss=segments.mean(sums.loss, sums.weight),
         score=segments.mean(sums.score, sums.score_weight),
