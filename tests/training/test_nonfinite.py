@@ -279,3 +279,7 @@ def test_with_several_updates_a_segment_and_kept_steps_the_other_lanes_go_on():
     after, results = ran(bad, chunk, 4)
     metrics.check_finite(results, after)
     assert after.skipped == 1
+    # A gradient that is not finite does not reach the second step of its segment.
+    bad, results = ran(breaking_at(before, overflow=NEVER, steep=7), chunk)
+    metrics.check_finite(results, bad)
+    assert (bad.skipped, bad.learner.fresh.any()) == (1, False)
