@@ -14,8 +14,8 @@ import pytest
 from kfrtrl_jax.base import Batch, Cell, InfluenceEstimator, Loss, Task
 from kfrtrl_jax.cells import vanilla
 from kfrtrl_jax.estimators import kf_rtrl
-from kfrtrl_jax.training import metrics, program
-from tests.training.small import small
+from kfrtrl_jax.training import metrics, program, train
+from tests.training.small import records, small
 
 NEVER = 10**6
 LANES = 3
@@ -283,3 +283,24 @@ def test_with_several_updates_a_segment_and_kept_steps_the_other_lanes_go_on():
     bad, results = ran(breaking_at(before, overflow=NEVER, steep=7), chunk)
     metrics.check_finite(results, bad)
     assert (bad.skipped, bad.learner.fresh.any()) == (1, False)
+
+
+def infinite(*, batch_size: int, at: int) -> Task:
+    """`broken` with an infinite loss at a time step."""
+    task = broken(batch_size=batch_size)
+    return task._replace(init=lambda key: {**task.init(key), "infinite": jnp.asarray(at)})
+
+
+@pytest.mark.parametrize("mode", ["stop", "skip"])
+def test_a_run_from_its_config_stops_or_skips(tmp_path, mode):
+    changes = {"task.name": f"{__name__}:infinite", "task.at": 6, "checkpoint_every": 4}
+    run = config(on_nonfinite=mode, num_steps=12, **changes)
+    if mode == "stop":
+        message = r"the loss is no longer finite at step 6; .* \(the last good .* of step 4\)"
+        with pytest.raises(metrics.NonFiniteError, match=message):
+            train.train(run, tmp_path)
+        assert [record["step"] for record in records(tmp_path)] == [4]
+    else:
+        summary = train.train(run, tmp_path)
+        assert summary["skipped"] == 1
+        assert [record["skipped"] for record in records(tmp_path)] == [0, 1, 1]
