@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -11,8 +12,9 @@ import numpy as np
 
 from kfrtrl_jax.training import config as configs
 from kfrtrl_jax.training import evaluation, workdir
-from kfrtrl_jax.training.program import ChunkMetrics, Experiment, make_builder
+from kfrtrl_jax.training.program import ChunkMetrics, Experiment, build, make_builder
 from kfrtrl_jax.training.segments import About, RunState
+from kfrtrl_jax.training.sharding import devices_of, spread, varying_axes
 
 
 class SideBySide(NamedTuple):
@@ -39,6 +41,8 @@ class Group(NamedTuple):
       runs: state -> the states of the runs.
       evaluate: (parameters, stream) -> totals, see `evaluation.totals`.
       about: what does not change during the runs.
+      devices: over which they are spread.
+      lane_axes: () -> the axis of the lanes in each array of the state of a run alone, -1 for none.
     """
 
     size: int
@@ -47,6 +51,24 @@ class Group(NamedTuple):
     runs: Callable[[Any], RunState]
     evaluate: Callable[[Any, Any], evaluation.Totals]
     about: About
+    devices: int = 1
+    lane_axes: Callable[[], Any] | None = None
+
+    def placed(self, tree: Any) -> Any:
+        """Where the arrays of a tree lie on the devices, see `sharding.spread`; None for one device.
+
+        Args:
+          tree: the group's state, or a dict of it under "state" and of other trees. What is no state of
+            a run alone lies whole on each device.
+        """
+        if self.devices == 1:
+            return None
+        if self.size > 1:
+            return spread(jax.tree.map(lambda _: 0, tree), self.devices)
+        axes = jax.tree.map(lambda _: -1, tree)
+        if self.lane_axes is not None:
+            axes = {**axes, "state": self.lane_axes()} if "state" in tree else self.lane_axes()
+        return spread(axes, self.devices)
 
     def learned(self, state: Any) -> Any:
         """The parameters of the cell and the readout."""
@@ -78,8 +100,8 @@ def make_group(runs: Sequence[Any], base: Experiment | None = None) -> Group:
     Raises:
       ConfigError, DataError, UnsupportedCellError: see `program.build`.
     """
-    build = make_builder(runs[0])
-    base = base or build()
+    build_at = make_builder(runs[0])
+    base = base or build_at()
     if len(runs) == 1:
         return Group(
             size=1,
@@ -88,6 +110,8 @@ def make_group(runs: Sequence[Any], base: Experiment | None = None) -> Group:
             runs=lambda state: state,
             evaluate=base.about.evaluate,
             about=base.about,
+            devices=_devices_of_lanes(runs[0]),
+            lane_axes=functools.cache(functools.partial(_lane_axes, runs[0], base)),
         )
     flat = [workdir.flatten(run.to_dict()) for run in runs]
     # Floats that all runs share stay constants of the program.
@@ -100,11 +124,13 @@ def make_group(runs: Sequence[Any], base: Experiment | None = None) -> Group:
 
     def init() -> SideBySide:
         points = {path: jnp.asarray(values) for path, values in floats.items()}
-        states = jax.vmap(lambda seed, point: build(point).init(seed))(jnp.asarray(seeds), points)
+        states = jax.vmap(lambda seed, point: build_at(point).init(seed))(
+            jnp.asarray(seeds), points
+        )
         return SideBySide(states, points)
 
     def run_chunk(state: SideBySide) -> tuple[SideBySide, ChunkMetrics]:
-        runs, metrics = jax.vmap(lambda s, point: build(point).run_chunk(s))(*state)
+        runs, metrics = jax.vmap(lambda s, point: build_at(point).run_chunk(s))(*state)
         return state._replace(runs=runs), metrics
 
     return Group(
@@ -114,7 +140,21 @@ def make_group(runs: Sequence[Any], base: Experiment | None = None) -> Group:
         runs=lambda state: state.runs,
         evaluate=jax.vmap(base.about.evaluate, in_axes=(0, None)),
         about=base.about,
+        devices=devices_of(runs[0], len(runs), "trials side by side"),
     )
+
+
+def _devices_of_lanes(run: Any) -> int:
+    return devices_of(run, run.task.get("batch_size", 1), "lanes")
+
+
+def _lane_axes(run: Any, experiment: Experiment) -> Any:
+    """The axis of the lanes in each array of a run's state: the one that grows with their number."""
+    more = configs.resolve(run, {"task.batch_size": run.task.batch_size + 1})
+    shapes, larger = (
+        jax.eval_shape(lambda built=built: built.init(0)) for built in (experiment, build(more))
+    )
+    return varying_axes(shapes, larger)
 
 
 def alike(run: Any) -> str:

@@ -23,7 +23,7 @@ from kfrtrl_jax.training.group import Group
 from kfrtrl_jax.training.signals import Interrupted, catch_signals
 
 # Fields that may differ when a run is continued, as they do not affect its steps.
-FREE_FIELDS = frozenset({"num_steps"})
+FREE_FIELDS = frozenset({"num_steps", "devices"})
 # Where checkpoint_every is 0.
 SECONDS_BETWEEN_CHECKPOINTS = 600.0
 
@@ -101,10 +101,11 @@ class Training:
         self._streams: dict[str, Any] = {}
         self._pending: tuple[Any, int] | None = None
         restored = place.saved.restore(jax.eval_shape(self._initial), self._warn)
+        lie = self.group.placed(jax.eval_shape(self._initial))
         if restored is None:
-            tree = jax.jit(self._initial)()
+            tree = jax.jit(self._initial, out_shardings=lie)()
         else:
-            tree, self.step = restored.state, restored.step
+            tree, self.step = jax.device_put(restored.state, lie), restored.step
             self.wall_time = restored.info["wall_time"]
             for member, saved in zip(members, restored.info["members"], strict=True):
                 vars(member).update(saved)
@@ -168,9 +169,21 @@ class Training:
         return {"state": state, "best": best}
 
     def _compiled(self) -> Callable[[Any], tuple[Any, Any]]:
-        jitted = xla.jit(self.group.run_chunk, donate_argnums=0)
+        lie = self.group.placed(self.state)
+        shapes = jax.eval_shape(lambda: self.state)
+        if lie is not None:
+            shapes = jax.tree.map(
+                lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, lie
+            )
+        # A state lies after a chunk where it did before.
+        jitted = xla.jit(self._run_chunk, donate_argnums=0)
         with display.during(self._place.show, "compiling the first chunk"):
-            return jitted.lower(jax.eval_shape(lambda: self.state)).compile()
+            return jitted.lower(shapes).compile()
+
+    def _run_chunk(self, state: Any) -> tuple[Any, Any]:
+        new, report = self.group.run_chunk(state)
+        lie = self.group.placed(new)
+        return new if lie is None else jax.lax.with_sharding_constraint(new, lie), report
 
     def _advance(self, chunk: Callable[[Any], tuple[Any, Any]]) -> None:
         """One chunk, and what is due after it."""

@@ -39,9 +39,9 @@ _SMALL_SIZES = (32, 64, 96, 128, 160)
 
 
 def available() -> int:
-    """Bytes that the first device can hold; for a CPU, the memory that the system has available."""
-    stats = jax.local_devices()[0].memory_stats() or {}
-    return int(stats.get("bytes_limit", 0)) or psutil.virtual_memory().available
+    """Bytes that all devices can hold; for CPUs, the memory that the system has available."""
+    limits = [(device.memory_stats() or {}).get("bytes_limit", 0) for device in jax.local_devices()]
+    return sum(map(int, limits)) or psutil.virtual_memory().available
 
 
 def needed(experiment: Experiment) -> tuple[int, int]:

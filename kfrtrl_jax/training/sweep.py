@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from kfrtrl_jax.errors import ConfigError
 from kfrtrl_jax.training import (
     checkpoints,
@@ -87,7 +89,7 @@ def run_sweep(
         notes += made_with.bind(folder, data)
         results = trials.read_results(folder, notes.append)
         works = trials.plan(
-            folder, runs, results, lambda kind: _most(experiments[kind]), notes.append
+            folder, runs, results, lambda kind, n: _size_of(experiments[kind], n), notes.append
         )
         for note in notes:
             display.say(f"note: {note}")
@@ -151,9 +153,15 @@ def _built(config: Any) -> Experiment:
     return experiment
 
 
-def _most(experiment: Experiment) -> int:
-    """How many runs of an experiment fit in memory side by side."""
-    return max(1, memory.available() // memory.needed(experiment)[0])
+def _size_of(experiment: Experiment, waiting: int) -> int:
+    """How many of the waiting runs of an experiment to run side by side: those that fit in memory.
+
+    If they are more than the devices, they are a multiple of their number.
+    """
+    devices = jax.local_device_count()
+    most = max(1, memory.available() // memory.needed(experiment)[0])
+    size = min(most, waiting)
+    return size - size % devices if size > devices else size
 
 
 def _run_group(group: Group, work: trials.Work, config: Any, folder: Path) -> list[dict[str, Any]]:

@@ -136,7 +136,7 @@ def plan(
     folder: Path,
     configs: Mapping[str, Any],
     results: Mapping[str, Any],
-    most: Callable[[str], int],
+    size_of: Callable[[str, int], int],
     warn: Callable[[str], None],
 ) -> list[Work]:
     """The groups that have something to do: those that were begun, then the trials that are left.
@@ -145,7 +145,8 @@ def plan(
       folder: of the sweep.
       configs: the resolved config of each trial, by name.
       results: those so far, by name.
-      most: from what trials have in common (`group.alike`) to how many fit in memory at once.
+      size_of: from what trials have in common (`group.alike`) and their number to how many of them run
+        side by side.
       warn: called with a line if something is set aside.
 
     Raises:
@@ -169,9 +170,9 @@ def plan(
     for name in waiting:
         together.setdefault(alike(configs[name]), []).append(name)
     for kind, own in together.items():
-        size = most(kind)
-        for i in range(0, len(own), size):
-            members = tuple(own[i : i + size])
+        while own:
+            size = size_of(kind, len(own))
+            members, own = tuple(own[:size]), own[size:]
             works.append(Work(folder / "groups" / members[0], members))
     return works
 

@@ -33,7 +33,8 @@ def planned(folder, changes, results, most=100):
     """The last digits of the names of the trials in every group of a plan."""
     configs = [small({**own, "num_steps": 40}) for own in changes]
     names, _ = trials.claim(folder, configs)
-    works = trials.plan(folder, dict(zip(names, configs)), results, lambda _: most, pytest.fail)
+    named = dict(zip(names, configs))
+    works = trials.plan(folder, named, results, lambda _, waiting: min(most, waiting), pytest.fail)
     return ["".join(name[-1] for name in work.names) for work in works]
 
 
@@ -54,7 +55,9 @@ def test_a_program_holds_no_more_trials_than_fit(tmp_path):
 def test_a_program_takes_as_many_trials_as_the_memory_holds(monkeypatch):
     monkeypatch.setattr(memory, "available", lambda: 300)
     monkeypatch.setattr(memory, "needed", lambda built: (100, 50))
-    assert sweep._most(None) == 3
+    assert [sweep._size_of(None, waiting) for waiting in (2, 4)] == [2, 3]
+    monkeypatch.setattr(sweep.jax, "local_device_count", lambda: 2)
+    assert [sweep._size_of(None, waiting) for waiting in (1, 2, 4)] == [1, 2, 2]
 
 
 def test_what_is_done_is_not_planned_and_what_was_begun_comes_first(tmp_path):

@@ -1,0 +1,51 @@
+"""Runs on eight devices, in the process of `test_sharding`: prints figures as JSON."""
+
+import contextlib
+import io
+import json
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from kfrtrl_jax.errors import ConfigError
+from kfrtrl_jax.training import loop, plots, sweep, train
+from tests.training.small import nested, records, small
+
+LENGTHS = {"segment_length": 2, "update_every": 1, "task.batch_size": 8, "num_steps": 40}
+
+
+def layout(training):
+    """Over how many devices the largest array of the influence lies."""
+    leaves = jax.tree.leaves(training.group.runs(training.state).learner.influence)
+    return len(max(leaves, key=lambda x: x.size).addressable_shards)
+
+
+def main(home: Path) -> None:
+    seen = []
+    finish = loop.summarize
+    train.loop.summarize = lambda training: (seen.append(layout(training)), finish(training))[1]
+    sweep.summarize = train.loop.summarize
+    plots.plot_run = plots.plot_groups = lambda *_, **__: None
+    figures = {}
+    for name, parts in {"1": [(1, 40)], "8": [(0, 40)], "8 to 2": [(8, 20), (2, 40)]}.items():
+        for devices, steps in parts:
+            train.train(small({**LENGTHS, "devices": devices, "num_steps": steps}), home / name)
+        figures[name] = [record["running_loss"] for record in records(home / name)]
+    trials = sweep.run_sweep(nested(LENGTHS), sweep.seeds(3), home / "sweep")
+    figures["sweep"] = trials[0]["running_loss"]
+    refused = []
+    for devices in (3, 9):
+        try:
+            train.train(small({**LENGTHS, "devices": devices}), home / "refused")
+        except ConfigError as error:
+            refused.append(str(error))
+    assert all(np.isfinite(figures["1"]))
+    print(json.dumps({"figures": figures, "layouts": seen, "refused": refused}))
+
+
+if __name__ == "__main__":
+    shown = io.StringIO()
+    with contextlib.redirect_stderr(shown):
+        main(Path(sys.argv[1]))

@@ -1,0 +1,51 @@
+"""Lanes and trials spread over devices, in a process that has eight of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+
+@pytest.fixture(scope="module")
+def result(tmp_path_factory):
+    command = [sys.executable, "-m", "tests.training.sharded", str(tmp_path_factory.mktemp("runs"))]
+    settings = {
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+        "JAX_PLATFORMS": "cpu",
+        "JAX_ENABLE_X64": "1",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+    }
+    run = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[2],
+        env={**os.environ, **settings},
+    )
+    assert run.returncode == 0, run.stderr
+    return json.loads(run.stdout.splitlines()[-1])
+
+
+def test_the_number_of_devices_changes_rounding_alone(result):
+    figures = result["figures"]
+    for name in ("8", "8 to 2"):
+        np.testing.assert_allclose(figures[name], figures["1"], rtol=1e-12)
+    np.testing.assert_allclose(figures["sweep"], figures["1"][-1], rtol=1e-6)
+
+
+def test_lanes_and_trials_lie_on_all_devices_that_can_have_equal_shares(result):
+    # One device, eight, eight then two; three trials on three of them.
+    assert result["layouts"] == [1, 8, 8, 2, 3]
+
+
+def test_unequal_shares_and_missing_devices_are_refused(result):
+    assert result["refused"] == [
+        "config.devices must divide the number of lanes (8), got 3; 0 takes as many as possible",
+        "config.devices must be at most 8, as many as there are, got 9",
+    ]
