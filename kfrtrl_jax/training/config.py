@@ -53,11 +53,11 @@ class RunFields(NamedTuple):
         the end.
       eval_lanes: the number of stretches that the held-out text is cut into; 1 means the whole text in
         order.
-      checkpoint_every: time steps per checkpoint, a multiple of log_every; 0 means every ten minutes, at
-        the end and when stopped.
-      devices: over how many devices the lanes of a run, or the trials of a group, are spread; 0 means as
-        many as can have equal shares. It changes results by rounding alone, and may differ when a run
-        is continued.
+      checkpoint_every: time steps per checkpoint, a multiple of log_every; 0 means every ten minutes,
+        at the end and when stopped.
+      devices: over how many devices the lanes of a run, or the trials of a group, are spread; 0 means
+        as many as can have equal shares. It changes results by rounding alone, and may differ when a
+        run is continued.
       on_nonfinite: what happens when a loss, a gradient or a state is not finite. "stop" ends the run
         and names the step and the array. "skip" drops that segment: the parameters stay as they were
         before it, the lanes that are not finite start anew and the run goes on, unless this happens

@@ -9,6 +9,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from kfrtrl_jax import linearization
 from kfrtrl_jax.errors import ConfigError
 from kfrtrl_jax.training import loop, plots, sweep, train
 from tests.training.small import nested, records, small
@@ -28,8 +29,10 @@ def main(home: Path) -> None:
     train.loop.summarize = lambda training: (seen.append(layout(training)), finish(training))[1]
     sweep.summarize = train.loop.summarize
     plots.plot_run = plots.plot_groups = lambda *_, **__: None
+    nothing = linearization.Check("float64", 0.0, {}, 0.0, 0.0, 0, 0.0)
+    linearization.check = lambda *_, **__: nothing
     figures = {}
-    for name, parts in {"1": [(1, 40)], "8": [(0, 40)], "8 to 2": [(8, 20), (2, 40)]}.items():
+    for name, parts in {"1": [(1, 40)], "8 to 2": [(0, 20), (2, 40)]}.items():
         for devices, steps in parts:
             train.train(small({**LENGTHS, "devices": devices, "num_steps": steps}), home / name)
         figures[name] = [record["running_loss"] for record in records(home / name)]
