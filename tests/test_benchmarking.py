@@ -15,7 +15,16 @@ import pytest
 from configs import copy
 from experiments import benchmark
 from kfrtrl_jax.errors import ConfigError
-from kfrtrl_jax.studies.benchmarking import floors, memory, peers, scaling, startup, steps, timing
+from kfrtrl_jax.studies.benchmarking import (
+    floors,
+    memory,
+    peers,
+    scaling,
+    sharding,
+    startup,
+    steps,
+    timing,
+)
 from kfrtrl_jax.studies.benchmarking.steps import Case
 from kfrtrl_jax.studies.benchmarking.timing import Floor, Measurement, Work
 
@@ -306,3 +315,13 @@ def test_braintrace_trains_to_the_weights_that_snap_trains_to():
         np.testing.assert_allclose(
             present(), state.parameters["cell"]["weights"], atol=1e-4 * moved + 1e-7
         )
+
+
+def test_what_crosses_between_devices_is_read_from_a_program():
+    program = """
+      %a = (f32[8,4]{1,0}, f32[]) all-reduce(%x, %y), channel_id=1
+      %b = u32[4,2]{1,0} collective-permute(%z), source_target_pairs={{0,1}}
+      %c = bf16[10]{0} all-reduce(%w), to_apply=%sum
+      %d = f32[100]{0} add(%a, %b)
+    """
+    assert sharding.collectives(program) == {"all-reduce": 132 + 20, "collective-permute": 32}
