@@ -97,7 +97,8 @@ def outcome_of_run(folder: Path) -> dict[str, Any]:
     """The log, the summary and the parameters of a finished run, as arrays or plain values."""
     run = finished.read_run(folder, lambda line: print(f"warning: {line}"))
     found: dict[str, Any] = {"log": records(folder), "summary": timeless(run.summary)}
-    for which in ("best", "final"):
+    # There are no best parameters without held-out data.
+    for which in [which for which in ("best", "final") if (folder / which).is_dir()]:
         arrays = checkpoints.to_arrays(kf.load(folder, which).parameters)
         found.update({f"{which} {name}": array for name, array in arrays.items()})
     return found

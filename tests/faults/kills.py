@@ -28,7 +28,7 @@ SMALL = [
     "--config.cell.hidden_size=4",
     "--config.task.batch_size=2",
     "--config.log_every=20",
-    "--config.checkpoint_every=100",
+    "--config.checkpoint_every=200",
 ]
 SWEEP = """
 from configs.copy import get_config
@@ -100,8 +100,8 @@ def main() -> int:
         home = Path(folder)
         (home / "trials.py").write_text(SWEEP)
         runs: list[tuple[str, list[str], int]] = [
-            ("train", ["--config=configs/copy.py", "--config.num_steps=300000"], options.run),
-            ("sweep", [f"--config={home}/trials.py", "--config.num_steps=60000"], options.sweep),
+            ("train", ["--config=configs/copy.py", "--config.num_steps=100000"], options.run),
+            ("sweep", [f"--config={home}/trials.py", "--config.num_steps=40000"], options.sweep),
         ]
         wrong: list[Any] = [killed(*each, home, options.seed) for each in runs if each[2]]
     return int(sum(wrong) > 0)
