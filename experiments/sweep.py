@@ -9,7 +9,13 @@ if __name__ == "__main__":
 
 from typing import Any
 
-from kfrtrl_jax.training import command_line, config, sweep
+from absl import flags
+
+from kfrtrl_jax.training import command_line, config, engines, sweep
+
+_ENGINE = flags.DEFINE_string(
+    "engine", "local", "Where groups of trials run: local, ray or slurm, with options in brackets."
+)
 
 
 def run(invocation: command_line.Invocation) -> list[dict[str, Any]]:
@@ -18,7 +24,10 @@ def run(invocation: command_line.Invocation) -> list[dict[str, Any]]:
     if invocation.dry_run:
         print(sweep.describe(invocation.config, trials, invocation.overrides))
         return []
-    return sweep.run_sweep(invocation.config, trials, invocation.workdir, invocation.overrides)
+    engine = engines.make(_ENGINE.value)
+    return sweep.run_sweep(
+        invocation.config, trials, invocation.workdir, invocation.overrides, engine
+    )
 
 
 if __name__ == "__main__":

@@ -157,6 +157,11 @@ class Checkpoints:
         self._manager.close()
 
 
+def was_written(home: Path) -> bool:
+    """Whether a workdir has, or had, a checkpoint."""
+    return (home / LATEST).exists() or any((home / FOLDER).glob("[0-9]*"))
+
+
 def last_good(step: int | None) -> str:
     """Says which checkpoint is the newest whole one."""
     return "no checkpoint yet" if step is None else f"the last good checkpoint is of step {step}"

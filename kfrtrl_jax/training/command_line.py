@@ -28,6 +28,7 @@ from kfrtrl_jax.training.config import call, resolve
 from kfrtrl_jax.training.metrics import NonFiniteError
 from kfrtrl_jax.training.notation import Written
 from kfrtrl_jax.training.signals import Interrupted, release_signals
+from kfrtrl_jax.training.trials import SweepError
 from kfrtrl_jax.training.values import is_tree, one_line, plain, quoted
 
 flags.disclaim_key_flags()
@@ -125,7 +126,7 @@ def exit_code(program: Callable[[], int | None], workdir: Path | None = None) ->
         return program() or 0
     except REFUSED as error:
         return _complain(str(error), 2)
-    except NonFiniteError as error:
+    except (NonFiniteError, SweepError) as error:
         return _complain(str(error), 1)
     except Interrupted as stop:
         say_last(str(stop))

@@ -46,6 +46,15 @@ def now(data: Mapping[str, str]) -> dict[str, Any]:
     }
 
 
+def apply(settings: Mapping[str, Any]) -> None:
+    """Sets what the numbers depend on as another process has it, see `now`."""
+    default = settings["matmul_precision"]
+    jax.config.update("jax_enable_x64", settings["precision"] == "float64")
+    jax.config.update("jax_default_matmul_precision", None if default == "default" else default)
+    jax.config.update("jax_default_prng_impl", settings["random_numbers"])
+    jax.config.update("jax_threefry_partitionable", settings["partitionable"])
+
+
 def bind(folder: Path, data: Mapping[str, str]) -> list[str]:
     """Binds a workdir to what its runs are made with.
 

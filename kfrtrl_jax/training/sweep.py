@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 
 from kfrtrl_jax.errors import ConfigError
+from kfrtrl_jax.training import config as configs
 from kfrtrl_jax.training import (
-    checkpoints,
     display,
     dry_run,
     made_with,
@@ -22,11 +21,12 @@ from kfrtrl_jax.training import (
     trials,
     workdir,
 )
-from kfrtrl_jax.training import config as configs
-from kfrtrl_jax.training.group import Group, alike, make_group
-from kfrtrl_jax.training.loop import Member, Place, Training, summarize
+from kfrtrl_jax.training.engines.jobs import Engine, Job
+from kfrtrl_jax.training.engines.local import make_local
+from kfrtrl_jax.training.group import alike
 from kfrtrl_jax.training.outcomes import Overrides
 from kfrtrl_jax.training.program import Experiment, build
+from kfrtrl_jax.training.values import one_line
 
 
 def grid(**values: Iterable[Any]) -> list[Overrides]:
@@ -52,6 +52,7 @@ def run_sweep(
     sweep: Sequence[Overrides],
     folder: Path,
     common: Overrides | None = None,
+    make_engine: Callable[[Mapping[str, Experiment]], Engine] = make_local,
 ) -> list[dict[str, Any]]:
     """Runs all trials that have no result yet, each from its last checkpoint.
 
@@ -67,6 +68,8 @@ def run_sweep(
         and parameters, and one per group of trials that ran side by side, groups/NUMBER, with its
         checkpoints.
       common: overrides of all trials, which those of a trial replace.
+      make_engine: from the experiments that have been built, by what their trials have in common
+        (`group.alike`), to what runs the groups, see `engines`.
 
     Returns:
       The result of each trial, as in its summary.json: its last record, the best validation loss and
@@ -76,6 +79,7 @@ def run_sweep(
       ConfigError, DataError, WorkdirError, UnsupportedCellError: before anything is computed.
       SaveError: if a state cannot be saved.
       Interrupted: on a signal; the group that was running is saved.
+      SweepError: if groups ended with errors; the others are done.
     """
     configured = resolve(config, sweep, common)
     experiments: dict[str, Experiment] = {}
@@ -93,15 +97,22 @@ def run_sweep(
         )
         for note in notes:
             display.say(f"note: {note}")
-        for number, work in enumerate(works, 1):
-            title = f"group {number} of {len(works)}, trials {work.names[0]} to {work.names[-1]}"
-            display.say(f"{title}: {_describe([overrides[name] for name in work.names])}")
-            trials.begin(work, folder / "trials", runs)
-            members = [runs[name] for name in work.names]
-            group = make_group(members, experiments[alike(members[0])])
-            found = _run_group(group, work, members[0], folder)
-            results.update(zip(work.names, found))
+        jobs = [_begun(work, i, works, folder, runs, overrides) for i, work in enumerate(works, 1)]
+        failed = []
+        engine = make_engine(experiments)
+        for job, found in engine(jobs):
+            if isinstance(found, Exception):
+                failed.append(f"trials {', '.join(job.work.names)}: {one_line(found)[:300]}")
+                display.say(f"error: {failed[-1]}")
+                continue
+            results.update(zip(job.work.names, found))
             trials.write_results(folder, overrides, results)
+        if failed:
+            trials.write_results(folder, overrides, results)
+            raise trials.SweepError(
+                f"{len(failed)} of {len(jobs)} groups of trials failed ({failed[0]}); the same command "
+                f"runs them again"
+            )
         trials.write_results(folder, overrides, results)
         ordered = [results[name] for name in names]
         logs = [_log(folder / "trials" / name, runs[name], results[name]) for name in names]
@@ -164,18 +175,22 @@ def _size_of(experiment: Experiment, waiting: int) -> int:
     return size - size % devices if size > devices else size
 
 
-def _run_group(group: Group, work: trials.Work, config: Any, folder: Path) -> list[dict[str, Any]]:
-    """Runs the trials of a group side by side; returns their results."""
-    show = display.make_display(config.num_steps, 0, group.about.words)
-    members = [Member(folder / "trials" / name) for name in work.names]
-    with (
-        contextlib.closing(checkpoints.Checkpoints(work.folder)) as saved,
-        contextlib.closing(show),
-    ):
-        place = Place(saved, folder, show, tensorboard=False)
-        training = Training(group, members, config, place)
-        training.run()
-        return summarize(training)
+def _begun(
+    work: trials.Work,
+    number: int,
+    works: Sequence[trials.Work],
+    folder: Path,
+    runs: Mapping[str, Any],
+    overrides: Mapping[str, Overrides],
+) -> Job:
+    """Writes down that trials run side by side; the job that runs them."""
+    trials.begin(work, folder / "trials", runs)
+    title = (
+        f"group {number} of {len(works)}, trials {work.names[0]} to {work.names[-1]}: "
+        f"{_describe([overrides[name] for name in work.names])}"
+    )
+    configured = tuple(runs[name].to_dict() for name in work.names)
+    return Job(work, configured, folder, title, made_with.now({})["settings"])
 
 
 def _trial(config: Any, common: Overrides, own: Overrides, number: int) -> Any:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from kfrtrl_jax.errors import WorkdirError
 from kfrtrl_jax.training import workdir
+from kfrtrl_jax.training.checkpoints import was_written
 from kfrtrl_jax.training.group import alike
 from kfrtrl_jax.training.loop import FREE_FIELDS
 
@@ -21,6 +22,10 @@ TABLE = "results.csv"
 _MEMBERS = "group.json"
 
 Results = dict[str, dict[str, Any]]
+
+
+class SweepError(RuntimeError):
+    """A sweep of which some trials could not be run."""
 
 
 class Work(NamedTuple):
@@ -155,6 +160,9 @@ def plan(
     waiting = [name for name in configs if not is_done(configs[name], results.get(name))]
     works: list[Work] = []
     for path in sorted((folder / "groups").glob("*/")):
+        if not was_written(path):
+            # Nothing is lost if its trials are grouped anew.
+            continue
         names = _members(path, warn)
         unfinished = [name for name in names if name in waiting]
         if not unfinished:

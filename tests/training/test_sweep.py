@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from kfrtrl_jax.errors import ConfigError, WorkdirError
-from kfrtrl_jax.training import loop, memory, metrics, sweep, train, trials, workdir
+from kfrtrl_jax.training import engines, loop, memory, metrics, sweep, train, trials, workdir
+from kfrtrl_jax.training.engines import jobs
 from tests.training.small import nested, records, small, text, timeless
 
 BASE = nested({"num_steps": 40, "checkpoint_every": 0})
@@ -66,9 +67,12 @@ def test_what_is_done_is_not_planned_and_what_was_begun_comes_first(tmp_path):
     configs = {f"{i:03}": small({**own, "num_steps": 40}) for i, own in enumerate(TRIALS)}
     work = trials.Work(tmp_path / "groups" / "002", ("002", "003"))
     trials.begin(work, tmp_path / "trials", configs)
-    # Trials are known by their configs, not by their places, and new ones get the next free numbers.
-    assert planned(tmp_path, TRIALS[::-1], {}) == ["23", "4567", "10"]
-    assert planned(tmp_path, TRIALS, {}) == ["23", "01", "7654"]
+    # Without a checkpoint nothing is lost if trials are grouped anew.
+    assert planned(tmp_path, TRIALS, {}) == ["0123", "4567"]
+    (work.folder / "checkpoints" / "10").mkdir(parents=True)
+    # Trials are known by their configs, not by their places.
+    assert planned(tmp_path, TRIALS[::-1], {}) == ["23", "7654", "10"]
+    assert planned(tmp_path, TRIALS, {}) == ["23", "01", "4567"]
 
 
 def test_a_trial_is_the_single_run(swept, tmp_path):
@@ -104,7 +108,7 @@ def test_results_and_pictures_are_written(swept):
 
 def test_a_finished_sweep_has_nothing_left_to_do(swept, monkeypatch):
     folder, results = swept
-    monkeypatch.setattr(sweep, "_run_group", pytest.fail)
+    monkeypatch.setattr(jobs, "run", pytest.fail)
     assert sweep.run_sweep(BASE, TRIALS[::-1], folder) == results[::-1]
     assert sweep.run_sweep(BASE, TRIALS, folder) == results
 
@@ -132,6 +136,39 @@ def test_a_sweep_is_extended_by_trials_and_by_steps(tmp_path):
         for name in timeless(one).keys() - {"loss_unit"}:
             np.testing.assert_allclose(one[name], other[name], rtol=1e-6, err_msg=name)
     assert [trial["trial"] for trial in of_trials(tmp_path / "parts")] == ["001", "000"]
+
+
+def test_a_group_that_fails_does_not_keep_the_others_from_running(tmp_path, monkeypatch, capsys):
+    run = jobs.run
+
+    def broken(job, base, **kwargs):
+        if "001" in job.work.names:
+            raise RuntimeError("broken\nhere")
+        return run(job, base, **kwargs)
+
+    changes = sweep.grid(**{"estimator.name": ["truncated", "uoro", "rtrl"]})
+    with monkeypatch.context() as patched:
+        patched.setattr(jobs, "run", broken)
+        message = r"1 of 3 groups of trials failed \(trials 001: RuntimeError: broken here\)"
+        with pytest.raises(trials.SweepError, match=message):
+            sweep.run_sweep({**BASE, "num_steps": 20}, changes, tmp_path)
+    assert "error: trials 001: RuntimeError: broken here" in capsys.readouterr().out
+    assert [trial["result"] is None for trial in of_trials(tmp_path)] == [False, True, False]
+    results = sweep.run_sweep({**BASE, "num_steps": 20}, changes, tmp_path)
+    assert [result["step"] for result in results] == [20] * 3
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("spark", r"--engine must be one of local, ray, slurm, with options as in .*, got 'spark'"),
+        ("local(cpus=2)", "--engine=local has no options"),
+        ("[1, 2]", "--engine must be one of local, ray, slurm"),
+    ],
+)
+def test_an_engine_that_does_not_exist_is_refused(text, message):
+    with pytest.raises(ConfigError, match=message):
+        engines.make(text)
 
 
 class KilledError(Exception):
