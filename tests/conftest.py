@@ -1,5 +1,13 @@
 """Tests run in float64, to compare with exact gradients; a test may turn it off."""
 
+import atexit
+import os
+import shutil
+import tempfile
+
+# Most of the time is spent compiling small programs: without a thread pool for each of them.
+os.environ.setdefault("XLA_FLAGS", "--xla_cpu_parallel_codegen_split_count=1")
+
 import jax
 import pytest
 
@@ -7,8 +15,12 @@ from kfrtrl_jax import linearization
 from kfrtrl_jax._src.linearization import self_check
 
 jax.config.update("jax_enable_x64", True)
-# Most of the time is spent compiling programs that run only once.
+# Most programs run only once. Those that are built again in this process are kept until its end.
 jax.config.update("jax_disable_most_optimizations", True)
+_COMPILED = tempfile.mkdtemp(prefix="kfrtrl_jax_tests_")
+atexit.register(shutil.rmtree, _COMPILED, ignore_errors=True)
+jax.config.update("jax_compilation_cache_dir", _COMPILED)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.02)
 
 
 def pytest_configure(config):

@@ -12,6 +12,7 @@ import numpy as np
 from kfrtrl_jax import linearization
 from kfrtrl_jax.errors import ConfigError
 from kfrtrl_jax.training import loop, plots, sweep, train
+from kfrtrl_jax.training.engines import jobs
 from tests.training.small import nested, records, small
 
 LENGTHS = {"segment_length": 2, "update_every": 1, "task.batch_size": 8, "num_steps": 40}
@@ -27,7 +28,7 @@ def main(home: Path) -> None:
     seen = []
     finish = loop.summarize
     train.loop.summarize = lambda training: (seen.append(layout(training)), finish(training))[1]
-    sweep.summarize = train.loop.summarize
+    jobs.summarize = train.loop.summarize
     plots.plot_run = plots.plot_groups = lambda *_, **__: None
     nothing = linearization.Check("float64", 0.0, {}, 0.0, 0.0, 0, 0.0)
     linearization.check = lambda *_, **__: nothing

@@ -22,7 +22,7 @@ SMALL = [
     "--config.task.batch_size=2",
     "--config.log_every=20",
     "--config.checkpoint_every=100",
-    "--config.num_steps=8000",
+    "--config.num_steps=4000",
 ]
 
 
@@ -98,7 +98,7 @@ def test_a_run_stopped_and_killed_and_resumed_is_the_run_that_was_left_alone(tmp
     # The uninterrupted run compiles; the others may use its cache.
     alone = start(*SMALL, f"--workdir={whole}", cache=tmp_path / "cache")
     first = start(*SMALL, f"--workdir={parts}", cache=tmp_path / "other")
-    wait_for_step(first, parts, 300)
+    wait_for_step(first, parts, 200)
     with pytest.raises(WorkdirError, match=f"process id {first.pid};"), workdir.hold(parts):
         pass
     first.send_signal(signal.SIGTERM)
@@ -109,7 +109,7 @@ def test_a_run_stopped_and_killed_and_resumed_is_the_run_that_was_left_alone(tmp
     stopped = metrics.read(parts / "metrics.jsonl")[-1]["step"]
 
     second = start(*SMALL, f"--workdir={parts}", cache=tmp_path / "cache")
-    wait_for_step(second, parts, stopped + 500)
+    wait_for_step(second, parts, stopped + 300)
     second.kill()
     second.communicate(timeout=300)
     assert second.returncode == -signal.SIGKILL
@@ -126,7 +126,7 @@ def test_a_run_stopped_and_killed_and_resumed_is_the_run_that_was_left_alone(tmp
     assert records(parts) == records(whole)
     final = [load(folder / "final" / "state") for folder in (parts, whole)]
     chex.assert_trees_all_equal(*final)
-    last = [load(folder / "checkpoints" / "8000" / "state") for folder in (parts, whole)]
+    last = [load(folder / "checkpoints" / "4000" / "state") for folder in (parts, whole)]
     chex.assert_trees_all_equal(*last)
 
 

@@ -127,10 +127,11 @@ def test_damaged_results_are_made_from_the_checkpoints(swept, tmp_path, capsys, 
 def test_a_sweep_is_extended_by_trials_and_by_steps(tmp_path):
     """Whatever was there first, the results are those of a sweep that had all from the start."""
     rates = sweep.grid(**{"optimizer.learning_rate": [1e-2, 1e-3]})
-    whole = sweep.run_sweep(BASE, rates, tmp_path / "whole")
-    sweep.run_sweep({**BASE, "num_steps": 20}, rates[1:], tmp_path / "parts")
-    sweep.run_sweep(BASE, rates[1:], tmp_path / "parts")
-    parts = sweep.run_sweep(BASE, rates, tmp_path / "parts")
+    base = {**BASE, "estimator": "truncated"}
+    whole = sweep.run_sweep(base, rates, tmp_path / "whole")
+    sweep.run_sweep({**base, "num_steps": 20}, rates[1:], tmp_path / "parts")
+    sweep.run_sweep(base, rates[1:], tmp_path / "parts")
+    parts = sweep.run_sweep(base, rates, tmp_path / "parts")
     for one, other in zip(whole, parts, strict=True):
         assert one.keys() == other.keys()
         for name in timeless(one).keys() - {"loss_unit"}:
@@ -139,22 +140,22 @@ def test_a_sweep_is_extended_by_trials_and_by_steps(tmp_path):
 
 
 def test_a_group_that_fails_does_not_keep_the_others_from_running(tmp_path, monkeypatch, capsys):
-    run = jobs.run
+    run, base = jobs.run, {**BASE, "num_steps": 20, "estimator": "truncated"}
 
     def broken(job, base, **kwargs):
         if "001" in job.work.names:
             raise RuntimeError("broken\nhere")
         return run(job, base, **kwargs)
 
-    changes = sweep.grid(**{"estimator.name": ["truncated", "uoro", "rtrl"]})
+    changes = sweep.grid(**{"cell.hidden_size": [2, 3, 4]})
     with monkeypatch.context() as patched:
         patched.setattr(jobs, "run", broken)
         message = r"1 of 3 groups of trials failed \(trials 001: RuntimeError: broken here\)"
         with pytest.raises(trials.SweepError, match=message):
-            sweep.run_sweep({**BASE, "num_steps": 20}, changes, tmp_path)
+            sweep.run_sweep(base, changes, tmp_path)
     assert "error: trials 001: RuntimeError: broken here" in capsys.readouterr().out
     assert [trial["result"] is None for trial in of_trials(tmp_path)] == [False, True, False]
-    results = sweep.run_sweep({**BASE, "num_steps": 20}, changes, tmp_path)
+    results = sweep.run_sweep(base, changes, tmp_path)
     assert [result["step"] for result in results] == [20] * 3
 
 
@@ -176,7 +177,7 @@ class KilledError(Exception):
 
 
 def test_a_sweep_that_is_killed_goes_on_from_its_last_checkpoint(tmp_path, monkeypatch):
-    base = {**BASE, "checkpoint_every": 20}
+    base = {**BASE, "checkpoint_every": 20, "estimator": "truncated"}
     whole = sweep.run_sweep(base, sweep.seeds(2), tmp_path / "whole")
     advance = loop.Training._advance
 
