@@ -144,14 +144,13 @@ def open_writer(
     def write(record: Record) -> None:
         line = _line(record).encode()
         # Without a buffer, which would fail again when the file is closed.
-        with faults.naming(path), open(path, "ab", buffering=0) as file:
+        with faults.naming(path), open(path, "ab", buffering=0, opener=_existing) as file:
             while line:
                 line = line[file.write(line) :]
         if events:
             _add(events, record)
 
     def sync() -> None:
-        # Not made anew: a folder that was removed or moved is noticed here.
         with faults.naming(path), open(path, "rb") as file:
             os.fsync(file.fileno())
         if events:
@@ -163,6 +162,11 @@ def open_writer(
         sync()
         if events:
             events.close()
+
+
+def _existing(path: str, flags: int) -> int:
+    """Opens a file, but does not make it anew where its folder has been emptied."""
+    return os.open(path, flags & ~os.O_CREAT)
 
 
 class Log(NamedTuple):

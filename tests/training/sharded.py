@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import jax
-import numpy as np
 
 from kfrtrl_jax import linearization
 from kfrtrl_jax.errors import ConfigError
@@ -33,10 +32,9 @@ def main(home: Path) -> None:
     nothing = linearization.Check("float64", 0.0, {}, 0.0, 0.0, 0, 0.0)
     linearization.check = lambda *_, **__: nothing
     figures = {}
-    for name, parts in {"1": [(1, 40)], "8 to 2": [(0, 20), (2, 40)]}.items():
-        for devices, steps in parts:
-            train.train(small({**LENGTHS, "devices": devices, "num_steps": steps}), home / name)
-        figures[name] = [record["running_loss"] for record in records(home / name)]
+    for devices, steps in ((0, 20), (2, 40)):
+        train.train(small({**LENGTHS, "devices": devices, "num_steps": steps}), home / "run")
+    figures["run"] = [record["running_loss"] for record in records(home / "run")]
     trials = sweep.run_sweep(nested(LENGTHS), sweep.seeds(3), home / "sweep")
     figures["sweep"] = trials[0]["running_loss"]
     refused = []
@@ -45,7 +43,6 @@ def main(home: Path) -> None:
             train.train(small({**LENGTHS, "devices": devices}), home / "refused")
         except ConfigError as error:
             refused.append(str(error))
-    assert all(np.isfinite(figures["1"]))
     print(json.dumps({"figures": figures, "layouts": seen, "refused": refused}))
 
 

@@ -12,7 +12,8 @@ import chex
 import pytest
 
 from kfrtrl_jax.errors import WorkdirError
-from kfrtrl_jax.training import metrics, workdir
+from kfrtrl_jax.training import metrics, train, workdir
+from tests.faults import entry
 from tests.training.small import records
 
 SMALL = [
@@ -53,44 +54,41 @@ def wait_for_step(run: subprocess.Popen[str], folder, step: int) -> None:
     pytest.fail(f"no step {step}: {run.communicate()}")
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (
-            ["--config=configs/copy.py", "--config.estimator.name=kfrtrl"],
-            "error: config.estimator.name: there is no estimator 'kfrtrl'; did you mean kf_rtrl",
-        ),
-        (
-            ["--config=configs/copy.py", "--config.seed=1", "--workdri=x"],
-            "error: Unknown command line flag 'workdri'. Did you mean: workdir ?",
-        ),
-        (
-            ["--config=configs/ptb.py", "--config.task.data_dir=/none"],
-            "error: /none has no ptb.train.txt",
-        ),
-    ],
-)
-def test_refused_input_is_one_line_and_exit_code_2(arguments, message, tmp_path):
+def test_refused_input_is_one_line_and_exit_code_2(tmp_path):
+    arguments = ["--config=configs/ptb.py", "--config.task.data_dir=/none"]
     run = start(*arguments, f"--workdir={tmp_path / 'run'}")
     out, err = run.communicate(timeout=300)
     assert run.returncode == 2
-    assert err.startswith(message)
+    assert err.startswith("error: /none has no ptb.train.txt")
     assert err.count("\n") == 1
     assert out == ""
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        (
+            "--config.estimator.name=kfrtrl",
+            "error: config.estimator.name: there is no estimator 'kfrtrl'; did you mean kf_rtrl",
+        ),
+        ("--workdri=x", "error: Unknown command line flag 'workdri'. Did you mean: workdir ?"),
+    ],
+)
+def test_a_typo_is_one_line_and_exit_code_2(argument, message):
+    outcome = entry.start(["--config=configs/copy.py", argument])
+    assert outcome.code == 2
+    assert outcome.error.startswith(message)
+    assert outcome.error.count("\n") == 1
+
+
 def test_a_run_that_fails_is_one_line_and_exit_code_1(tmp_path):
-    run = start(
-        *SMALL,
-        "--config.optimizer.name=sgd",
-        "--config.optimizer.learning_rate=1e38",
-        f"--workdir={tmp_path / 'run'}",
-    )
-    _, err = run.communicate(timeout=300)
-    assert run.returncode == 1
-    assert " is no longer finite at step " in err
-    assert err.count("\n") == 1
+    rate = ["--config.optimizer.name=sgd", "--config.optimizer.learning_rate=1e307"]
+    arguments = [*SMALL, *rate, f"--workdir={tmp_path / 'run'}"]
+    outcome = entry.start(arguments, begin=train.train)
+    assert outcome.code == 1
+    assert " is no longer finite at step " in outcome.error
+    assert outcome.error.count("\n") == 1
 
 
 def test_a_run_stopped_and_killed_and_resumed_is_the_run_that_was_left_alone(tmp_path):

@@ -115,6 +115,8 @@ def test_a_log_that_has_vanished_is_noticed_before_the_next_checkpoint(tmp_path)
         (tmp_path / metrics.METRICS).unlink()
         with pytest.raises(FileNotFoundError, match=metrics.METRICS):
             writer.sync()
+        with pytest.raises(FileNotFoundError, match=metrics.METRICS):
+            writer.write({"step": 10})
         (tmp_path / metrics.METRICS).touch()
 
 

@@ -147,16 +147,16 @@ def test_a_group_that_fails_does_not_keep_the_others_from_running(tmp_path, monk
             raise RuntimeError("broken\nhere")
         return run(job, base, **kwargs)
 
-    changes = sweep.grid(**{"cell.hidden_size": [2, 3, 4]})
+    changes = sweep.grid(**{"cell.hidden_size": [2, 3]})
     with monkeypatch.context() as patched:
         patched.setattr(jobs, "run", broken)
-        message = r"1 of 3 groups of trials failed \(trials 001: RuntimeError: broken here\)"
+        message = r"1 of 2 groups of trials failed \(trials 001: RuntimeError: broken here\)"
         with pytest.raises(trials.SweepError, match=message):
             sweep.run_sweep(base, changes, tmp_path)
     assert "error: trials 001: RuntimeError: broken here" in capsys.readouterr().out
-    assert [trial["result"] is None for trial in of_trials(tmp_path)] == [False, True, False]
+    assert [trial["result"] is None for trial in of_trials(tmp_path)] == [False, True]
     results = sweep.run_sweep(base, changes, tmp_path)
-    assert [result["step"] for result in results] == [20] * 3
+    assert [result["step"] for result in results] == [20] * 2
 
 
 @pytest.mark.parametrize(
