@@ -101,7 +101,7 @@ def main() -> int:
         (home / "trials.py").write_text(SWEEP)
         runs: list[tuple[str, list[str], int]] = [
             ("train", ["--config=configs/copy.py", "--config.num_steps=100000"], options.run),
-            ("sweep", [f"--config={home}/trials.py", "--config.num_steps=60000"], options.sweep),
+            ("sweep", [f"--config={home}/trials.py", "--config.num_steps=150000"], options.sweep),
         ]
         wrong: list[Any] = [killed(*each, home, options.seed) for each in runs if each[2]]
     return int(sum(wrong) > 0)
