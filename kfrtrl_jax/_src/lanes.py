@@ -47,6 +47,18 @@ def with_keys_folded(carry: Any, number: int | Array) -> Any:
     return jax.tree.map(leaf, carry)
 
 
+def varying_axes(shapes: Any, larger: Any) -> Any:
+    """For each array the axis that is longer in a second tree of shapes; -1 for none.
+
+    The axis of the lanes is the one that grows with their number.
+    """
+
+    def axis(a: Any, b: Any) -> int:
+        return next((i for i, (x, y) in enumerate(zip(a.shape, b.shape)) if x != y), -1)
+
+    return jax.tree.map(axis, shapes, larger)
+
+
 def along(values: Array, like: Array) -> Array:
     """Values of lanes, [B], to stand beside arrays of lanes, [B, ...]: with axes of length 1."""
     return values.reshape(*values.shape, *[1] * (like.ndim - values.ndim))

@@ -108,14 +108,7 @@ class Checkpoints:
         for step in steps:
             try:
                 _check_seal(self._folder / str(step))
-                arrays, info = _checked(
-                    self._manager.restore(
-                        step,
-                        args=ocp.args.Composite(
-                            state=ocp.args.StandardRestore(), info=ocp.args.JsonRestore()
-                        ),
-                    )
-                )
+                arrays, info = _checked(self._manager.restore(step, args=_both()))
             except Exception as error:
                 damaged[step] = one_line(error)[:200]
                 continue
@@ -124,7 +117,7 @@ class Checkpoints:
                 warn(f"the checkpoint of step {newer} cannot be used ({reason}); moved to {place}")
             self._manager.reload()
             latest = self._latest()
-            if latest is not None and latest > (steps[0] if damaged else step):
+            if latest is not None and latest > steps[0]:
                 warn(f"the checkpoint of step {latest}, the last one written, is gone")
             return Restored(step, _fitted(arrays, like, f"the checkpoint of step {step}"), info)
         if damaged:
@@ -167,7 +160,7 @@ def last_good(step: int | None) -> str:
     return "no checkpoint yet" if step is None else f"the last good checkpoint is of step {step}"
 
 
-def save_parameters(folder: Path, parameters: Any, info: Mapping[str, Any] | None = None) -> None:
+def save_parameters(folder: Path, parameters: Any) -> None:
     """Writes parameters to a folder, in place of what is there.
 
     Raises:
@@ -179,7 +172,7 @@ def save_parameters(folder: Path, parameters: Any, info: Mapping[str, Any] | Non
         for left in (new, old):
             shutil.rmtree(left, ignore_errors=True)
         with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
-            checkpointer.save(new.absolute(), args=_saved(parameters, info or {}))
+            checkpointer.save(new.absolute(), args=_saved(parameters, {}))
         _seal(new)
         if folder.exists():
             folder.rename(old)
@@ -204,14 +197,7 @@ def load_parameters(folder: Path, like: Any) -> Any:
     try:
         _check_seal(folder)
         with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
-            arrays, _ = _checked(
-                checkpointer.restore(
-                    folder.absolute(),
-                    args=ocp.args.Composite(
-                        state=ocp.args.StandardRestore(), info=ocp.args.JsonRestore()
-                    ),
-                )
-            )
+            arrays, _ = _checked(checkpointer.restore(folder.absolute(), args=_both()))
         return _fitted(arrays, like, f"what is in {folder}")
     except WorkdirError:
         raise
@@ -254,6 +240,11 @@ def _saved(tree: Any, info: Mapping[str, Any]) -> ocp.args.Composite:
         state=ocp.args.StandardSave(arrays),
         info=ocp.args.JsonSave({**info, "digest": _digest(arrays, info)}),
     )
+
+
+def _both() -> ocp.args.Composite:
+    """What Orbax reads of it."""
+    return ocp.args.Composite(state=ocp.args.StandardRestore(), info=ocp.args.JsonRestore())
 
 
 def _checked(read: Any) -> tuple[dict[str, np.ndarray], dict[str, Any]]:

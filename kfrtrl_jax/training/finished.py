@@ -38,7 +38,5 @@ def read_run(folder: Path, warn: Callable[[str], None]) -> Finished:
         raise WorkdirError(f"{folder} has no {workdir.SUMMARY}: its run is not finished")
     config = workdir.read_document(folder / workdir.CONFIG)
     summary = workdir.read_document(folder / workdir.SUMMARY)
-    records = metrics.read(folder / metrics.METRICS)
-    if message := metrics.missing(folder, records, summary.get("step", 0), config["log_every"]):
-        warn(message)
+    records = metrics.read_for(folder, summary.get("step", 0), config["log_every"], warn)
     return Finished(config, summary, records)

@@ -10,11 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from kfrtrl_jax._src.lanes import varying_axes
 from kfrtrl_jax.training import config as configs
 from kfrtrl_jax.training import evaluation, workdir
 from kfrtrl_jax.training.program import ChunkMetrics, Experiment, build, make_builder
 from kfrtrl_jax.training.segments import About, RunState
-from kfrtrl_jax.training.sharding import devices_of, spread, varying_axes
+from kfrtrl_jax.training.sharding import devices_of, spread
 
 
 class SideBySide(NamedTuple):

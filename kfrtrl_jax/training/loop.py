@@ -102,8 +102,9 @@ class Training:
         self._better = jax.jit(group.better)
         self._streams: dict[str, Any] = {}
         self._pending: tuple[Any, int] | None = None
-        restored = place.saved.restore(jax.eval_shape(self._initial), self._warn)
-        lie = self.group.placed(jax.eval_shape(self._initial))
+        like = jax.eval_shape(self._initial)
+        restored = place.saved.restore(like, self._warn)
+        lie = self.group.placed(like)
         if restored is None:
             tree = jax.jit(self._initial, out_shardings=lie)()
         else:
@@ -134,11 +135,8 @@ class Training:
                 for member in self.members
             ]
             for member in self.members:
-                records, last = metrics.read(member.folder / metrics.METRICS), member.record or {}
-                if lost := metrics.missing(
-                    member.folder, records, last.get("step", 0), config.log_every
-                ):
-                    self._warn(lost)
+                last = (member.record or {}).get("step", 0)
+                metrics.read_for(member.folder, last, config.log_every, self._warn)
             if self.step >= config.num_steps or not self._alive:
                 return
             if self.step == 0:

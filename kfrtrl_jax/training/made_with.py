@@ -32,27 +32,32 @@ def now(data: Mapping[str, str]) -> dict[str, Any]:
     Args:
       data: digests of the data of tasks, by the task in words.
     """
-    settings: Any = jax.config
     return {
-        "settings": {
-            "precision": "float64" if settings.jax_enable_x64 else "float32",
-            "matmul_precision": str(settings.jax_default_matmul_precision or "default"),
-            "random_numbers": str(settings.jax_default_prng_impl),
-            "partitionable": bool(settings.jax_threefry_partitionable),
-        },
+        "settings": settings(),
         "data": dict(data),
         "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
         "device": jax.local_devices()[0].device_kind,
     }
 
 
-def apply(settings: Mapping[str, Any]) -> None:
-    """Sets what the numbers depend on as another process has it, see `now`."""
-    default = settings["matmul_precision"]
-    jax.config.update("jax_enable_x64", settings["precision"] == "float64")
+def settings() -> dict[str, Any]:
+    """The settings of JAX that the numbers depend on."""
+    config: Any = jax.config
+    return {
+        "precision": "float64" if config.jax_enable_x64 else "float32",
+        "matmul_precision": str(config.jax_default_matmul_precision or "default"),
+        "random_numbers": str(config.jax_default_prng_impl),
+        "partitionable": bool(config.jax_threefry_partitionable),
+    }
+
+
+def apply(chosen: Mapping[str, Any]) -> None:
+    """Sets what the numbers depend on as another process has it, see `settings`."""
+    default = chosen["matmul_precision"]
+    jax.config.update("jax_enable_x64", chosen["precision"] == "float64")
     jax.config.update("jax_default_matmul_precision", None if default == "default" else default)
-    jax.config.update("jax_default_prng_impl", settings["random_numbers"])
-    jax.config.update("jax_threefry_partitionable", settings["partitionable"])
+    jax.config.update("jax_default_prng_impl", chosen["random_numbers"])
+    jax.config.update("jax_threefry_partitionable", chosen["partitionable"])
 
 
 def bind(folder: Path, data: Mapping[str, str]) -> list[str]:

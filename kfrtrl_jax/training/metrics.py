@@ -198,6 +198,14 @@ def read(path: Path) -> list[Record]:
     return read_log(path).records if path.exists() else []
 
 
+def read_for(workdir: Path, step: int, log_every: int, warn: Callable[[str], None]) -> list[Record]:
+    """The records of a run that has come to a step; `warn` is told if its log has lost lines."""
+    records = read(workdir / METRICS)
+    if lost := missing(workdir, records, step, log_every):
+        warn(lost)
+    return records
+
+
 def missing(workdir: Path, records: Sequence[Record], step: int, log_every: int) -> str:
     """Says that a log has no longer a line for each `log_every` steps up to `step`; "" if it has."""
     expected = set(range(log_every, step + 1, log_every))

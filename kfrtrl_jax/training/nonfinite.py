@@ -7,16 +7,15 @@ what is not finite in the influence makes the gradient of the next segment so.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 
-from kfrtrl_jax._src.learning.recovery import anywhere
+from kfrtrl_jax._src.learning.recovery import all_finite, anywhere
 from kfrtrl_jax._src.xla import at_least_float32, in_place_if
 from kfrtrl_jax.base import Array
 from kfrtrl_jax.learning import Learner, LearnerState
@@ -129,7 +128,7 @@ def dropped(
     """
     shared = ("parameters", "optimizer_state", "credit")
     figures = (sums.loss, sums.gradient_norm)
-    bad = ~_all_finite([*figures, *_floats(new.learner, "carry", *shared).values()])
+    bad = ~all_finite([*figures, *_floats(new.learner, "carry", *shared).values()])
 
     def without_lost_lanes(state: LearnerState) -> LearnerState:
         lanes = learn.lost(state) | ~jnp.all(jnp.isfinite(losses), axis=0)
@@ -159,16 +158,11 @@ def only_finite(optimizer: optax.GradientTransformation) -> optax.GradientTransf
 
     def update(gradient: Any, state: Any, parameters: Any = None) -> tuple[Any, Any]:
         updates, new = optimizer.update(gradient, state, parameters)
-        good = _all_finite(jax.tree.leaves(gradient))
+        good = all_finite(jax.tree.leaves(gradient))
         updates = jax.tree.map(lambda x: jnp.where(good, x, 0), updates)
         return updates, jax.tree.map(lambda a, b: jnp.where(good, a, b), new, state)
 
     return optax.GradientTransformation(optimizer.init, update)
-
-
-def _all_finite(arrays: Iterable[Array]) -> Bool[Array, ""]:
-    """Whether all arrays and their sums are finite: much cheaper than to test each entry."""
-    return jnp.isfinite(sum(map(_sum, arrays)))
 
 
 def _sum(x: Array) -> Array:

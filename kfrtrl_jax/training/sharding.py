@@ -40,15 +40,6 @@ def devices_of(config: Any, count: int, what: str) -> int:
     return asked or max(n for n in range(1, there + 1) if count % n == 0)
 
 
-def varying_axes(shapes: Any, larger: Any) -> Any:
-    """For each array the axis that is longer in a second tree of shapes; -1 for none."""
-
-    def axis(x: Any, y: Any) -> int:
-        return next((i for i, (m, n) in enumerate(zip(x.shape, y.shape)) if m != n), -1)
-
-    return jax.tree.map(axis, shapes, larger)
-
-
 def spread(axes: Any, devices: int) -> Any:
     """For each array how it lies on the devices: in equal parts along its axis, or whole on each.
 

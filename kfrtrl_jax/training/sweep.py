@@ -107,13 +107,12 @@ def run_sweep(
                 continue
             results.update(zip(job.work.names, found))
             trials.write_results(folder, overrides, results)
+        trials.write_results(folder, overrides, results)
         if failed:
-            trials.write_results(folder, overrides, results)
             raise trials.SweepError(
                 f"{len(failed)} of {len(jobs)} groups of trials failed ({failed[0]}); the same command "
                 f"runs them again"
             )
-        trials.write_results(folder, overrides, results)
         ordered = [results[name] for name in names]
         logs = [_log(folder / "trials" / name, runs[name], results[name]) for name in names]
         outcomes.report(sweep, ordered, logs, folder)
@@ -190,7 +189,7 @@ def _begun(
         f"{_describe([overrides[name] for name in work.names])}"
     )
     configured = tuple(runs[name].to_dict() for name in work.names)
-    return Job(work, configured, folder, title, made_with.now({})["settings"])
+    return Job(work, configured, folder, title, made_with.settings())
 
 
 def _trial(config: Any, common: Overrides, own: Overrides, number: int) -> Any:
@@ -217,7 +216,9 @@ def _describe(overrides: Sequence[Overrides]) -> str:
 
 def _log(folder: Path, config: Any, result: Mapping[str, Any]) -> list[metrics.Record]:
     """The log of a trial; says so if it has lost lines."""
-    records = metrics.read(folder / metrics.METRICS)
-    if lost := metrics.missing(folder, records, result.get("step", 0), config.log_every):
-        display.say(f"warning: {lost}")
-    return records
+    return metrics.read_for(
+        folder,
+        result.get("step", 0),
+        config.log_every,
+        lambda lost: display.say(f"warning: {lost}"),
+    )

@@ -7,7 +7,6 @@ numbers that the engine of a single process gives, bit for bit.
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -19,8 +18,8 @@ from pathlib import Path
 import numpy as np
 import psutil
 
+from tests.faults import programs
 from tests.faults.damage import outcome_of_sweep
-from tests.faults.kills import ROOT, SMALL
 
 PORT = 26379
 SWEEP = """
@@ -35,26 +34,16 @@ def get_sweep():
 
 def swept(home: Path, name: str, engine: str) -> subprocess.Popen[str]:
     """Starts the sweep on an engine."""
-    arguments = [f"--config={home}/trials.py", "--config.num_steps=20000", f"--engine={engine}"]
+    arguments = (f"--config={home}/trials.py", f"--engine={engine}", f"--workdir={home / name}")
     log = open(home / f"{name}.log", "w")  # noqa: SIM115 - the process writes it
-    return subprocess.Popen(
-        [sys.executable, "-m", "experiments.sweep", *SMALL, *arguments, f"--workdir={home / name}"],
-        stdout=log,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env={
-            **os.environ,
-            "JAX_PLATFORMS": "cpu",
-            "JAX_COMPILATION_CACHE_DIR": str(home / "cache"),
-        },
-        cwd=ROOT,
-    )
+    command = programs.train(*arguments, steps=20000, program="sweep")
+    return programs.start(command, home / "cache", stdout=log, stderr=subprocess.STDOUT)
 
 
 def ray(*arguments: str) -> None:
     """Runs Ray's own command line."""
     command = [str(Path(sys.executable).parent / "ray"), *arguments]
-    subprocess.run(command, check=True, capture_output=True, cwd=ROOT)
+    subprocess.run(command, check=True, capture_output=True, cwd=programs.ROOT)
 
 
 def raylets() -> set[int]:

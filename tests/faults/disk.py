@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tests.faults import programs
+from tests.training.small import records
 
 # KiB: from too small for a folder to enough for the whole run.
 SIZES = (4, 16, 32, 64, 96, 128, 192, 256, 384, 512, 1024)
@@ -134,7 +135,7 @@ def goes_on(folder: Path, cache: Path, whole: Path, what: str, checks: programs.
     """Runs the command without the fault; its log must be that of the undisturbed run."""
     code, _, err = programs.run(programs.train(f"--workdir={folder}", steps=STEPS), cache)
     checks.check(code == 0 and err == "", f"after {what}: {code} {err!r}")
-    same = code == 0 and programs.log_of(folder) == programs.log_of(whole)
+    same = code == 0 and records(folder) == records(whole)
     checks.check(same, f"after {what}: the log differs")
 
 

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tests.faults import programs
+from tests.training.small import records
 
 SWEEP = """\
 from configs import copy
@@ -67,7 +68,7 @@ def redirected(
     line = f"{command} {redirection}; exit ${{PIPESTATUS[0]}}"
     code, _, err = programs.run(["bash", "-c", line], cache)
     checks.check(code == 0 and err == "", f"{redirection}: {code} {err!r}")
-    same = (folder / "summary.json").exists() and programs.log_of(folder) == programs.log_of(whole)
+    same = (folder / "summary.json").exists() and records(folder) == records(whole)
     checks.check(same, f"{redirection}: the results differ")
     print(f"{redirection}: exit code {code}", flush=True)
 

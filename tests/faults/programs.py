@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from kfrtrl_jax.training import metrics
-from tests.training.small import TIMES
 
 ROOT = Path(__file__).parents[2]
 # Steps of a run that takes about as long as its start.
@@ -24,7 +23,7 @@ STEPS = 8000
 
 
 def train(*arguments: str, steps: int = STEPS, program: str = "train") -> list[str]:
-    """The command of a small run, with further arguments."""
+    """The command of a small run or sweep, with further arguments, of which later ones count."""
     return [
         *(sys.executable, "-m", f"experiments.{program}"),
         "--config=configs/copy.py",
@@ -77,14 +76,6 @@ def wait_for_step(process: subprocess.Popen[str], folder: Path, step: int) -> No
         if records and records[-1]["step"] >= step:
             return
         time.sleep(0.01)
-
-
-def log_of(folder: Path) -> list[metrics.Record]:
-    """The records of a run without their times."""
-    return [
-        {name: value for name, value in record.items() if name not in TIMES}
-        for record in metrics.read(folder / metrics.METRICS)
-    ]
 
 
 class Checks:

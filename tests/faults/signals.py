@@ -15,6 +15,7 @@ from collections import Counter
 from pathlib import Path
 
 from tests.faults import programs
+from tests.training.small import records
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # Seconds from a signal to the end of the process.
@@ -131,7 +132,7 @@ def continues(folder: Path, cache: Path, whole: Path, checks: programs.Checks) -
     """Runs the same command again; its log must be that of the undisturbed run."""
     code, _, err = programs.run(programs.train(f"--workdir={folder}"), cache)
     checks.check(code == 0 and err == "", f"{folder.name} continued: {code} {err!r}")
-    same = code == 0 and programs.log_of(folder) == programs.log_of(whole)
+    same = code == 0 and records(folder) == records(whole)
     checks.check(same, f"{folder.name} continued: its log differs")
 
 

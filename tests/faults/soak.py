@@ -6,7 +6,6 @@ python -m tests.faults.soak --steps=10000000
 from __future__ import annotations
 
 import argparse
-import os
 import subprocess
 import sys
 import tempfile
@@ -16,8 +15,8 @@ from pathlib import Path
 import psutil
 
 from kfrtrl_jax.training import metrics
+from tests.faults import programs
 
-ROOT = Path(__file__).parents[2]
 # The memory of the first part of the run, in which caches fill, does not count.
 SETTLED, ALLOWED = 0.1, 0.01
 
@@ -30,17 +29,13 @@ def main() -> int:
     every = options.steps // 1000
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / metrics.METRICS
-        process = subprocess.Popen(
-            [
-                *(sys.executable, "-m", "experiments.train", "--config=configs/copy.py"),
-                *("--config.cell=vanilla(hidden_size=4)", "--config.task.batch_size=2"),
-                *(f"--config.num_steps={options.steps}", f"--config.log_every={every}"),
-                *(f"--config.checkpoint_every={50 * every}", f"--workdir={folder}"),
-            ],
-            stdout=subprocess.DEVNULL,
-            env={**os.environ, "JAX_PLATFORMS": "cpu"},
-            cwd=ROOT,
+        command = programs.train(
+            f"--config.log_every={every}",
+            f"--config.checkpoint_every={50 * every}",
+            f"--workdir={folder}",
+            steps=options.steps,
         )
+        process = programs.start(command, None, stdout=subprocess.DEVNULL, stderr=None)
         samples: list[tuple[int, int]] = []
         watched = psutil.Process(process.pid)
         while process.poll() is None:

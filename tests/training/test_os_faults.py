@@ -173,6 +173,20 @@ def test_a_cached_program_is_written_whole_over_a_damaged_one(tmp_path, monkeypa
     assert [path.name for path in tmp_path.iterdir()] == ["key-cache"]
 
 
+@pytest.fixture
+def _usual_signals():
+    """Signals as a program in the foreground has them, also if these tests run behind nohup or `&`."""
+    usual = {
+        **dict.fromkeys(signals.SIGNALS, signal.SIG_DFL),
+        signal.SIGINT: signal.default_int_handler,
+    }
+    before = {number: signal.signal(number, handler) for number, handler in usual.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("_usual_signals")
 def test_a_signal_is_noted_and_a_second_one_does_what_it_did():
     for number in signals.SIGNALS:
         before = signal.getsignal(number)
@@ -194,6 +208,7 @@ def test_a_signal_that_is_ignored_stays_ignored():
         signal.signal(signal.SIGHUP, before)
 
 
+@pytest.mark.usefixtures("_usual_signals")
 def test_only_later_signals_reach_a_program_that_watches_them():
     read, write = os.pipe()
     os.set_blocking(write, False)
@@ -224,6 +239,7 @@ hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)
 """
 
 
+@pytest.mark.usefixtures("_usual_signals")
 def test_a_busy_program_ends_at_once_and_says_so():
     process = subprocess.Popen(
         [sys.executable, "-c", BUSY], cwd=ROOT, stdout=-1, stderr=-1, text=True

@@ -7,6 +7,7 @@ import matplotlib.image
 import numpy as np
 import pytest
 
+import kfrtrl_jax as kf
 from kfrtrl_jax.errors import ConfigError, WorkdirError
 from kfrtrl_jax.training import engines, loop, memory, metrics, sweep, train, trials, workdir
 from kfrtrl_jax.training.engines import jobs
@@ -220,6 +221,8 @@ def test_a_trial_that_diverges_leaves_the_others_alone(tmp_path):
     assert good["step"] == 20
     assert good["valid_loss"] > 0
     assert good["test_loss"] > 0
+    network = kf.load(tmp_path / "sweep" / "trials" / "000")
+    assert network.config.optimizer.learning_rate == 1e-3
     assert 1 <= bad["diverged_at"] <= 20
     assert "no longer finite" in bad["problem"]
 

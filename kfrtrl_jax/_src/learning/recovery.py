@@ -13,7 +13,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Bool
 
-from kfrtrl_jax._src.base import Array, InfluenceEstimator, SiteGradients, Structure
+from kfrtrl_jax._src.base import Array, InfluenceEstimator, Structure
+from kfrtrl_jax._src.lanes import varying_axes
+from kfrtrl_jax._src.xla import at_least_float32
 
 Forget = Callable[[Any, Bool[Array, " B"]], Any]
 Lost = Callable[[Any], Bool[Array, " B"]]
@@ -66,11 +68,7 @@ def _axes_of_lanes(estimator: InfluenceEstimator, structure: Structure) -> Any:
     """For every leaf of the estimator's state the axis of the lanes: that which grows with B; or -1."""
     one_more = structure._replace(batch_size=structure.batch_size + 1)
     shapes, larger = (jax.eval_shape(lambda s=s: estimator.init(s)) for s in (structure, one_more))
-
-    def axis_of(a: Any, b: Any) -> int:
-        return next((i for i, (x, y) in enumerate(zip(a.shape, b.shape)) if x != y), -1)
-
-    return jax.tree.map(axis_of, shapes, larger)
+    return varying_axes(shapes, larger)
 
 
 _Found = TypeVar("_Found", bound=tuple[Any, ...])
@@ -85,9 +83,9 @@ def recovered(found: _Found, again: Callable[[], _Found]) -> tuple[_Found, Bool[
     return jax.lax.cond(anywhere(lost), again, lambda: found), lost
 
 
-def all_finite(gradients: SiteGradients) -> Bool[Array, ""]:
-    """Whether all entries and their sum are finite: much cheaper than to test each entry."""
-    return jnp.isfinite(sum(jnp.sum(g) for g in gradients))
+def all_finite(arrays: Iterable[Array]) -> Bool[Array, ""]:
+    """Whether all entries and their sums are finite: much cheaper than to test each entry."""
+    return jnp.isfinite(sum(jnp.sum(at_least_float32(x)) for x in arrays))
 
 
 @jax.custom_batching.custom_vmap
