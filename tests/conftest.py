@@ -1,6 +1,7 @@
 """Tests run in float64, to compare with exact gradients; a test may turn it off."""
 
 import atexit
+import gc
 import os
 import shutil
 import tempfile
@@ -13,6 +14,9 @@ import pytest
 
 from kfrtrl_jax import linearization
 from kfrtrl_jax._src.linearization import self_check
+
+# Traces are many objects that live long: looking through all of them again and again takes a while.
+gc.set_threshold(100_000, 20, 20)
 
 jax.config.update("jax_enable_x64", True)
 # Most programs run only once. Those that are built again in this process are kept until its end.
