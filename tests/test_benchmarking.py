@@ -19,6 +19,7 @@ from kfrtrl_jax.studies.benchmarking import (
     floors,
     memory,
     peers,
+    plan,
     scaling,
     sharding,
     startup,
@@ -325,3 +326,18 @@ def test_what_crosses_between_devices_is_read_from_a_program():
       %d = f32[100]{0} add(%a, %b)
     """
     assert sharding.collectives(program) == {"all-reduce": 132 + 20, "collective-permute": 32}
+
+
+def test_a_plan_for_few_lanes_holds_for_many():
+    devices = plan.Devices(count=4, operations=1e9, memory=1e6, bandwidth=1e9, link=1e8)
+    found = plan.make_plan("recurrent_highway(hidden_size=16)", "kf_rtrl", 64, devices)
+    counted = plan.compiled_costs("recurrent_highway(hidden_size=16)", "kf_rtrl", 16)
+    assert found.lanes == 16
+    assert found.costs.state == counted.state
+    np.testing.assert_allclose(found.costs.operations, counted.operations, rtol=0.05)
+    parameters = (4 + 16 + 1) * 32 + (16 + 1) * 4
+    assert found.exchange == 2 * 3 / 4 * 4 * parameters / 1e8
+    assert found.seconds >= found.compute + found.exchange
+    fitting = plan.compiled_costs("recurrent_highway(hidden_size=16)", "kf_rtrl", found.most_lanes)
+    assert 0.8e6 < fitting.peak < 1.2e6
+    assert "| 16 |" in plan.as_table([found])

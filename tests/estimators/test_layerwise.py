@@ -278,6 +278,12 @@ def test_cells_without_layers_that_feed_forward_are_refused_by_name(cell, messag
     assert "\n" not in str(refusal.value)
 
 
+def test_a_jacobian_of_which_no_zeros_are_known_is_refused_with_that_reason():
+    structure, _ = along("stack")
+    with pytest.raises(UnsupportedCellError, match="either all entries of J can be non-zero, or"):
+        estimators.layerwise(estimators.rtrl()).init(structure._replace(jacobian_mask=None))
+
+
 def test_other_combinators_compose_with_it_and_its_diagnostics_name_the_layers():
     structure, steps = along("mixed")
     estimator = estimators.average(estimators.layerwise(estimators.kf_rtrl()), copies=2)

@@ -212,11 +212,11 @@ def _require_feed_forward(
     Raises:
       UnsupportedCellError: naming two of them.
     """
+    mask = structure.jacobian_mask
     influences = np.eye(len(layers), dtype=bool)  # of a column's layer on a row's
     for i, to in enumerate(layers):
         rows = slice(*to.rows)
         for j, source in enumerate(layers):
-            mask = structure.jacobian_mask
             influences[i, j] |= mask is None or mask.array[rows, slice(*source.rows)].any()
             influences[i, j] |= any(
                 reach[rows, of_site == source.name].any() for of_site, reach in zip(owners, reached)
@@ -224,6 +224,12 @@ def _require_feed_forward(
     for _ in layers:
         influences = influences @ influences
     for i, j in np.argwhere(influences & influences.T):
+        if i < j and mask is None:
+            raise UnsupportedCellError(
+                "layerwise cannot use this cell: every layer may influence every other; either all "
+                f"entries of J can be non-zero, or a state of {structure.state_size:,} variables is too "
+                "large to look for those that are zero"
+            )
         if i < j:
             raise UnsupportedCellError(
                 f"layerwise cannot use this cell: its layers {layers[i].name} and {layers[j].name} "
