@@ -1,9 +1,9 @@
 """What a run on a cluster would need: python -m experiments.plan --out=PREFIX.
 
-Compiles a step at the width of the plan for a few lanes, without running it, and writes the memory, work and
-traffic of each device, and the time that they take at the given speeds, to PREFIX.md and PREFIX.json. The
-default speeds are those of the data sheet of an H100 SXM, products in TF32, and a network of 400 Gb/s for
-each.
+Compiles a step at the width of the plan for a few lanes, without running it, and writes the memory,
+work and traffic of each device, and the time that they take at the given speeds, to PREFIX.md and
+PREFIX.json. The default speeds are those of the data sheet of an H100 SXM, products in TF32, and a
+network of 400 Gb/s for each.
 """
 
 from __future__ import annotations

@@ -329,7 +329,7 @@ def test_what_crosses_between_devices_is_read_from_a_program():
 
 
 def test_a_plan_for_few_lanes_holds_for_many():
-    devices = plan.Devices(count=4, operations=1e9, memory=1e6, bandwidth=1e9, link=1e8)
+    devices = plan.Devices(number=4, operations=1e9, memory=1e6, bandwidth=1e9, link=1e8)
     found = plan.make_plan("recurrent_highway(hidden_size=16)", "kf_rtrl", 64, devices)
     counted = plan.compiled_costs("recurrent_highway(hidden_size=16)", "kf_rtrl", 16)
     assert found.lanes == 16

@@ -227,8 +227,8 @@ def _require_feed_forward(
         if i < j and mask is None:
             raise UnsupportedCellError(
                 "layerwise cannot use this cell: every layer may influence every other; either all "
-                f"entries of J can be non-zero, or a state of {structure.state_size:,} variables is too "
-                "large to look for those that are zero"
+                f"entries of J can be non-zero, or its state of {structure.state_size:,} variables is "
+                "too large to look for those that are zero"
             )
         if i < j:
             raise UnsupportedCellError(

@@ -1,8 +1,8 @@
 """What a run on a cluster would need: memory, work and traffic of a device, from compiled programs.
 
-A step is compiled, but not run, at the width of the plan and for few lanes. All of its costs are linear in
-the number of lanes, as these do not meet, so those of a device's share follow. What the devices could do
-in a second is an assumption, given by the user.
+A step is compiled, but not run, at the width of the plan and for few lanes. All of its costs are linear
+in the number of lanes, as these do not meet, so those of a device's share follow. What the devices
+could do in a second is an assumption, given by the user.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ class Devices(NamedTuple):
     """A cluster of equal accelerators.
 
     Attributes:
-      count: of the accelerators.
+      number: of the accelerators.
       operations: floating-point operations per second of each.
       memory: bytes of each.
       bandwidth: bytes per second between each and its memory.
       link: bytes per second that each sends to the next one.
     """
 
-    count: int
+    number: int
     operations: float
     memory: float
     bandwidth: float
@@ -124,10 +124,10 @@ def make_plan(
     few, more = measured
     first, second = (compiled_costs(cell, estimator, count) for count in measured)
     slope = Costs(*((b - a) / (more - few) for a, b in zip(first, second)))
-    own = math.ceil(lanes / devices.count)
+    own = math.ceil(lanes / devices.number)
     costs = Costs(*(a + (own - few) * s for a, s in zip(first, slope)))
     alone = first.peak - few * slope.peak
-    ring = 2 * (devices.count - 1) / devices.count
+    ring = 2 * (devices.number - 1) / devices.number
     return Plan(
         cell,
         estimator,
