@@ -1,12 +1,16 @@
 """What the numbers of a run depend on beside its config: data, precision, random numbers, versions.
 
 It stands in the workdir. Where something that changes the numbers is another when the run is continued,
-the run is refused, with what differs; of other changes a line is shown.
+the run is refused, with what differs; of other changes a line is shown. The commit of the code and the
+processor are noted for whoever reads the figures later.
 """
 
 from __future__ import annotations
 
 import importlib.metadata
+import os
+import platform
+import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -37,7 +41,46 @@ def now(data: Mapping[str, str]) -> dict[str, Any]:
         "data": dict(data),
         "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
         "device": jax.local_devices()[0].device_kind,
+        "sittings": [{"commit": commit(), "processor": processor(), "cores": cores()}],
     }
+
+
+def commit() -> str:
+    """The commit of the code, with "+" if files differ from it; "" outside of a repository."""
+    # Installed inside somebody's repository, the code is not of that repository.
+    if not _git("ls-files", Path(__file__).name):
+        return ""
+    return _git("describe", "--always", "--abbrev=12", "--exclude=*", "--dirty=+")
+
+
+def _git(*arguments: str) -> str:
+    try:
+        found = subprocess.run(
+            ["git", *arguments],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            timeout=10,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return found.stdout.strip() if found.returncode == 0 else ""
+
+
+def processor() -> str:
+    """The name of the processor, as far as the system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+def cores() -> int:
+    """The number of cores that this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def settings() -> dict[str, Any]:
@@ -84,6 +127,8 @@ def bind(folder: Path, data: Mapping[str, str]) -> list[str]:
             _refuse_others(folder, old, new)
             notes += _changes(old, new)
             new["data"] = {**old["data"], **new["data"]}
+            before = old.get("sittings", [])
+            new["sittings"] = before + [own for own in new["sittings"] if own not in before]
     workdir.write_document(path, new)
     return notes
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+
 import jax
 import pytest
 
@@ -63,3 +65,22 @@ def test_a_damaged_file_is_set_aside(tmp_path):
     (tmp_path / made_with.FILE).write_text("{}")
     (note,) = made_with.bind(tmp_path, DATA)
     assert "made_with.json is not as it was written; moved to" in note
+
+
+def test_each_commit_and_processor_that_worked_on_it_is_noted_once(tmp_path, monkeypatch):
+    made_with.bind(tmp_path, DATA)
+    made_with.bind(tmp_path, DATA)
+    monkeypatch.setattr(made_with, "commit", lambda: "0123456789ab+")
+    made_with.bind(tmp_path, DATA)
+    first, second = workdir.read_document(tmp_path / made_with.FILE)["sittings"]
+    assert second["commit"] == "0123456789ab+"
+    assert first["cores"] == second["cores"] >= 1
+
+
+def test_the_commit_is_that_of_the_repository(monkeypatch):
+    path = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True)
+    if path.returncode:
+        pytest.skip("the tests do not run in a repository")
+    assert path.stdout.startswith(made_with.commit().removesuffix("+"))
+    monkeypatch.setenv("PATH", "")
+    assert made_with.commit() == ""
