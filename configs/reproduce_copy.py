@@ -1,4 +1,4 @@
-"""python -m experiments.sweep --config=configs/reproduce_copy.py --workdir=runs/reproduce_copy
+"""python -m experiments.reproduce --study=copy --workdir=runs/reproduce_copy
 
 String memorization as Benzing et al. (2019) trained it: recurrent highway network n = 128, batch 16,
 Adam 10^-3.5, an update at every step, the curriculum's running loss begun at 1 bit. Their logs have
@@ -46,5 +46,31 @@ def get_config() -> ConfigDict:
     return config
 
 
-def get_sweep() -> list[dict[str, Any]]:
-    return [{**overrides, "seed": 0} for overrides in METHODS.values()]
+def get_methods() -> dict[str, dict[str, Any]]:
+    return METHODS
+
+
+def get_sweep(scale: str = "cpu") -> list[dict[str, Any]]:
+    return [
+        {**METHODS[method], "num_steps": steps, "seed": seed}
+        for method, (steps, count) in runs_at(scale).items()
+        for seed in range(count)
+    ]
+
+
+def runs_at(scale: str) -> dict[str, tuple[int, int]]:
+    """The time steps and the number of seeds of each method."""
+    if scale == "smoke":
+        return dict.fromkeys(METHODS, (2_000, 1))
+    if scale == "cpu":
+        slow = {
+            "16-OK": 100_000,
+            "16-OK, blocks of 8": 100_000,
+            "AVG of 16": 20_000,
+            "16-KTP": 20_000,
+        }
+        return {
+            method: (slow.get(method, 200_000), 1 if method in slow else 3) for method in METHODS
+        }
+    short = {"16-OK": 200_000, "AVG of 16": 200_000, "16-KTP": 200_000}
+    return {method: (short.get(method, 1_000_000), 3) for method in METHODS}

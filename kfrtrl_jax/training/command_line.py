@@ -79,8 +79,14 @@ def define_flags(*, dry_run: bool = False) -> None:
         flags.DEFINE_bool("dry_run", False, _DRY_RUN)
 
 
-def run(program: Callable[[Invocation], Any]) -> None:
-    """Parses the command line, runs the program and exits."""
+def run(program: Callable[[Invocation], Any], config_of: Callable[[], str] | None = None) -> None:
+    """Parses the command line, runs the program and exits.
+
+    Args:
+      program: what to run.
+      config_of: from the program's own flags to the config file, where --config is not given. It may
+        raise ConfigError.
+    """
 
     def main(invocation: Invocation) -> int:
         _keep_compiled_programs()
@@ -92,7 +98,7 @@ def run(program: Callable[[Invocation], Any]) -> None:
 
         return exit_code(run_on_device, invocation.workdir)
 
-    app.run(main, flags_parser=_parse)
+    app.run(main, flags_parser=lambda argv: _parse(argv, config_of))
 
 
 def run_plain(program: Callable[[], int]) -> None:
@@ -168,9 +174,9 @@ def require_device() -> None:
         ) from error
 
 
-def _parse(argv: Sequence[str]) -> Invocation:
+def _parse(argv: Sequence[str], config_of: Callable[[], str] | None) -> Invocation:
     try:
-        return _read(argv)
+        return _read(argv, config_of)
     except (ConfigError, flags.Error) as error:
         sys.exit(_complain(str(error), 2))
     except KeyboardInterrupt:
@@ -178,7 +184,7 @@ def _parse(argv: Sequence[str]) -> Invocation:
         sys.exit(130)
 
 
-def _read(argv: Sequence[str]) -> Invocation:
+def _read(argv: Sequence[str], config_of: Callable[[], str] | None = None) -> Invocation:
     """Reads flags and config file; with --help, prints what there is to know of them and exits.
 
     Raises:
@@ -196,6 +202,8 @@ def _read(argv: Sequence[str]) -> Invocation:
     if flags.FLAGS.config is None and asks_for_help:
         print(help.overview(_further_flags()))
         sys.exit(0)
+    if flags.FLAGS.config is None and config_of is not None:
+        flags.FLAGS["config"].value = config_of()
     if flags.FLAGS.config is None:
         raise ConfigError("--config is missing; for example --config=configs/copy.py")
     if len(rest) > 1:

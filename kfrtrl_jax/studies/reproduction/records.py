@@ -1,0 +1,145 @@
+"""What a study has come to, small enough to be kept with the code: a curve and a summary per trial."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kfrtrl_jax.studies.reproduction.study import SCALES, Study, load, path_of
+from kfrtrl_jax.training import config as configs
+from kfrtrl_jax.training import loop, made_with, memory, metrics, sweep, workdir
+from kfrtrl_jax.training.program import build
+
+# Of a curve; a picture is some hundred points wide.
+_POINTS = 100
+_FIELDS = ("step", "wall_time", "running_loss", "sequence_length", "valid_loss", "score")
+# What a summary has beside the last record.
+_RESULTS = ("best_valid_loss", "best_step", "test_loss", "diverged_at", "problem")
+
+
+def collect(name: str, folder: Path, common: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Reads the trials of a study, finished or not, from the workdir of its sweep.
+
+    Args:
+      name: of the study.
+      folder: the workdir, which may be in use.
+      common: overrides of all trials, as the sweep had them.
+
+    Returns:
+      A record of the study: plain values, see `write`.
+
+    Raises:
+      WorkdirError: if the folder is of no sweep.
+    """
+    known = {
+        _identity(config): number
+        for number, config in workdir.read_document(folder / workdir.CONFIG).items()
+    }
+    made = workdir.read_document(folder / made_with.FILE)
+    found, units = [], {}
+    for study, overrides in _trials(name):
+        (config,) = sweep.resolve(study.config, [overrides], dict(common or {}))
+        number = known.pop(_identity(config.to_dict()), None)
+        if number is None:
+            continue
+        record = _trial(folder / "trials" / number)
+        if record is None:
+            continue
+        method = study.method_of(overrides)
+        if method not in units:
+            units[method] = _bytes_per_lane(config)
+        own = {key: value for key, value in overrides.items() if key != "num_steps"}
+        found.append(
+            {
+                "method": method,
+                "task": config.task.name,
+                "overrides": own,
+                "lanes": config.task.batch_size,
+                "bytes_per_lane": units[method],
+                **record,
+            }
+        )
+    return {
+        "study": name,
+        "config": path_of(name),
+        "settings": made["settings"],
+        "data": made["data"],
+        "versions": made["versions"],
+        "sittings": made.get("sittings", []),
+        "trials": found,
+    }
+
+
+def write(path: Path, record: Mapping[str, Any]) -> None:
+    """Writes a study's record as JSON with a line per trial."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    head = json.dumps({key: value for key, value in record.items() if key != "trials"}, indent=1)
+    lines = ",\n".join(f"  {json.dumps(trial)}" for trial in record["trials"])
+    workdir.write_text(
+        path, f'{head.rstrip().removesuffix("}").rstrip()},\n "trials": [\n{lines}\n ]\n}}\n'
+    )
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A study's record."""
+    return json.loads(path.read_text())
+
+
+def _trials(name: str) -> Iterator[tuple[Study, dict[str, Any]]]:
+    """The trials of all scales, the largest first."""
+    for scale in reversed(SCALES):
+        study = load(name, scale)
+        for overrides in study.trials:
+            yield study, overrides
+
+
+def _identity(config: Mapping[str, Any]) -> str:
+    flat = workdir.flatten(workdir.plain(config))
+    return workdir.as_text({k: v for k, v in flat.items() if k not in loop.FREE_FIELDS})
+
+
+def _trial(folder: Path) -> dict[str, Any] | None:
+    """The curve and the summary of a trial; None if it has not come to its first line."""
+    log = metrics.read(folder / metrics.METRICS)
+    if not log:
+        return None
+    path = folder / workdir.SUMMARY
+    summary = workdir.read_document(path) if path.exists() else {}
+    done = bool(summary) and summary.get("step", 0) >= log[-1]["step"]
+    rates = [record["steps_per_second"] for record in log]
+    return {
+        "status": "diverged" if "diverged_at" in summary else "done" if done else "running",
+        "steps": log[-1]["step"],
+        "seconds": log[-1]["wall_time"],
+        # A run shares its machine with others: the median is less disturbed than the mean.
+        "ms_per_step": round(1000 / float(np.median(rates)), 4),
+        **{key: summary[key] for key in _RESULTS if done and key in summary},
+        "curve": _curve(log),
+    }
+
+
+def _curve(log: Sequence[metrics.Record]) -> dict[str, list[Any]]:
+    """Some records of a log, evenly spaced, with the last one and all with an evaluation."""
+    kept = {round(i) for i in np.linspace(0, len(log) - 1, min(len(log), _POINTS))}
+    kept |= {i for i, record in enumerate(log) if record.get("valid_loss") is not None}
+    chosen = [log[i] for i in sorted(kept)]
+    return {
+        field: [_rounded(record.get(field)) for record in chosen]
+        for field in _FIELDS
+        if any(record.get(field) is not None for record in chosen)
+    }
+
+
+def _rounded(value: Any) -> Any:
+    return float(f"{value:.5g}") if isinstance(value, float) else value
+
+
+def _bytes_per_lane(config: Any) -> int:
+    """Bytes that one more lane adds to the state of a run."""
+    more = configs.resolve(config, {"task.batch_size": config.task.batch_size + 1})
+    state, larger = (memory.needed(build(c))[0] for c in (config, more))
+    return (larger - state) // 2

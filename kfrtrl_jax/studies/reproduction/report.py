@@ -1,0 +1,160 @@
+"""RESULTS.md: what every study has come to, from the committed records alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from kfrtrl_jax.studies.reproduction import records, runs, tables
+from kfrtrl_jax.studies.reproduction.runs import Run
+
+RECORDS, REFERENCE = "reproduction", "reference"
+_STEPS = (10_000, 30_000, 60_000, 100_000, 200_000, 300_000, 500_000, 1_000_000)
+
+
+class Figure(NamedTuple):
+    """A figure that a study is about.
+
+    Attributes:
+      field: in the log.
+      words: what it is.
+      digits: behind the point.
+    """
+
+    field: str
+    words: str
+    digits: int
+
+
+class Chapter(NamedTuple):
+    """What is said of a study.
+
+    Attributes:
+      title: of the study.
+      protocol: in words.
+      figures: the first is the one that methods are compared by.
+      baseline: the method that others are compared with.
+    """
+
+    title: str
+    protocol: str
+    figures: Sequence[Figure]
+    baseline: str
+
+
+CHAPTERS = {
+    "copy": Chapter(
+        "Copy task",
+        """
+A recurrent highway network n = 128 memorizes strings of bits whose length T\\* grows with its
+success; batch 16, Adam 10^-3.5, the gradient of the cell clipped at norm 1, an update at every
+step. The score is T\\*, which needs memory over T\\* + 1 steps. KF-RTRL, 16-OK, UORO, AVG and
+16-KTP are in the papers' form: pushed at every step, the immediate derivative within the
+estimate. In blocks of 8 steps the last one to eight steps are exact, and the influence is pushed
+once in eight. TBPTT(L) is exact along the last L steps, with an update at every step.
+""",
+        (
+            Figure("sequence_length", "T\\*", 1),
+            Figure("running_loss", "running loss, bits per character", 3),
+        ),
+        "TBPTT(25)",
+    ),
+    "ptb": Chapter(
+        "Penn Treebank, characters",
+        """
+A recurrent highway network n = 256 predicts the next character; batch 32, Adam 10^-3.5, the
+gradient of the cell clipped at norm 1, an update at every step, state and influence of a lane
+reset every 100 characters. Methods are named as above.
+""",
+        (
+            Figure("running_loss", "running training loss, bits per character", 3),
+            Figure("valid_loss", "validation loss, bits per character", 3),
+        ),
+        "TBPTT(25)",
+    ),
+}
+INTRODUCTION = f"""# Results
+
+Made by `python -m experiments.report` from the records in
+[experiments/results/{RECORDS}](experiments/results/{RECORDS}), which `python -m
+experiments.reproduce --study=NAME` writes: every figure below is computed, none is typed. Figures
+are means over seeds ± the standard deviation of a single run, with the number of seeds in
+brackets; one seed has no spread. Differences are paired over seeds, with the 95 % confidence
+interval of Student's t; where that includes zero no method is called better. Times are medians
+over the run on machines that did other things beside it, so they compare methods roughly;
+[docs/speed.md](docs/speed.md) has measured ratios. A run that is still short of its last step
+says so.
+"""
+
+
+def load(results: Path) -> dict[str, Mapping[str, Any]]:
+    """The records of all studies that have been run, by name.
+
+    Args:
+      results: the folder experiments/results.
+    """
+    paths = ((name, results / RECORDS / f"{name}.json") for name in CHAPTERS)
+    return {name: records.read(path) for name, path in paths if path.exists()}
+
+
+def render(results: Path) -> str:
+    """RESULTS.md.
+
+    Args:
+      results: the folder experiments/results.
+    """
+    found = load(results)
+    parts = [INTRODUCTION]
+    for name, record in found.items():
+        public = runs.of_public_logs(results / REFERENCE, name)
+        parts.append(_chapter(CHAPTERS[name], record, runs.of_record(record), public))
+    return "\n".join(parts)
+
+
+def table(results: Path, study: str, field: str) -> str:
+    """The table of a study's figure at given steps, with the public logs below, for other pages."""
+    chapter = CHAPTERS[study]
+    (figure,) = (figure for figure in chapter.figures if figure.field == field)
+    own = runs.of_record(load(results)[study])
+    public = runs.of_public_logs(results / REFERENCE, study)
+    return tables.at_steps([*own, *public], figure.field, _STEPS, figure.digits)
+
+
+def _chapter(
+    chapter: Chapter, record: Mapping[str, Any], own: Sequence[Run], public: Sequence[Run]
+) -> str:
+    parts = [f"## {chapter.title}\n", f"{chapter.protocol.strip()}\n"]
+    for figure in chapter.figures:
+        words = figure.words[0].upper() + figure.words[1:]
+        parts.append(f"{words}:\n")
+        parts.append(tables.at_steps([*own, *public], figure.field, _STEPS, figure.digits))
+    first = chapter.figures[0]
+    step = _last_common(own, first.field, chapter.baseline)
+    compared = tables.differences(own, chapter.baseline, first.field, step, first.digits)
+    if compared:
+        parts.append(f"{first.words} after {step:,} steps, paired over seeds:\n")
+        parts.append(compared)
+    tested = tables.results(own)
+    if tested:
+        parts.append("With the parameters of the lowest validation loss, bits per character:\n")
+        parts.append(tested)
+    parts.append("What it costs, and how to make it:\n")
+    parts.append(tables.costs(own))
+    parts.append(f"Made with {_made_with(record)}.\n")
+    return "\n".join(parts)
+
+
+def _last_common(own: Sequence[Run], field: str, baseline: str) -> int:
+    """The last of the steps in tables that every seed of the baseline has come to; 0 for none."""
+    series = [run.series.get(field, {}) for run in own if run.method == baseline]
+    return max((s for s in _STEPS if series and all(s in values for values in series)), default=0)
+
+
+def _made_with(record: Mapping[str, Any]) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
+    sittings = [
+        f"commit {s['commit'] or 'unknown'} on {s['cores']} cores of {s['processor']}"
+        for s in record["sittings"]
+    ]
+    return "; ".join([versions, record["settings"]["precision"], *sittings])

@@ -1,0 +1,141 @@
+"""Runs as the tables and pictures want them: ours from the records, others' from public logs."""
+
+from __future__ import annotations
+
+import csv
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from kfrtrl_jax.training import notation
+
+# Of the public logs: every 100,000 steps, T* at two steps before, and the validation loss.
+EARLY = "ok_copy_early.csv"
+CURVES = "ok_copy_and_ptb_curves.csv"
+VALIDATION = "ok_ptb_validation.csv"
+SOURCE = "logs of Benzing et al. (2019)"
+_STEPS_PER_EVALUATION = 10_000
+
+Series = dict[str, dict[int, float]]
+
+
+class Run(NamedTuple):
+    """One run, finished or not.
+
+    Attributes:
+      method: by its name in the study.
+      task: by its name in configs.
+      seed: of the run.
+      status: "done", "running" or "diverged"; "public" for a log of others.
+      series: figures by step, for each field of `metrics.jsonl` and "wall_time".
+      lanes: B; 0 if unknown.
+      ms_per_step: the median over the run; 0 if unknown.
+      bytes_per_lane: that one more lane adds to the state; 0 if unknown.
+      command: that makes it; "" for a log of others.
+      overrides: of the study's config.
+      results: of a finished run, such as test_loss.
+    """
+
+    method: str
+    task: str
+    seed: int
+    status: str
+    series: Series
+    lanes: int = 0
+    ms_per_step: float = 0.0
+    bytes_per_lane: int = 0
+    command: str = ""
+    overrides: Mapping[str, Any] = {}
+    results: Mapping[str, Any] = {}
+
+    @property
+    def steps(self) -> int:
+        """The last step of which a figure is known."""
+        return max((max(values) for values in self.series.values() if values), default=0)
+
+
+def of_record(record: Mapping[str, Any]) -> list[Run]:
+    """The runs of a study's record, see `records.collect`."""
+    return [
+        Run(
+            method=trial["method"],
+            task=trial["task"],
+            seed=trial["overrides"].get("seed", 0),
+            status=trial["status"],
+            series=_series(trial["curve"]),
+            lanes=trial["lanes"],
+            ms_per_step=trial["ms_per_step"],
+            bytes_per_lane=trial["bytes_per_lane"],
+            command=command(record["config"], trial["overrides"], trial["steps"]),
+            overrides=trial["overrides"],
+            results={key: trial[key] for key in ("best_valid_loss", "test_loss") if key in trial},
+        )
+        for trial in record["trials"]
+    ]
+
+
+def of_public_logs(folder: Path, study: str) -> list[Run]:
+    """The public runs of a study, one per estimator and seed; none for a study without logs.
+
+    Args:
+      folder: of their tables.
+      study: "copy" or "ptb".
+    """
+    found: dict[tuple[str, str], Series] = {}
+
+    def add(row: Mapping[str, str], field: str, step: int, value: str) -> None:
+        series = found.setdefault((row["estimator"], row["seed"]), {})
+        series.setdefault(field, {})[step] = float(value)
+
+    for row in [*_rows(folder / CURVES), *_rows(folder / EARLY)]:
+        if row["task"] == study:
+            if row.get("train_bpc_ema"):
+                add(row, "running_loss", int(row["step"]), row["train_bpc_ema"])
+            if study == "copy":
+                add(row, "sequence_length", int(row["step"]), row["T"])
+    if study == "ptb":
+        for row in _rows(folder / VALIDATION):
+            step = int(row["eval_index"]) * _STEPS_PER_EVALUATION
+            add(row, "valid_loss", step, row["val_bpc"])
+    return [
+        Run(f"{_turned(estimator)}, {SOURCE}", study, int(seed), "public", series)
+        for (estimator, seed), series in found.items()
+    ]
+
+
+def command(config: str, overrides: Mapping[str, Any], steps: int) -> str:
+    """The command that makes a run alone."""
+    fields = {**overrides, "num_steps": steps}
+    options = [f"--config.{path}={_written(value)}" for path, value in fields.items()]
+    words = ["python", "-m", "experiments.train", f"--config={config}", *options]
+    return shlex.join([*words, "--workdir=runs/one"])
+
+
+def _written(value: Any) -> str:
+    return value if isinstance(value, str) else notation.written(value)
+
+
+def methods_of(runs: Sequence[Run]) -> list[str]:
+    """The methods, in the order in which they come."""
+    return list(dict.fromkeys(run.method for run in runs))
+
+
+def _series(curve: Mapping[str, Sequence[Any]]) -> Series:
+    steps = curve["step"]
+    return {
+        field: {step: value for step, value in zip(steps, values) if value is not None}
+        for field, values in curve.items()
+        if field != "step"
+    }
+
+
+def _turned(estimator: str) -> str:
+    """16-OK for the logs' OK-16."""
+    name, _, rank = estimator.partition("-")
+    return f"{rank}-{name}"
+
+
+def _rows(path: Path) -> Iterator[dict[str, str]]:
+    with open(path, newline="") as file:
+        yield from csv.DictReader(file)

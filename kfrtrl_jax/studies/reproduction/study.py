@@ -1,0 +1,80 @@
+"""A study: a sweep of named methods on one or more tasks, at several scales.
+
+It is a config file, configs/reproduce_NAME.py, that defines beside `get_config`:
+
+- `get_methods() -> {name: overrides}`, the methods, by the names of the papers;
+- `get_sweep(scale) -> [overrides, ...]`, the trials, each with the overrides of one of the methods. A
+  larger scale has the same trials with more steps, and more of them, so that it continues a smaller
+  one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from kfrtrl_jax.errors import ConfigError
+from kfrtrl_jax.training import config as configs
+
+NAMES = ("copy", "ptb")
+SCALES = ("smoke", "cpu", "full")
+
+
+class Study(NamedTuple):
+    """A study.
+
+    Attributes:
+      name: one of NAMES.
+      path: of its config file.
+      config: that the trials override.
+      methods: the overrides of each method, by name.
+      trials: the overrides of each trial, at one scale.
+    """
+
+    name: str
+    path: str
+    config: Any
+    methods: Mapping[str, Mapping[str, Any]]
+    trials: list[dict[str, Any]]
+
+    def method_of(self, overrides: Mapping[str, Any]) -> str:
+        """The method of a trial: the one with the most overrides that are all among the trial's."""
+        among = [
+            name
+            for name, own in self.methods.items()
+            if all(key in overrides and overrides[key] == value for key, value in own.items())
+        ]
+        return max(among, key=lambda name: len(self.methods[name]))
+
+
+def path_of(name: str) -> str:
+    """The config file of a study.
+
+    Raises:
+      ConfigError: if there is no such study.
+    """
+    if name not in NAMES:
+        raise ConfigError(f"--study must be one of {', '.join(NAMES)}, got {name!r}")
+    return f"configs/reproduce_{name}.py"
+
+
+def load(name: str, scale: str) -> Study:
+    """Reads a study from its config file.
+
+    Args:
+      name: one of NAMES.
+      scale: one of SCALES.
+
+    Raises:
+      ConfigError: if there is no such study or scale.
+    """
+    path = path_of(name)
+    if scale not in SCALES:
+        raise ConfigError(f"--scale must be one of {', '.join(SCALES)}, got {scale!r}")
+    return Study(
+        name=name,
+        path=path,
+        config=configs.call(path, "get_config"),
+        methods=configs.call(path, "get_methods"),
+        trials=configs.call(path, "get_sweep", scale),
+    )

@@ -1,0 +1,171 @@
+"""Tables of runs in Markdown: figures at given steps over seeds, paired differences, costs.
+
+Every figure is computed from the records, and says how many seeds it is of.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import scipy.stats
+
+from kfrtrl_jax.studies.reproduction.runs import Run, methods_of
+
+_CONFIDENCE = 0.95
+
+
+class Spread(NamedTuple):
+    """A figure over seeds.
+
+    Attributes:
+      mean: over those runs that have it.
+      deviation: the standard deviation of single runs; NaN for one.
+      runs: their number.
+    """
+
+    mean: float
+    deviation: float
+    runs: int
+
+    def text(self, digits: int) -> str:
+        """In words, such as 2.09 ± 0.01 (5)."""
+        if not self.runs:
+            return ""
+        spread = "" if self.runs == 1 else f" ± {self.deviation:.{digits}f}"
+        return f"{self.mean:.{digits}f}{spread} ({self.runs})"
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """The mean and the standard deviation of values."""
+    if not values:
+        return Spread(math.nan, math.nan, 0)
+    deviation = float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
+    return Spread(float(np.mean(values)), deviation, len(values))
+
+
+class Difference(NamedTuple):
+    """What one method is above another, paired over seeds.
+
+    Attributes:
+      mean: over the seeds that both have.
+      margin: half the width of the 95 % confidence interval by Student's t; NaN for one seed.
+      seeds: their number.
+    """
+
+    mean: float
+    margin: float
+    seeds: int
+
+    @property
+    def beyond_noise(self) -> bool:
+        """Whether the interval leaves zero out."""
+        return self.seeds > 1 and abs(self.mean) > self.margin
+
+    def text(self, digits: int) -> str:
+        """In words, such as -0.12 ± 0.03 (3), or that the seeds cannot tell."""
+        if not self.seeds:
+            return ""
+        if self.seeds == 1:
+            return f"{self.mean:+.{digits}f} (1, no interval)"
+        verdict = "" if self.beyond_noise else ", within noise"
+        return f"{self.mean:+.{digits}f} ± {self.margin:.{digits}f} ({self.seeds}{verdict})"
+
+
+def paired(runs: Sequence[Run], method: str, other: str, field: str, step: int) -> Difference:
+    """How much a figure of a method at a step is above that of another method.
+
+    Args:
+      runs: of both, at least; pairs are those of the same task and seed.
+      method, other: their names.
+      field: of the figure.
+      step: at which it is compared.
+    """
+    by_method = {
+        name: {
+            (run.task, run.seed): run.series[field][step]
+            for run in runs
+            if run.method == name and step in run.series.get(field, {})
+        }
+        for name in (method, other)
+    }
+    common = sorted(by_method[method].keys() & by_method[other].keys())
+    differences = [by_method[method][key] - by_method[other][key] for key in common]
+    found = spread(differences)
+    if found.runs < 2:
+        return Difference(found.mean, math.nan, found.runs)
+    quantile = scipy.stats.t.ppf((1 + _CONFIDENCE) / 2, found.runs - 1)
+    margin = float(quantile) * found.deviation / math.sqrt(found.runs)
+    return Difference(found.mean, margin, found.runs)
+
+
+def at_steps(runs: Sequence[Run], field: str, steps: Sequence[int], digits: int) -> str:
+    """A row per method: the figure at each step, mean ± standard deviation (number of seeds).
+
+    Steps that no run has are left out, and so are methods without any figure.
+    """
+    known = [s for s in steps if any(s in run.series.get(field, {}) for run in runs)]
+    rows = []
+    for method in methods_of(runs):
+        own = [run.series.get(field, {}) for run in runs if run.method == method]
+        cells = [spread([series[s] for series in own if s in series]).text(digits) for s in known]
+        if any(cells):
+            rows.append([method, *cells])
+    return markdown(["", *(f"{step:,} steps" for step in known)], rows)
+
+
+def differences(runs: Sequence[Run], other: str, field: str, step: int, digits: int) -> str:
+    """A row per method: what it is above another method at a step, paired over seeds; "" for none."""
+    rows = []
+    for method in methods_of(runs):
+        found = paired(runs, method, other, field, step)
+        if method != other and found.seeds:
+            rows.append([method, found.text(digits)])
+    return markdown(["", f"above {other}"], rows) if rows else ""
+
+
+def results(runs: Sequence[Run]) -> str:
+    """A row per method: the lowest validation loss and the test loss there; "" if no run has any."""
+    rows = []
+    for method in methods_of(runs):
+        own = [run.results for run in runs if run.method == method]
+        cells = [
+            spread([result[key] for result in own if key in result]).text(3)
+            for key in ("best_valid_loss", "test_loss")
+        ]
+        if any(cells):
+            rows.append([method, *cells])
+    return markdown(["", "validation", "test"], rows) if rows else ""
+
+
+def costs(runs: Sequence[Run]) -> str:
+    """A row per method: how far its runs have come, what a step takes, what a lane keeps."""
+    rows = []
+    for method in methods_of(runs):
+        own = [run for run in runs if run.method == method]
+        time = spread([run.ms_per_step for run in own]).mean
+        rows.append(
+            [
+                method,
+                str(len(own)),
+                f"{min(run.steps for run in own):,}",
+                ", ".join(sorted({run.status for run in own})),
+                f"{time:.3g}",
+                f"{own[0].bytes_per_lane / 1024:,.0f}",
+                f"`{own[0].command}`",
+            ]
+        )
+    head = ["", "seeds", "steps", "status", "ms a step", "KiB a lane", "command of the first seed"]
+    return markdown(head, rows)
+
+
+def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    lines = [_line(head), f"|{'---|' * len(head)}", *map(_line, rows)]
+    return "\n".join(lines) + "\n"
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
