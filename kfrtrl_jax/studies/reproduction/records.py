@@ -56,7 +56,7 @@ def collect(name: str, folder: Path, common: Mapping[str, Any] | None = None) ->
         found.append(
             {
                 "method": method,
-                "task": config.task.name,
+                "task": overrides.get("task", config.task.name),
                 "overrides": own,
                 "lanes": config.task.batch_size,
                 "bytes_per_lane": units[method],
