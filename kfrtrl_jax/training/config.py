@@ -157,6 +157,17 @@ def shown(config: Any, section: str) -> str:
     return composed.shown(KINDS[section], config[section].to_dict())
 
 
+def completed(stored: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A resolved config from a file, with the defaults of fields that the library has got since.
+
+    A config that this version of the library cannot resolve is given back as it is.
+    """
+    try:
+        return resolve(stored).to_dict()
+    except ConfigError:
+        return stored
+
+
 def call(path: str, function: str, *args: str) -> Any:
     """Runs a config file and calls one of its functions, such as get_config.
 

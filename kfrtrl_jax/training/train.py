@@ -45,7 +45,7 @@ def train(config: Any, folder: Path) -> dict[str, Any]:
     memory.check(experiment, config)
     group = make_group([config], experiment)
     with workdir.hold(folder), contextlib.ExitStack() as stack:
-        notes = workdir.claim(folder, config.to_dict(), free=loop.FREE_FIELDS)
+        notes = workdir.claim(folder, config.to_dict(), loop.FREE_FIELDS, configs.completed)
         notes += made_with.bind(folder, {configs.shown(config, "task"): group.about.data})
         saved = stack.enter_context(contextlib.closing(checkpoints.Checkpoints(folder)))
         show = display.make_display(config.num_steps, 0, group.about.words)

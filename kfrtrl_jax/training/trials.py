@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from kfrtrl_jax.errors import WorkdirError
 from kfrtrl_jax.training import workdir
 from kfrtrl_jax.training.checkpoints import was_written
+from kfrtrl_jax.training.config import completed
 from kfrtrl_jax.training.group import alike
 from kfrtrl_jax.training.loop import FREE_FIELDS
 
@@ -45,6 +46,12 @@ def name_of(number: int) -> str:
     return f"{number:03}"
 
 
+def identity(config: Mapping[str, Any]) -> str:
+    """What a trial is known by: its config without the fields that may differ, as text."""
+    flat = workdir.flatten(completed(config))
+    return workdir.as_text({key: value for key, value in flat.items() if key not in FREE_FIELDS})
+
+
 def claim(folder: Path, configs: Sequence[Any]) -> tuple[list[str], list[str]]:
     """Binds a sweep's folder to its trials, and names them.
 
@@ -65,11 +72,11 @@ def claim(folder: Path, configs: Sequence[Any]) -> tuple[list[str], list[str]]:
     except workdir.DamagedError as error:
         notes.append(f"{error}; moved to {workdir.set_aside(path)} and made from the trials' own")
         known = _from_trials(folder)
-    waiting = {name: _identity(config) for name, config in known.items()}
+    waiting = {name: identity(config) for name, config in known.items()}
     names = []
     for config in configs:
-        identity = _identity(config.to_dict())
-        found = [name for name, other in waiting.items() if other == identity]
+        own = identity(config.to_dict())
+        found = [name for name, other in waiting.items() if other == own]
         names.append(found[0] if found else "")
         if found:
             del waiting[found[0]]
@@ -77,7 +84,8 @@ def claim(folder: Path, configs: Sequence[Any]) -> tuple[list[str], list[str]]:
     if waiting:
         lost = next(iter(waiting))
         like = configs[new[0]].to_dict() if new else {}
-        differs = f" ({workdir.differences(known[lost], like, FREE_FIELDS)})" if new else ""
+        before = completed(known[lost])
+        differs = f" ({workdir.differences(before, like, FREE_FIELDS)})" if new else ""
         raise WorkdirError(
             f"workdir {folder} was made by another sweep: its trial {lost} is not in this one"
             f"{differs}; a sweep may get more trials or more steps; choose another --workdir"
@@ -215,8 +223,3 @@ def _from_trials(folder: Path) -> dict[str, Any]:
         except workdir.DamagedError:
             continue
     return found
-
-
-def _identity(config: Mapping[str, Any]) -> str:
-    flat = workdir.flatten(config)
-    return workdir.as_text({key: value for key, value in flat.items() if key not in FREE_FIELDS})

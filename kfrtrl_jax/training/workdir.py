@@ -12,7 +12,7 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -62,7 +62,10 @@ def hold(workdir: Path) -> Iterator[None]:
 
 
 def claim(
-    workdir: Path, config: Mapping[str, Any], free: frozenset[str] = frozenset()
+    workdir: Path,
+    config: Mapping[str, Any],
+    free: frozenset[str] = frozenset(),
+    completed: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda stored: stored,
 ) -> list[str]:
     """Writes the resolved config to config.json, unless the folder belongs to another config.
 
@@ -70,6 +73,7 @@ def claim(
       workdir: a folder that this process has locked.
       config: plain nested dict.
       free: paths of the fields that may differ from those of the run so far.
+      completed: from a config in a file to one with all fields that there are now.
 
     Returns:
       What the user should know, in lines: that a damaged config.json was set aside.
@@ -82,7 +86,7 @@ def claim(
         old = read_document(path) if path.exists() else None
     except DamagedError as error:
         notes, old = [f"{error}; moved to {set_aside(path)} and written anew"], None
-    if old is not None and (different := differences(old, config, free)):
+    if old is not None and (different := differences(completed(old), config, free)):
         raise WorkdirError(
             f"workdir {workdir} was made by another config: {different}; choose another --workdir"
         )

@@ -136,7 +136,12 @@ def test_a_broken_checkpoint_costs_the_steps_since_the_one_before(text_run, tmp_
 def test_a_finished_run_has_nothing_left_to_do(text_run, capsys):
     config, folder, summary = text_run
     before = (folder / "metrics.jsonl").read_text()
+    # As if it had been begun with a version of the library without this field.
+    stored = workdir.read_document(folder / workdir.CONFIG)
+    del stored["task"]["reset_every"]
+    workdir.write_document(folder / workdir.CONFIG, stored)
     assert train.train(config, folder) == summary
+    assert workdir.read_document(folder / workdir.CONFIG) == config.to_dict()
     assert (folder / "metrics.jsonl").read_text() == before
 
 

@@ -206,6 +206,20 @@ def test_a_sweep_that_is_killed_goes_on_from_its_last_checkpoint(tmp_path, monke
         assert timeless(parts[i]) == timeless(whole[i])
 
 
+def test_trials_of_a_version_that_had_fewer_fields_are_the_same_trials(tmp_path):
+    names, _ = trials.claim(tmp_path, [small({"seed": seed}) for seed in range(2)])
+    path = tmp_path / workdir.CONFIG
+    before = workdir.read_document(path)
+    for config in before.values():
+        del config["on_nonfinite"], config["optimizer"]["b1"]
+    workdir.write_document(path, before)
+    assert trials.claim(tmp_path, [small({"seed": seed}) for seed in range(2)])[0] == names
+    with pytest.raises(
+        WorkdirError, match=r"by another sweep.*on_nonfinite \(\"stop\" there, \"skip\" now"
+    ):
+        trials.claim(tmp_path, [small({"seed": s, "on_nonfinite": "skip"}) for s in range(2)])
+
+
 def test_another_sweep_is_refused(swept):
     folder, _ = swept
     message = r"its trial 000 is not in this one \(seed \(0 there, 7 now\)\); a sweep may get more"

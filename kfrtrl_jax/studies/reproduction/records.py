@@ -11,7 +11,7 @@ import numpy as np
 
 from kfrtrl_jax.studies.reproduction.study import SCALES, Study, load, path_of
 from kfrtrl_jax.training import config as configs
-from kfrtrl_jax.training import loop, made_with, memory, metrics, sweep, workdir
+from kfrtrl_jax.training import made_with, memory, metrics, sweep, trials, workdir
 from kfrtrl_jax.training.program import build
 
 # Of a curve; a picture is some hundred points wide.
@@ -36,14 +36,14 @@ def collect(name: str, folder: Path, common: Mapping[str, Any] | None = None) ->
       WorkdirError: if the folder is of no sweep.
     """
     known = {
-        _identity(config): number
+        trials.identity(config): number
         for number, config in workdir.read_document(folder / workdir.CONFIG).items()
     }
     made = workdir.read_document(folder / made_with.FILE)
     found, units = [], {}
     for study, overrides in _trials(name):
         (config,) = sweep.resolve(study.config, [overrides], dict(common or {}))
-        number = known.pop(_identity(config.to_dict()), None)
+        number = known.pop(trials.identity(config.to_dict()), None)
         if number is None:
             continue
         record = _trial(folder / "trials" / number)
@@ -95,11 +95,6 @@ def _trials(name: str) -> Iterator[tuple[Study, dict[str, Any]]]:
         study = load(name, scale)
         for overrides in study.trials:
             yield study, overrides
-
-
-def _identity(config: Mapping[str, Any]) -> str:
-    flat = workdir.flatten(workdir.plain(config))
-    return workdir.as_text({k: v for k, v in flat.items() if k not in loop.FREE_FIELDS})
 
 
 def _trial(folder: Path) -> dict[str, Any] | None:
