@@ -28,9 +28,8 @@ def compiled(**kwargs):
 
 def run(losses, *, length=1, **kwargs):
     """Feeds `losses` [N], from T* = length; returns T* and running loss [N], batch [N, B]."""
-    task, scan = compiled(**kwargs)
-    state: CopyState = task.init(jax.random.key(7))
-    state = state._replace(sequence_length=jnp.int32(length))
+    _, scan = compiled(**kwargs)
+    state: CopyState = tasks.copy(**kwargs, initial_length=length).init(jax.random.key(7))
     keys = jax.random.split(jax.random.key(0), len(losses))
     return jax.tree.map(np.asarray, scan(state, keys, jnp.asarray(losses)))
 
@@ -190,7 +189,14 @@ def test_state_keeps_its_types_in_a_scan(x64, make_key, dtype):
         assert {x.shape for x in jax.tree.leaves(batch)} == {(3,)}
 
 
-@pytest.mark.parametrize("kwargs", [{"batch_size": 0}, {"batch_size": 1, "shortening": -1}])
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        {"batch_size": 0},
+        {"batch_size": 1, "shortening": -1},
+        {"batch_size": 1, "initial_length": 0},
+    ],
+)
 def test_impossible_sizes_are_refused(kwargs):
     with pytest.raises(ValueError, match="must"):
         tasks.copy(**kwargs)

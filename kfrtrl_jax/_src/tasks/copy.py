@@ -44,14 +44,16 @@ def copy(
     decay: float = 0.999,
     shortening: int = 4,
     initial_loss: float = 2.0,
+    initial_length: int = 1,
 ) -> Task:
     """Repeats T random bits after T + 1 fillers; T grows with success.
 
     A sequence has 2T + 2 steps: inputs [2, b_1..b_T, 3, ..., 3], targets T + 1 times 3, then
-    [2, b_1..b_T]. Sequences follow each other without gaps in every lane. T* starts at 1, and a new
-    sequence draws T = max(1, T* - U{0..shortening}). If the running loss is below the threshold when a
-    lane starts a sequence, T* increases by one and the running loss is set to `restart`. T* has no
-    upper bound.
+    [2, b_1..b_T]. Sequences follow each other without gaps in every lane. T* starts at
+    `initial_length`, and a new sequence draws T = max(1, T* - U{0..shortening}). If the running loss is
+    below the threshold when a lane starts a sequence, T* increases by one and the running loss is set
+    to `restart`. T* has no upper bound. With a threshold of 0 it does not grow, and with a shortening
+    of 0 all strings have T* bits.
 
     Args:
       batch_size: B, the number of lanes.
@@ -60,11 +62,12 @@ def copy(
       decay: of the running loss's exponential average.
       shortening: the largest amount by which a sequence is shorter than T*.
       initial_loss: the running loss before the first step, in bits; guessing has a loss of two bits.
+      initial_length: T* at the first step.
 
     Raises:
-      ValueError: if batch_size is less than 1 or shortening is negative.
+      ValueError: if batch_size or initial_length is less than 1, or shortening is negative.
     """
-    require_positive(batch_size=batch_size)
+    require_positive(batch_size=batch_size, initial_length=initial_length)
     if shortening < 0:
         raise ValueError(f"shortening must not be negative, got {shortening}")
 
@@ -75,7 +78,7 @@ def copy(
             position=jnp.full(batch_size, 3, jnp.int32),
             length=jnp.ones(batch_size, jnp.int32),
             bits=jax.random.split(key, batch_size),
-            sequence_length=jnp.ones((), jnp.int32),
+            sequence_length=jnp.asarray(initial_length, jnp.int32),
             running_loss=jnp.asarray(initial_loss, float),
             started=jnp.zeros((), bool),
         )
