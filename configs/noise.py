@@ -1,6 +1,10 @@
 """The noise of an update's gradient against the number of steps pushed at once.
 
 python -m experiments.noise --config=configs/noise.py --workdir=runs/noise
+
+With --config.trained=WORKDIR along the stream of a trained network, in place of an untrained cell on
+random inputs; --config.task="copy(batch_size=2, initial_length=9)" takes another stream than that of its
+run.
 """
 
 from ml_collections import ConfigDict
@@ -14,9 +18,14 @@ def get_config() -> ConfigDict:
     config.input_size = 8
     config.hidden_size = 32
     config.batch_size = 2
+    # Of a finished run; "" for an untrained cell. The four fields above are then not used.
+    config.trained = ""
+    config.task = ""
     config.estimators = ("uoro", "kf_rtrl", "ok(rank=8)")
     # Each divides num_steps.
     config.segment_lengths = (1, 4, 8, 16)
+    # Whether to measure the papers' form too, with the immediate derivative in the estimate.
+    config.estimated = False
     config.num_steps = 64
     config.draws = 64
     return config

@@ -7,6 +7,8 @@ if __name__ == "__main__":
 
     start.begin()
 
+from typing import Any
+
 from configs import noise as default
 from kfrtrl_jax.studies.fidelity import gradient_noise, named, settings
 from kfrtrl_jax.training import command_line, workdir
@@ -15,23 +17,17 @@ from kfrtrl_jax.training import command_line, workdir
 def run(invocation: command_line.Invocation) -> None:
     """Writes noise.json and noise.md, and prints the table."""
     given = settings.checked(invocation, default.get_config())
-    make = settings.scaled_cell(given["cell"])
     settings.check_divides(given["segment_lengths"], given["num_steps"])
-    cell = make(
-        input_size=given["input_size"],
-        hidden_size=given["hidden_size"],
-        init_scale=given["init_scale"],
-    )
+    setting = _trained(given) if given["trained"] else _untrained(given)
+    forms = [gradient_noise.Form(length) for length in given["segment_lengths"]]
+    forms += [gradient_noise.Form(1, "estimated")] * given["estimated"]
     folder = invocation.workdir
     with workdir.hold(folder):
         workdir.claim(folder, given)
         rows = gradient_noise.measure_noise(
-            cell,
+            setting,
             {text: named(text).estimator for text in given["estimators"]},
-            given["segment_lengths"],
-            input_size=given["input_size"],
-            batch_size=given["batch_size"],
-            steps=given["num_steps"],
+            forms,
             draws=given["draws"],
             seed=given["seed"],
         )
@@ -39,6 +35,28 @@ def run(invocation: command_line.Invocation) -> None:
         workdir.write_json(folder / "noise.json", [row._asdict() for row in rows])
         workdir.write_text(folder / "noise.md", table)
     print(table, end="")
+
+
+def _untrained(given: dict[str, Any]) -> gradient_noise.Setting:
+    make = settings.scaled_cell(given["cell"])
+    cell = make(
+        input_size=given["input_size"],
+        hidden_size=given["hidden_size"],
+        init_scale=given["init_scale"],
+    )
+    return gradient_noise.untrained(
+        cell,
+        input_size=given["input_size"],
+        batch_size=given["batch_size"],
+        steps=given["num_steps"],
+        seed=given["seed"],
+    )
+
+
+def _trained(given: dict[str, Any]) -> gradient_noise.Setting:
+    return gradient_noise.trained(
+        given["trained"], given["task"], steps=given["num_steps"], seed=given["seed"]
+    )
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import optax
 import pytest
 from ml_collections import ConfigDict
 
+import kfrtrl_jax as kf
 from configs import fidelity as fidelity_config
 from configs import noise as noise_config
 from configs import theory as theory_config
@@ -20,10 +21,12 @@ from kfrtrl_jax.errors import ConfigError
 from kfrtrl_jax.learning import make_learner
 from kfrtrl_jax.linearization import make_linearizer
 from kfrtrl_jax.studies import fidelity
-from kfrtrl_jax.studies.fidelity import named, theory
+from kfrtrl_jax.studies.fidelity import gradient_noise, named, theory
 from kfrtrl_jax.studies.fidelity.cells import output_skip
 from kfrtrl_jax.tasks import Batch
+from kfrtrl_jax.training import train
 from kfrtrl_jax.training.command_line import Invocation
+from tests.training.small import small
 
 # The cells that only the certificate has, at a small size, and their parameters that only outputs read.
 # Stacks have tests of their own.
@@ -350,17 +353,42 @@ def test_a_bad_theory_config_is_refused(fields, message, tmp_path):
         theory_program.run(invocation(theory_config, tmp_path, **fields))
 
 
+def test_the_noise_along_the_stream_of_a_trained_network(tmp_path, capsys):
+    train.train(small({"num_steps": 20}), tmp_path / "run")
+    fields = {"trained": str(tmp_path / "run"), "task": "copy(batch_size=3, initial_length=2)",
+              "estimators": ("rtrl",), "segment_lengths": (2,), "estimated": True, "num_steps": 8,
+              "draws": 2}  # fmt: skip
+    noise_program.run(invocation(noise_config, tmp_path / "noise", **fields))
+    rows = json.loads((tmp_path / "noise" / "noise.json").read_text())
+    assert [(row["segment_length"], row["immediate"]) for row in rows] == [
+        (2, "exact"),
+        (1, "estimated"),
+    ]
+    for row in rows:
+        assert row["relative_noise"] < 1e-9
+        assert row["cosine"] == pytest.approx(1)
+    assert "| noise | K = 2 | papers' form |" in capsys.readouterr().out
+    # The gradients are those of the trained parameters, not of initial ones.
+    setting = gradient_noise.trained(tmp_path / "run", "", steps=4, seed=0)
+    trained = kf.load(tmp_path / "run").parameters
+    jax.tree.map(np.testing.assert_array_equal, setting.parameters, trained)
+    with pytest.raises(ConfigError, match="adding.* has other inputs or outputs than the task"):
+        gradient_noise.trained(tmp_path / "run", "adding(batch_size=3)", steps=4, seed=0)
+
+
 def test_the_noise_of_a_gradient_falls_with_the_segment(tmp_path, capsys):
-    small = {"estimators": ("kf_rtrl", "rtrl"), "segment_lengths": (1, 4), "hidden_size": 4,
+    fields = {"estimators": ("kf_rtrl", "rtrl"), "segment_lengths": (1, 4), "hidden_size": 4,
              "input_size": 3, "num_steps": 8, "draws": 32}  # fmt: skip
-    noise_program.run(invocation(noise_config, tmp_path, **small))
+    noise_program.run(invocation(noise_config, tmp_path, **fields))
     rows = json.loads((tmp_path / "noise.json").read_text())
     one, four, *exact = rows
     assert (one["estimator"], one["segment_length"], four["segment_length"]) == ("kf_rtrl", 1, 4)
     assert 0 < four["relative_noise"] < 0.8 * one["relative_noise"]
     assert all(row["relative_noise"] < 1e-9 for row in exact)
+    assert all(row["cosine"] == pytest.approx(1) for row in exact)
+    assert 0 < one["cosine"] < four["cosine"] < 1
     assert (tmp_path / "noise.md").read_text() == capsys.readouterr().out
     with pytest.raises(ConfigError, match="multiple of each of segment_lengths, got 8 and 3"):
         noise_program.run(
-            invocation(noise_config, tmp_path / "other", **{**small, "segment_lengths": (1, 3)})
+            invocation(noise_config, tmp_path / "other", **{**fields, "segment_lengths": (1, 3)})
         )

@@ -2,64 +2,96 @@
 
 With an update at every step (U = 1), the gradient of a loss is exact along the steps of its own
 segment. The longer the segment, the less of the gradient is left to the estimator, and the fewer pushes
-have added noise to it.
+have added noise to it. In the papers' form nothing is exact: the immediate derivative is in the
+estimate.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from kfrtrl_jax import readouts
-from kfrtrl_jax.base import Array, Batch, Cell, InfluenceEstimator
+from kfrtrl_jax import losses, readouts, tasks
+from kfrtrl_jax.base import Array, Batch, Cell, InfluenceEstimator, Key, Loss, Readout
+from kfrtrl_jax.errors import ConfigError
 from kfrtrl_jax.estimators import rtrl
 from kfrtrl_jax.learning import make_learner
+from kfrtrl_jax.training import config as configs
+from kfrtrl_jax.training import loading
+from kfrtrl_jax.training.supervised import make_network
+
+
+class Setting(NamedTuple):
+    """A network and the stream along which its gradients are measured.
+
+    Attributes:
+      cell: of the network.
+      readout: from its output to predictions.
+      loss: of the predictions.
+      example_input: of one lane.
+      batches: the stream, [T, B, ...].
+      parameters: of the network; None for initial ones.
+    """
+
+    cell: Cell
+    readout: Readout
+    loss: Loss
+    example_input: Any
+    batches: Batch
+    parameters: Any = None
+
+
+class Form(NamedTuple):
+    """How an estimator is used.
+
+    Attributes:
+      segment_length: K.
+      immediate: see `make_learner`; "estimated" with K = 1 is the papers' form.
+    """
+
+    segment_length: int
+    immediate: Literal["exact", "estimated"] = "exact"
 
 
 class Noise(NamedTuple):
-    """One estimator at one segment length.
+    """One estimator in one form, against exact RTRL.
 
     Attributes:
       estimator: its name.
       segment_length: K.
+      immediate: see `Form`.
       relative_noise: E|g~ - g|^2 / |g|^2 of the cell's part of the gradient, with numerator and
         denominator each summed over the second half of the steps.
       standard_error: of that, over draws.
+      cosine: between g~ and g, the mean over draws and the second half of the steps.
+      cosine_error: its standard error, over draws.
     """
 
     estimator: str
     segment_length: int
+    immediate: str
     relative_noise: float
     standard_error: float
+    cosine: float
+    cosine_error: float
 
 
-def measure_noise(
-    cell: Cell,
-    estimators: Mapping[str, InfluenceEstimator],
-    segment_lengths: Sequence[int],
-    *,
-    input_size: int,
-    batch_size: int,
-    steps: int,
-    draws: int,
-    seed: int = 0,
-) -> list[Noise]:
-    """Measures the noise of each estimator at each segment length, parameters held fixed.
+def untrained(cell: Cell, *, input_size: int, batch_size: int, steps: int, seed: int) -> Setting:
+    """A cell with its initial parameters, on random inputs and targets.
 
     Args:
-      cell: a cell that reads vectors of length `input_size` and outputs a vector.
-      estimators: by name.
-      segment_lengths: K; each divides the number of steps.
+      cell: reads vectors of length `input_size` and outputs a vector.
       input_size: of the inputs, standard normal.
       batch_size: B.
       steps: T.
-      draws: of each estimator.
-      seed: of parameters, inputs, targets and draws.
+      seed: of inputs and targets.
     """
     keys = jax.random.split(jax.random.key(seed), 4)
     inputs = jax.random.normal(keys[0], (steps, batch_size, input_size))
@@ -69,57 +101,133 @@ def measure_noise(
         lambda key: cell.step(cell.init(key), cell.initial_carry(), inputs[0, 0])[1], keys[2]
     ).shape[0]
     readout = readouts.linear(input_size=output_size, output_size=input_size)
+    return Setting(cell, readout, losses.cross_entropy(), inputs[0, 0], batches)
 
-    def gradients(estimator: InfluenceEstimator, length: int) -> Any:
-        """A function of a key: the cell's gradients at every step of the second half, [T / 2, P]."""
-        learner = make_learner(
-            cell,
-            readout,
-            estimator,
-            optax.sgd(0.0),
-            batch_size=batch_size,
-            example_input=inputs[0, 0],
-            segment_length=length,
-            update_every=1,
-            check=False,
+
+def trained(folder: str | Path, task: str, *, steps: int, seed: int) -> Setting:
+    """The network of a finished run, on the stream of its own or another task.
+
+    Args:
+      folder: the workdir of the run, or of a trial of a sweep.
+      task: as text, such as "copy(batch_size=2, initial_length=9)"; "" for that of the run.
+      steps: T.
+      seed: of the stream.
+
+    Raises:
+      ConfigError: if the task is another kind of task, or cannot be made.
+      WorkdirError: see `loading.load`.
+    """
+    loaded = loading.load(folder)
+    config = configs.resolve(loaded.config, {"task": task} if task else None)
+    chosen = configs.make(config, "task", floats=None)
+    if (chosen.input_size, chosen.output_size) != (loaded.task.input_size, loaded.task.output_size):
+        raise ConfigError(
+            f"config.task: {task} has other inputs or outputs than the task of {folder}"
         )
-        segments = jax.tree.map(lambda x: x.reshape(-1, length, *x.shape[1:]), batches)
+    network = make_network(chosen, functools.partial(configs.make, config, floats=None))
 
-        def run(key: Array) -> Array:
-            def one(state: Any, segment: Batch) -> tuple[Any, Array]:
-                gradient, state, _ = learner.gradient(state, segment)
-                leaves = jax.tree.leaves(gradient["cell"])
-                lead = (length,) if length > 1 else (1,)
-                flat = [leaf.reshape(*lead, -1) for leaf in leaves]
-                return state, jnp.concatenate(flat, axis=1)
+    def step(state: Any, key: Key) -> tuple[Any, Batch]:
+        return tasks.draw(chosen, state, key, jnp.asarray(chosen.chance_loss, float))
 
-            state = learner.init(keys[3])._replace(key=key)
-            found = jax.lax.scan(one, state, segments)[1]
-            return found.reshape(steps, -1)[steps // 2 :]
+    keys = jax.random.split(jax.random.key(seed), steps + 1)
+    _, batches = jax.jit(lambda state, keys: jax.lax.scan(step, state, keys))(
+        chosen.init(keys[0]), keys[1:]
+    )
+    return Setting(*network, chosen.loss, chosen.example_input, batches, loaded.parameters)
 
-        return jax.jit(run)
 
-    exact = gradients(rtrl(), 1)(keys[3])
+def measure_noise(
+    setting: Setting,
+    estimators: Mapping[str, InfluenceEstimator],
+    forms: Sequence[Form],
+    *,
+    draws: int,
+    seed: int = 0,
+) -> list[Noise]:
+    """Measures the noise of each estimator in each form, parameters held fixed.
+
+    Args:
+      setting: the network and its stream.
+      estimators: by name.
+      forms: whose segment lengths divide the number of steps.
+      draws: of each estimator.
+      seed: of the parameters, if they are initial ones, and of the draws.
+    """
+    key = jax.random.split(jax.random.key(seed), 4)[3]
+    exact = _gradients(setting, rtrl(), Form(1), key)(key)
     size = float(jnp.sum(exact**2))
     rows = []
     for name, estimator in estimators.items():
-        for length in segment_lengths:
-            run = gradients(estimator, length)
-            off = [
-                float(jnp.sum((run(key) - exact) ** 2)) / size
-                for key in jax.random.split(jax.random.key(seed + 1), draws)
-            ]
-            error = float(np.std(off, ddof=1)) / np.sqrt(draws)
-            rows.append(Noise(name, length, float(np.mean(off)), float(error)))
+        for form in forms:
+            run = _gradients(setting, estimator, form, key)
+            off, cosines = [], []
+            for draw in jax.random.split(jax.random.key(seed + 1), draws):
+                found = run(draw)
+                off.append(float(jnp.sum((found - exact) ** 2)) / size)
+                cosines.append(float(jnp.mean(_cosine(found, exact))))
+            rows.append(Noise(name, *form, *_mean(off), *_mean(cosines)))
     return rows
 
 
 def markdown(rows: Sequence[Noise]) -> str:
-    """A table with a line per estimator and a column per segment length."""
-    lengths = list(dict.fromkeys(row.segment_length for row in rows))
-    lines = [["", *(f"K = {length}" for length in lengths)], ["---"] * (1 + len(lengths))]
-    for name in dict.fromkeys(row.estimator for row in rows):
-        of_name = {row.segment_length: row for row in rows if row.estimator == name}
-        cells = [of_name[length] for length in lengths]
-        lines.append([name, *(f"{r.relative_noise:.3g} ± {r.standard_error:.1g}" for r in cells)])
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    """Two tables with a line per estimator and a column per form: the noise, and the cosine."""
+    forms = list(dict.fromkeys((row.segment_length, row.immediate) for row in rows))
+    heads = [f"K = {k}" if kind == "exact" else "papers' form" for k, kind in forms]
+
+    def table(title: str, shown: Callable[[Noise], str]) -> str:
+        lines = [[title, *heads], ["---"] * (1 + len(forms))]
+        for name in dict.fromkeys(row.estimator for row in rows):
+            own = {(r.segment_length, r.immediate): r for r in rows if r.estimator == name}
+            lines.append([name, *(shown(own[form]) for form in forms)])
+        return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+    noise = table("noise", lambda r: f"{r.relative_noise:.3g} ± {r.standard_error:.1g}")
+    cosine = table("cosine", lambda r: f"{r.cosine:.3g} ± {r.cosine_error:.1g}")
+    return f"{noise}\n{cosine}"
+
+
+def _gradients(
+    setting: Setting, estimator: InfluenceEstimator, form: Form, init: Key
+) -> Callable[[Key], Array]:
+    """A function of a key: the cell's gradients at every step of the second half, [T / 2, P]."""
+    steps, length = setting.batches.reset.shape[0], form.segment_length
+    learner = make_learner(
+        setting.cell,
+        setting.readout,
+        estimator,
+        optax.sgd(0.0),
+        loss=setting.loss,
+        batch_size=setting.batches.reset.shape[1],
+        example_input=setting.example_input,
+        segment_length=length,
+        update_every=1,
+        immediate=form.immediate,
+        check=False,
+    )
+    segments = jax.tree.map(lambda x: x.reshape(-1, length, *x.shape[1:]), setting.batches)
+
+    def one(state: Any, segment: Batch) -> tuple[Any, Array]:
+        gradient, state, _ = learner.gradient(state, segment)
+        flat = [leaf.reshape(length, -1) for leaf in jax.tree.leaves(gradient["cell"])]
+        return state, jnp.concatenate(flat, axis=1)
+
+    def run(key: Key) -> Array:
+        state = learner.init(init)._replace(key=key)
+        if setting.parameters is not None:
+            state = state._replace(parameters=setting.parameters)
+        found = jax.lax.scan(one, state, segments)[1]
+        return found.reshape(steps, -1)[steps // 2 :]
+
+    return jax.jit(run)
+
+
+def _cosine(one: Array, other: Array) -> Array:
+    """Between the rows of two matrices; 0 where one is 0, as where no loss counts."""
+    product = jnp.sum(one * other, axis=1)
+    norms = jnp.linalg.norm(one, axis=1) * jnp.linalg.norm(other, axis=1)
+    return jnp.where(norms > 0, product / jnp.where(norms > 0, norms, 1), 0)
+
+
+def _mean(values: Sequence[float]) -> tuple[float, float]:
+    """The mean and its standard error."""
+    return float(np.mean(values)), float(np.std(values, ddof=1) / np.sqrt(len(values)))

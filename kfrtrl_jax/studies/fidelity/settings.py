@@ -44,7 +44,7 @@ def checked(invocation: Invocation, defaults: ConfigDict) -> dict[str, Any]:
             raise ConfigError(f"config.{key} must be like {like!r}, got {value!r}")
         least = _LEAST.get(key, 1)
         numbers = value if items else [value]
-        if any(isinstance(x, (int, float)) and x < least for x in numbers):
+        if any(type(x) in (int, float) and x < least for x in numbers):
             raise ConfigError(f"config.{key} must be at least {least}, got {value!r}")
     return settings
 
