@@ -3,8 +3,8 @@
 python -m experiments.noise --config=configs/noise.py --workdir=runs/noise
 
 With --config.trained=WORKDIR along the stream of a trained network, in place of an untrained cell on
-random inputs; --config.task="copy(batch_size=2, initial_length=9)" takes another stream than that of its
-run.
+random inputs; --config.task="copy(batch_size=2, initial_length=9)" takes another stream than that of
+its run.
 """
 
 from ml_collections import ConfigDict

@@ -372,7 +372,7 @@ def test_the_noise_along_the_stream_of_a_trained_network(tmp_path, capsys):
     setting = gradient_noise.trained(tmp_path / "run", "", steps=4, seed=0)
     trained = kf.load(tmp_path / "run").parameters
     jax.tree.map(np.testing.assert_array_equal, setting.parameters, trained)
-    with pytest.raises(ConfigError, match="adding.* has other inputs or outputs than the task"):
+    with pytest.raises(ConfigError, match=r"adding.* has other inputs or outputs than the task"):
         gradient_noise.trained(tmp_path / "run", "adding(batch_size=3)", steps=4, seed=0)
 
 
