@@ -126,6 +126,46 @@ def differences(runs: Sequence[Run], other: str, field: str, step: int, digits: 
     return markdown(["", f"above {other}"], rows) if rows else ""
 
 
+def by_task(runs: Sequence[Run], field: str, digits: int, other: str = "") -> str:
+    """A row per method and a column per task: the last figure, mean ± standard deviation (seeds).
+
+    Args:
+      runs: those that are done; of others there is no last figure.
+      field: of the figure.
+      digits: behind the point.
+      other: a method to compare with. Where the paired difference is beyond noise, a figure is marked
+        by ↑ if it is above that method's, and by ↓ if it is below.
+    """
+    done = [run for run in runs if run.status in ("done", "diverged")]
+    names = list(dict.fromkeys(run.task for run in done))
+    rows = []
+    for method in methods_of(done):
+        cells = []
+        for task in names:
+            own = [run for run in done if run.method == method and run.task == task]
+            last = [run.series[field][run.steps] for run in own if run.steps in run.series[field]]
+            text = spread([value for value, run in zip(last, own) if run.status == "done"]).text(
+                digits
+            )
+            gone = sum(run.status == "diverged" for run in own)
+            cells.append(
+                text
+                + _mark(done, method, other, task, field)
+                + (f" {gone} diverged" if gone else "")
+            )
+        rows.append([method, *cells])
+    return markdown(["", *names], rows)
+
+
+def _mark(runs: Sequence[Run], method: str, other: str, task: str, field: str) -> str:
+    here = [run for run in runs if run.task == task and run.status == "done"]
+    steps = {run.steps for run in here if run.method in (method, other)}
+    if not other or method == other or len(steps) != 1:
+        return ""
+    found = paired(here, method, other, field, steps.pop())
+    return "" if not found.beyond_noise else " ↑" if found.mean > 0 else " ↓"
+
+
 def results(runs: Sequence[Run]) -> str:
     """A row per method: the lowest validation loss and the test loss there; "" if no run has any."""
     rows = []
