@@ -1,6 +1,7 @@
 """Renders what the studies have come to: python -m experiments.report --out=DIR.
 
-Reads the committed records alone (experiments/results) and writes DIR/RESULTS.md.
+Reads the committed records alone (experiments/results) and writes DIR/RESULTS.md and
+DIR/index.html, a page that opens without a network.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import pathlib
 
 from absl import flags
 
-from kfrtrl_jax.studies.reproduction import report
+from kfrtrl_jax.studies.reproduction import page, report
 from kfrtrl_jax.training import command_line, display, workdir
 
 _RESULTS = flags.DEFINE_string("results", "experiments/results", "The folder of the records.")
@@ -25,8 +26,10 @@ def main() -> int:
     """Writes the report."""
     out = pathlib.Path(_OUT.value)
     out.mkdir(parents=True, exist_ok=True)
-    workdir.write_text(out / "RESULTS.md", report.render(pathlib.Path(_RESULTS.value)))
-    display.say(f"results: {out / 'RESULTS.md'}")
+    results = pathlib.Path(_RESULTS.value)
+    for name, render in (("RESULTS.md", report.render), ("index.html", page.render)):
+        workdir.write_text(out / name, render(results))
+        display.say(f"results: {out / name}")
     return 0
 
 

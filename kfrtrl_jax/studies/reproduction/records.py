@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from kfrtrl_jax.training import config as configs
 from kfrtrl_jax.training import made_with, memory, metrics, sweep, trials, workdir
 from kfrtrl_jax.training.program import build
 
-# Of a curve; a picture is some hundred points wide.
+# Of a curve at most, beside its evaluations; a picture is some hundred points wide.
 _POINTS = 100
 _FIELDS = ("step", "wall_time", "running_loss", "sequence_length", "valid_loss", "score")
 # What a summary has beside the last record.
@@ -36,28 +37,29 @@ def collect(name: str, folder: Path, common: Mapping[str, Any] | None = None) ->
       WorkdirError: if the folder is of no sweep.
     """
     known = {
-        trials.identity(config): number
+        trials.identity(config): (number, config["num_steps"])
         for number, config in workdir.read_document(folder / workdir.CONFIG).items()
     }
     made = workdir.read_document(folder / made_with.FILE)
     found, units = [], {}
     for study, overrides in _trials(name):
         (config,) = sweep.resolve(study.config, [overrides], dict(common or {}))
-        number = known.pop(trials.identity(config.to_dict()), None)
+        number, planned = known.pop(trials.identity(config.to_dict()), (None, 0))
         if number is None:
             continue
-        record = _trial(folder / "trials" / number)
+        record = _trial(folder / "trials" / number, planned)
         if record is None:
             continue
         method = study.method_of(overrides)
         if method not in units:
             units[method] = _bytes_per_lane(config)
-        own = {key: value for key, value in overrides.items() if key != "num_steps"}
+        own = {**(common or {}), **overrides}
         found.append(
             {
                 "method": method,
                 "task": overrides.get("task", config.task.name),
-                "overrides": own,
+                "cell": config.cell.name,
+                "overrides": {key: value for key, value in own.items() if key != "num_steps"},
                 "lanes": config.task.batch_size,
                 "bytes_per_lane": units[method],
                 **record,
@@ -97,35 +99,43 @@ def _trials(name: str) -> Iterator[tuple[Study, dict[str, Any]]]:
             yield study, overrides
 
 
-def _trial(folder: Path) -> dict[str, Any] | None:
-    """The curve and the summary of a trial; None if it has not come to its first line."""
+def _trial(folder: Path, planned: int) -> dict[str, Any] | None:
+    """The curve and the summary of a trial; None if it has come to nothing yet."""
     log = metrics.read(folder / metrics.METRICS)
-    if not log:
-        return None
     path = folder / workdir.SUMMARY
     summary = workdir.read_document(path) if path.exists() else {}
-    done = bool(summary) and summary.get("step", 0) >= log[-1]["step"]
+    diverged = "diverged_at" in summary
+    if not log and not diverged:
+        return None
+    steps = log[-1]["step"] if log else 0
+    done = bool(summary) and steps >= planned
     rates = [record["steps_per_second"] for record in log]
     return {
-        "status": "diverged" if "diverged_at" in summary else "done" if done else "running",
-        "steps": log[-1]["step"],
-        "seconds": log[-1]["wall_time"],
+        "status": "diverged" if diverged else "done" if done else "running",
+        "steps": steps,
+        "planned_steps": planned,
+        "seconds": log[-1]["wall_time"] if log else 0.0,
         # A run shares its machine with others: the median is less disturbed than the mean.
-        "ms_per_step": round(1000 / float(np.median(rates)), 4),
-        **{key: summary[key] for key in _RESULTS if done and key in summary},
+        "ms_per_step": round(1000 / float(np.median(rates)), 4) if rates else 0.0,
+        **{key: summary[key] for key in _RESULTS if (done or diverged) and key in summary},
         "curve": _curve(log),
     }
 
 
 def _curve(log: Sequence[metrics.Record]) -> dict[str, list[Any]]:
-    """Some records of a log, evenly spaced, with the last one and all with an evaluation."""
-    kept = {round(i) for i in np.linspace(0, len(log) - 1, min(len(log), _POINTS))}
+    """Some records of a log: every first, second, fifth, tenth, ..., the last, all evaluations.
+
+    So the curves of runs of all lengths have steps in common, and round ones.
+    """
+    strides = (factor * 10**power for power in itertools.count() for factor in (1, 2, 5))
+    stride = next(stride for stride in strides if len(log) <= stride * _POINTS)
+    kept = {*range(stride - 1, len(log), stride), *range(len(log))[-1:]}
     kept |= {i for i, record in enumerate(log) if record.get("valid_loss") is not None}
     chosen = [log[i] for i in sorted(kept)]
     return {
         field: [_rounded(record.get(field)) for record in chosen]
         for field in _FIELDS
-        if any(record.get(field) is not None for record in chosen)
+        if field == "step" or any(record.get(field) is not None for record in chosen)
     }
 
 

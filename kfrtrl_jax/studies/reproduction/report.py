@@ -10,7 +10,7 @@ from kfrtrl_jax.studies.reproduction import records, runs, tables
 from kfrtrl_jax.studies.reproduction.runs import Run
 
 RECORDS, REFERENCE = "reproduction", "reference"
-_STEPS = (10_000, 30_000, 60_000, 100_000, 200_000, 300_000, 500_000, 1_000_000)
+STEPS = (10_000, 30_000, 60_000, 100_000, 200_000, 300_000, 500_000, 1_000_000)
 
 
 class Figure(NamedTuple):
@@ -20,15 +20,17 @@ class Figure(NamedTuple):
       field: in the log.
       words: what it is.
       digits: behind the point.
+      rises: whether more of it is better.
     """
 
     field: str
     words: str
     digits: int
+    rises: bool = False
 
 
 class Chapter(NamedTuple):
-    """What is said of a study.
+    """What is said of a study, as plain text.
 
     Attributes:
       title: of the study.
@@ -49,15 +51,15 @@ CHAPTERS = {
     "copy": Chapter(
         "Copy task",
         """
-A recurrent highway network n = 128 memorizes strings of bits whose length T\\* grows with its
+A recurrent highway network n = 128 memorizes strings of bits whose length T* grows with its
 success; batch 16, Adam 10^-3.5, the gradient of the cell clipped at norm 1, an update at every
-step. The score is T\\*, which needs memory over T\\* + 1 steps. KF-RTRL, 16-OK, UORO, AVG and
+step. The score is T*, which needs memory over T* + 1 steps. KF-RTRL, 16-OK, UORO, AVG and
 16-KTP are in the papers' form: pushed at every step, the immediate derivative within the
 estimate. In blocks of 8 steps the last one to eight steps are exact, and the influence is pushed
 once in eight. TBPTT(L) is exact along the last L steps, with an update at every step.
 """,
         (
-            Figure("sequence_length", "T\\*", 1),
+            Figure("sequence_length", "T*", 1, rises=True),
             Figure("running_loss", "running loss, bits per character", 3),
         ),
         "TBPTT(25)",
@@ -85,7 +87,7 @@ over the last 800 steps; guessing has 0.5 on the chains and 0.125 on the symbols
 exact along the same steps as the blocks of 8, without an influence beyond them: ↑ marks what is
 better than it beyond noise, ↓ what is worse.
 """,
-        (Figure("score", "accuracy", 2),),
+        (Figure("score", "accuracy", 2, rises=True),),
         "TBPTT(8)",
         by_task=True,
     ),
@@ -100,7 +102,7 @@ brackets; one seed has no spread. Differences are paired over seeds, with the 95
 interval of Student's t; where that includes zero no method is called better. Times are medians
 over the run on machines that did other things beside it, so they compare methods roughly;
 [docs/speed.md](docs/speed.md) has measured ratios. A run that is still short of its last step
-says so.
+says so. A seed that diverged has no figures after that, and is told beside the mean of the others.
 """
 
 
@@ -134,27 +136,27 @@ def table(results: Path, study: str, field: str) -> str:
     (figure,) = (figure for figure in chapter.figures if figure.field == field)
     own = runs.of_record(load(results)[study])
     public = runs.of_public_logs(results / REFERENCE, study)
-    return tables.at_steps([*own, *public], figure.field, _STEPS, figure.digits)
+    return tables.at_steps([*own, *public], figure.field, STEPS, figure.digits)
 
 
 def _chapter(
     chapter: Chapter, record: Mapping[str, Any], own: Sequence[Run], public: Sequence[Run]
 ) -> str:
-    parts = [f"## {chapter.title}\n", f"{chapter.protocol.strip()}\n"]
+    parts = [f"## {chapter.title}\n", f"{_markdown(chapter.protocol.strip())}\n"]
     if chapter.by_task:
         (figure,) = chapter.figures
         parts.append(tables.by_task(own, figure.field, figure.digits, chapter.baseline))
-        parts.append(f"Made with {_made_with(record)}.\n")
+        parts.append(f"Made with {'; '.join(made_with(record))}.\n")
         return "\n".join(parts)
     for figure in chapter.figures:
         words = figure.words[0].upper() + figure.words[1:]
-        parts.append(f"{words}:\n")
-        parts.append(tables.at_steps([*own, *public], figure.field, _STEPS, figure.digits))
+        parts.append(f"{_markdown(words)}:\n")
+        parts.append(tables.at_steps([*own, *public], figure.field, STEPS, figure.digits))
     first = chapter.figures[0]
     step = _last_common(own, first.field, chapter.baseline)
     compared = tables.differences(own, chapter.baseline, first.field, step, first.digits)
     if compared:
-        parts.append(f"{first.words} after {step:,} steps, paired over seeds:\n")
+        parts.append(f"{_markdown(first.words)} after {step:,} steps, paired over seeds:\n")
         parts.append(compared)
     tested = tables.results(own)
     if tested:
@@ -162,20 +164,26 @@ def _chapter(
         parts.append(tested)
     parts.append("What it costs, and how to make it:\n")
     parts.append(tables.costs(own))
-    parts.append(f"Made with {_made_with(record)}.\n")
+    parts.append(f"Made with {'; '.join(made_with(record))}.\n")
     return "\n".join(parts)
 
 
 def _last_common(own: Sequence[Run], field: str, baseline: str) -> int:
     """The last of the steps in tables that every seed of the baseline has come to; 0 for none."""
     series = [run.series.get(field, {}) for run in own if run.method == baseline]
-    return max((s for s in _STEPS if series and all(s in values for values in series)), default=0)
+    return max((s for s in STEPS if series and all(s in values for values in series)), default=0)
 
 
-def _made_with(record: Mapping[str, Any]) -> str:
+def _markdown(text: str) -> str:
+    """Plain text in Markdown."""
+    return text.replace("*", r"\*")
+
+
+def made_with(record: Mapping[str, Any]) -> list[str]:
+    """What a study was made with: versions, precision, and each sitting's commit and processor."""
     versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
     sittings = [
         f"commit {s['commit'] or 'unknown'} on {s['cores']} cores of {s['processor']}"
         for s in record["sittings"]
     ]
-    return "; ".join([versions, record["settings"]["precision"], *sittings])
+    return [versions, record["settings"]["precision"], *sittings]

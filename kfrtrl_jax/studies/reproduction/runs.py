@@ -29,7 +29,9 @@ class Run(NamedTuple):
       seed: of the run.
       status: "done", "running" or "diverged"; "public" for a log of others.
       series: figures by step, for each field of `metrics.jsonl` and "wall_time".
+      cell: by its name in configs; "" if unknown.
       lanes: B; 0 if unknown.
+      planned_steps: at which it ends; 0 if unknown.
       ms_per_step: the median over the run; 0 if unknown.
       bytes_per_lane: that one more lane adds to the state; 0 if unknown.
       command: that makes it; "" for a log of others.
@@ -42,7 +44,9 @@ class Run(NamedTuple):
     seed: int
     status: str
     series: Series
+    cell: str = ""
     lanes: int = 0
+    planned_steps: int = 0
     ms_per_step: float = 0.0
     bytes_per_lane: int = 0
     command: str = ""
@@ -64,10 +68,12 @@ def of_record(record: Mapping[str, Any]) -> list[Run]:
             seed=trial["overrides"].get("seed", 0),
             status=trial["status"],
             series=_series(trial["curve"]),
+            cell=trial["cell"],
             lanes=trial["lanes"],
+            planned_steps=trial["planned_steps"],
             ms_per_step=trial["ms_per_step"],
             bytes_per_lane=trial["bytes_per_lane"],
-            command=command(record["config"], trial["overrides"], trial["steps"]),
+            command=command(record["config"], trial["overrides"], trial["planned_steps"]),
             overrides=trial["overrides"],
             results={key: trial[key] for key in ("best_valid_loss", "test_loss") if key in trial},
         )
@@ -119,6 +125,22 @@ def _written(value: Any) -> str:
 def methods_of(runs: Sequence[Run]) -> list[str]:
     """The methods, in the order in which they come."""
     return list(dict.fromkeys(run.method for run in runs))
+
+
+def status_of(runs: Sequence[Run]) -> str:
+    """How far the runs of a method have come, in words."""
+    parts = []
+    if running := [run for run in runs if run.status == "running"]:
+        last = min(running, key=lambda run: run.steps)
+        at = f"{last.steps:,} of {last.planned_steps:,} steps"
+        parts.append(f"running: {_some(running, runs, ' at ')}{at}")
+    if diverged := [run for run in runs if run.status == "diverged"]:
+        parts.append(f"diverged: {_some(diverged, runs, ' after ')}{diverged[0].steps:,} steps")
+    return "; ".join(parts) or ("public log" if runs[0].status == "public" else "done")
+
+
+def _some(some: Sequence[Run], runs: Sequence[Run], then: str) -> str:
+    return f"{len(some)} of {len(runs)} seeds{then}" if len(runs) > 1 else ""
 
 
 def _series(curve: Mapping[str, Sequence[Any]]) -> Series:

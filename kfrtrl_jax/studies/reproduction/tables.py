@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import scipy.stats
 
-from kfrtrl_jax.studies.reproduction.runs import Run, methods_of
+from kfrtrl_jax.studies.reproduction.runs import Run, methods_of, status_of
 
 _CONFIDENCE = 0.95
 
@@ -104,16 +104,40 @@ def paired(runs: Sequence[Run], method: str, other: str, field: str, step: int) 
 def at_steps(runs: Sequence[Run], field: str, steps: Sequence[int], digits: int) -> str:
     """A row per method: the figure at each step, mean ± standard deviation (number of seeds).
 
-    Steps that no run has are left out, and so are methods without any figure.
+    Steps that no run has are left out, and so are methods without any figure. Seeds that diverged
+    before a step are told.
     """
     known = [s for s in steps if any(s in run.series.get(field, {}) for run in runs)]
     rows = []
     for method in methods_of(runs):
-        own = [run.series.get(field, {}) for run in runs if run.method == method]
-        cells = [spread([series[s] for series in own if s in series]).text(digits) for s in known]
+        own = [run for run in runs if run.method == method]
+        cells = [_cell(own, field, step, digits) for step in known]
         if any(cells):
             rows.append([method, *cells])
     return markdown(["", *(f"{step:,} steps" for step in known)], rows)
+
+
+def _cell(runs: Sequence[Run], field: str, step: int, digits: int) -> str:
+    failed = sum(run.status == "diverged" and run.steps < step for run in runs)
+    told = f"{failed} diverged" if failed else ""
+    figure = spread(values_at(runs, field, step)).text(digits)
+    return ", ".join(filter(None, [figure, told]))
+
+
+def values_at(runs: Sequence[Run], field: str, step: int) -> list[float]:
+    """A figure at a step, of those runs that have it."""
+    series = [run.series.get(field, {}) for run in runs]
+    return [values[step] for values in series if step in values]
+
+
+def last_common_step(runs: Sequence[Run], field: str) -> int:
+    """The last step at which all runs have a figure; 0 if there is none.
+
+    Runs that diverged are left out, unless all did.
+    """
+    kept = [run for run in runs if run.status != "diverged"] or runs
+    common = set.intersection(*(set(run.series.get(field, {})) for run in kept))
+    return max(common, default=0)
 
 
 def differences(runs: Sequence[Run], other: str, field: str, step: int, digits: int) -> str:
@@ -143,16 +167,12 @@ def by_task(runs: Sequence[Run], field: str, digits: int, other: str = "") -> st
         cells = []
         for task in names:
             own = [run for run in done if run.method == method and run.task == task]
-            last = [run.series[field][run.steps] for run in own if run.steps in run.series[field]]
-            text = spread([value for value, run in zip(last, own) if run.status == "done"]).text(
-                digits
-            )
-            gone = sum(run.status == "diverged" for run in own)
-            cells.append(
-                text
-                + _mark(done, method, other, task, field)
-                + (f" {gone} diverged" if gone else "")
-            )
+            kept = [run for run in own if run.status == "done"]
+            last = [run.series.get(field, {}).get(run.steps) for run in kept]
+            text = spread([value for value in last if value is not None]).text(digits)
+            mark = _mark(done, method, other, task, field)
+            gone = len(own) - len(kept)
+            cells.append(f"{text}{mark}{f' {gone} diverged' if gone else ''}")
         rows.append([method, *cells])
     return markdown(["", *names], rows)
 
@@ -185,14 +205,14 @@ def costs(runs: Sequence[Run]) -> str:
     rows = []
     for method in methods_of(runs):
         own = [run for run in runs if run.method == method]
-        time = spread([run.ms_per_step for run in own]).mean
+        time = spread([run.ms_per_step for run in own if run.ms_per_step])
         rows.append(
             [
                 method,
                 str(len(own)),
                 f"{min(run.steps for run in own):,}",
-                ", ".join(sorted({run.status for run in own})),
-                f"{time:.3g}",
+                status_of(own),
+                f"{time.mean:.3g}" if time.runs else "",
                 f"{own[0].bytes_per_lane / 1024:,.0f}",
                 f"`{own[0].command}`",
             ]
