@@ -7,7 +7,7 @@ const COLOURS = [
   ["#0072B2", "#3B9BDB"], ["#D55E00", "#EE7B2B"], ["#009E73", "#1DB98D"], ["#CC79A7", "#DB8FBA"],
   ["#56B4E9", "#7CC8F3"], ["#E69F00", "#EDB02B"], ["#1C1F23", "#E7E9EC"], ["#B8A600", "#F0E442"],
   ["#5B45C4", "#A08EF5"], ["#882255", "#CF6698"], ["#117733", "#55AE74"], ["#8C4A1E", "#C58A5E"],
-  ["#44AA99", "#6FCBBB"], ["#999933", "#C4C463"], ["#AA4466", "#DD7F9C"], ["#66788A", "#A3B4C5"],
+  ["#44AA99", "#6FCBBB"], ["#2F55C8", "#86A4F7"], ["#AA4466", "#DD7F9C"], ["#66788A", "#A3B4C5"],
 ];
 const DASHES = ["dash", "dot", "dashdot", "longdash"];
 const USUAL = 8;
@@ -114,7 +114,7 @@ function columnsOf(task) {
     number("ms a step", (method) => method.ms_per_step, (value) => value.toPrecision(3)),
     number("KiB a lane", (method) => method.kib_per_lane, whole),
     { title: "Status", value: (method) => method.status, status: true,
-      cell: (method) => [method.status] },
+      cell: (method) => statusCell(method.status) },
   ];
   return columns.filter((column) => !column.number || any(column.value));
 }
@@ -123,6 +123,11 @@ function spreadCell(found, digits, note) {
   if (!found) return [NONE];
   const spread = found.deviation === null ? "" : ` ± ${found.deviation.toFixed(digits)}`;
   return [`${found.mean.toFixed(digits)}${spread}`, element("small", {}, `(${found.runs})${note}`)];
+}
+
+function statusCell(status) {
+  const [word, ...rest] = status.split(": ");
+  return rest.length ? [word, element("small", {}, rest.join(": "))] : [word];
 }
 
 function capital(words) {
@@ -169,7 +174,8 @@ function drawBoard() {
 function rowsOf(task, method, columns) {
   const cells = columns.map((column) => {
     if (column.name) {
-      return element("th", { scope: "row" }, swatch(task, method), method.name);
+      return element("th", { scope: "row" },
+        element("div", { className: "name" }, swatch(task, method), element("span", {}, method.name)));
     }
     const kind = column.status ? `status ${method.status.split(":")[0]}` : column.number ? "number" : "";
     return element("td", { className: kind }, ...column.cell(method));
@@ -263,7 +269,10 @@ function tracesOf(task, method, field, end) {
   if (!mean || axis.unit(mean, task).length === 0) return [];
   if (method.public) {
     const [x, y] = upTo(end, axis.unit(mean, task), mean.value);
-    return [{ ...common, x, y, line: { color: colour, width: 2, dash: dashOf(task, method) } }];
+    return [{
+      ...common, x, y, mode: "lines+markers", marker: { color: colour, size: 5 },
+      line: { color: colour, width: 2, dash: dashOf(task, method) },
+    }];
   }
   const x = axis.unit(mean, task);
   const traces = [];

@@ -69,7 +69,7 @@ once in eight. TBPTT(L) is exact along the last L steps, with an update at every
         """
 A recurrent highway network n = 256 predicts the next character; batch 32, Adam 10^-3.5, the
 gradient of the cell clipped at norm 1, an update at every step, state and influence of a lane
-reset every 100 characters. Methods are named as above.
+reset every 100 characters. Methods are named as in the copy task.
 """,
         (
             Figure("running_loss", "running training loss, bits per character", 3),

@@ -1,0 +1,88 @@
+"""Invented records of studies: several seeds, a run that diverged and one that is not finished."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from kfrtrl_jax.studies.reproduction import records
+
+RESULTS = Path(__file__).parents[2] / "experiments" / "results"
+MALICIOUS = "</script><img src=x onerror=alert(1)>"
+PLANNED = 100_000
+STEP = 10_000
+
+
+def trial(method: str, seed: int, last: int = PLANNED, status: str = "done", **fields: Any) -> Any:
+    """A trial whose T* is steps / 10,000 plus its seed, with a step that takes 2 + seed seconds."""
+    steps = list(range(STEP, last + 1, STEP))
+    return {
+        "method": method,
+        "task": "copy",
+        "cell": "recurrent_highway",
+        "overrides": {"estimator": "kf_rtrl", "segment_length": 1, "seed": seed},
+        "lanes": 16,
+        "bytes_per_lane": 2048,
+        "status": status,
+        "steps": last,
+        "planned_steps": PLANNED,
+        "seconds": 1.0,
+        "ms_per_step": 2.0 + seed,
+        "curve": {
+            "step": steps,
+            "wall_time": [(2.0 + seed) * step / 1000 for step in steps],
+            "running_loss": [1000 / step for step in steps],
+            "sequence_length": [step // STEP + seed for step in steps],
+        },
+        **fields,
+    }
+
+
+def copy_trials() -> list[Any]:
+    """Trials of five methods of the copy task."""
+    uoro = {"estimator": "uoro", "segment_length": 1}
+    window = {"estimator": "truncated", "segment_length": 1, "window": 25}
+    return [
+        *(trial("KF-RTRL", seed) for seed in range(3)),
+        trial("UORO", 0, overrides={**uoro, "seed": 0}),
+        trial("UORO", 1, 20_000, "diverged", overrides={**uoro, "seed": 1}),
+        trial("16-OK", 0, 30_000, "running"),
+        *(trial("TBPTT(25)", seed, overrides={**window, "seed": seed}) for seed in (1, 2, 3)),
+        trial(MALICIOUS, 8),
+    ]
+
+
+def ptb_trial() -> Any:
+    """A trial of the Penn Treebank, with a validation every second line."""
+    steps = [STEP, 2 * STEP, 3 * STEP, 4 * STEP]
+    curve = {
+        "step": steps,
+        "wall_time": [1.0, 2.0, 3.0, 4.0],
+        "running_loss": [3.0, 2.5, 2.25, 2.0],
+        "valid_loss": [None, 2.6, None, 2.1],
+    }
+    tested = {"best_valid_loss": 2.1, "test_loss": 2.0}
+    return trial("KF-RTRL", 0, 4 * STEP, "done", task="penn_treebank", curve=curve, **tested)
+
+
+def record(study: str, trials: list[Any]) -> dict[str, Any]:
+    """A record of a study."""
+    return {
+        "study": study,
+        "config": f"configs/reproduce_{study}.py",
+        "settings": {"precision": "float32"},
+        "data": {},
+        "versions": {"jax": "1.2.3"},
+        "sittings": [{"commit": "abc", "processor": "<b>processor</b>", "cores": 2}],
+        "trials": trials,
+    }
+
+
+def results(folder: Path) -> Path:
+    """A folder of results with both studies, the public logs and the cosines."""
+    shutil.copytree(RESULTS / "reference", folder / "reference")
+    shutil.copy(RESULTS / "fidelity_segments.json", folder)
+    for study, trials in (("copy", copy_trials()), ("ptb", [ptb_trial()])):
+        records.write(folder / "reproduction" / f"{study}.json", record(study, trials))
+    return folder

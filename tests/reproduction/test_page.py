@@ -1,0 +1,173 @@
+"""What the page of results holds."""
+
+import html.parser
+import json
+import sys
+
+import numpy as np
+import pytest
+
+from kfrtrl_jax.errors import ConfigError
+from kfrtrl_jax.studies.reproduction import page, records, runs
+from tests.reproduction import invented
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    return invented.results(tmp_path_factory.mktemp("results"))
+
+
+@pytest.fixture(scope="module")
+def content(results):
+    return page.content(results)
+
+
+class Parsed(html.parser.HTMLParser):
+    """The tags of a page, with their attributes, and the text in each script."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.scripts, self.inside = [], [], False
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        self.inside = tag == "script"
+        if self.inside:
+            self.scripts.append("")
+
+    def handle_endtag(self, tag):
+        self.inside = False
+
+    def handle_data(self, data):
+        if self.inside:
+            self.scripts[-1] += data
+
+
+def method_of(content, name, task=0):
+    (found,) = (m for m in content["tasks"][task]["methods"] if m["name"] == name)
+    return found
+
+
+def test_names_and_texts_do_not_leave_the_data(content):
+    parsed = Parsed(page.html(content, 'library("</script>")'))
+    tags = [tag for tag, _ in parsed.tags]
+    assert tags.count("script") == 3
+    assert "img" not in tags
+    library, data, _ = parsed.scripts
+    assert library.strip() == r'library("<\/script>")'
+    assert json.loads(data) == content
+    assert method_of(json.loads(data), invented.MALICIOUS)["steps"] == 100_000
+
+
+def test_the_page_loads_nothing(content):
+    parsed = Parsed(page.html(content, ""))
+    addresses = [
+        value
+        for _, attributes in parsed.tags
+        for name, value in attributes.items()
+        if name in ("src", "href", "action", "data")
+    ]
+    assert set(addresses) == {"data:,", "#leaderboard", "#curves", "#configs"}
+    (policy,) = (a["content"] for _, a in parsed.tags if "http-equiv" in a)
+    assert policy.startswith("default-src 'none';")
+
+
+def test_the_curves_are_those_of_the_records(content, results):
+    record = records.read(results / "reproduction" / "copy.json")
+    for trial in record["trials"]:
+        curves = method_of(content, trial["method"])["curves"]["sequence_length"]["seeds"]
+        (own,) = (curve for curve in curves if curve["seed"] == trial["overrides"]["seed"])
+        assert own["step"] == trial["curve"]["step"]
+        assert own["value"] == trial["curve"]["sequence_length"]
+        assert own["seconds"] == trial["curve"]["wall_time"]
+        assert own["lanes"] == 16
+    validation = method_of(content, "KF-RTRL", 1)["curves"]["valid_loss"]["seeds"][0]
+    assert (validation["step"], validation["value"]) == ([20_000, 40_000], [2.6, 2.1])
+    assert validation["seconds"] == [2.0, 4.0]
+
+
+def test_scores_are_at_the_last_step_of_all_seeds_and_at_the_steps_of_the_tables(content):
+    kf_rtrl, uoro, ok = (method_of(content, name) for name in ("KF-RTRL", "UORO", "16-OK"))
+    last = kf_rtrl["scores"]["last"]["sequence_length"]
+    assert last == {"mean": 11.0, "deviation": 1.0, "runs": 3, "step": 100_000}
+    assert kf_rtrl["scores"]["30000"]["sequence_length"]["mean"] == 4.0
+    assert kf_rtrl["ms_per_step"] == 3.0
+    assert kf_rtrl["kib_per_lane"] == 2.0
+    assert kf_rtrl["command"].endswith("--config.num_steps=100000 --workdir=runs/one")
+    # The seed that did not diverge.
+    last = uoro["scores"]["last"]["sequence_length"]
+    assert last == {"mean": 10.0, "deviation": None, "runs": 1, "step": 100_000}
+    assert uoro["status"] == "diverged: 1 of 2 seeds after 20,000 steps"
+    assert ok["scores"]["last"]["sequence_length"]["step"] == 30_000
+    assert "60000" not in ok["scores"]
+    assert ok["status"] == "running: 30,000 of 100,000 steps"
+    tested = method_of(content, "KF-RTRL", 1)["results"]
+    assert tested["test_loss"] == {"mean": 2.0, "deviation": None, "runs": 1}
+
+
+def test_public_logs_are_marked(content):
+    public = [m for m in content["tasks"][0]["methods"] if m["public"]]
+    assert [m["name"] for m in public] == [f"16-{name}, {runs.SOURCE}" for name in ("KTP", "OK")]
+    assert {(m["status"], m["command"], m["colour"], m["seeds"]) for m in public} == {
+        ("public log", "", None, 5)
+    }
+    assert public[1]["scores"]["30000"]["sequence_length"]["mean"] == pytest.approx(9.4)
+
+
+def test_a_method_has_one_colour_in_all_tasks(content):
+    assert method_of(content, "KF-RTRL")["colour"] == method_of(content, "KF-RTRL", 1)["colour"]
+    own = [m["colour"] for m in content["tasks"][0]["methods"] if not m["public"]]
+    assert own == list(range(5))
+
+
+def test_cosines_are_of_the_same_estimator_cell_and_k(content, results):
+    rows = json.loads((results / "fidelity_segments.json").read_text())
+    (expected,) = (
+        row["cosine"]
+        for row in rows
+        if (row["cell"], row["estimator"]) == ("recurrent_highway", "uoro")
+        and row["segment_length"] == 1
+    )
+    found = method_of(content, "UORO")["cosine"]
+    assert found == {"value": expected, "cell": "recurrent_highway", "K": 1}
+    # Truncation estimates nothing, whatever its window.
+    assert method_of(content, "TBPTT(25)")["cosine"] is None
+
+
+def test_the_mean_curve_ends_where_the_first_seed_does():
+    one = {"step": [10, 20, 30, 40], "seconds": [1, 2, 3, 4], "value": [1, 2, 3, 4], "lanes": 2}
+    other = {"step": [20, 30], "seconds": [4, 8], "value": [4, 6], "lanes": 2}
+    found = page.mean_curve([one, other])
+    assert found["step"] == [20, 30]
+    assert found["value"] == [3, 4.5]
+    assert found["seconds"] == [3, 5.5]
+    np.testing.assert_allclose(found["deviation"], np.array([2, 3]) / np.sqrt(2), rtol=1e-4)
+    # Between its own steps a curve is interpolated.
+    coarse = {**one, "step": [10, 40], "seconds": [], "value": [0, 6]}
+    found = page.mean_curve([one, coarse])
+    assert found["step"] == [10, 20, 30, 40]
+    assert found["value"] == [0.5, 2, 3.5, 5]
+    assert found["seconds"] == []
+    assert page.mean_curve([one])["deviation"] == []
+
+
+def test_configs_stand_side_by_side_by_their_differences(content):
+    configs = content["tasks"][0]["configs"]
+    assert configs["common"] == [["segment_length", "1"]]
+    assert configs["fields"] == ["estimator", "window"]
+    rows = {row["method"]: row["values"] for row in configs["rows"]}
+    assert rows["KF-RTRL"] == ["kf_rtrl", None]
+    assert rows["TBPTT(25)"] == ["truncated", "25"]
+    made_with = content["tasks"][0]["made_with"]
+    assert made_with == ["jax 1.2.3", "float32", "commit abc on 2 cores of <b>processor</b>"]
+
+
+def test_without_records_there_is_a_page_that_says_so(tmp_path):
+    assert page.content(tmp_path) == {"tasks": []}
+
+
+def test_without_plotly_the_extra_is_named(results, monkeypatch):
+    monkeypatch.setitem(sys.modules, "plotly", None)
+    with pytest.raises(ConfigError, match=r"pip install 'kfrtrl_jax\[report\]'"):
+        page.render(results)

@@ -1,0 +1,133 @@
+"""Studies, and what is collected of their sweeps."""
+
+import json
+import shlex
+
+import pytest
+
+from kfrtrl_jax.errors import ConfigError
+from kfrtrl_jax.studies.reproduction import records, runs, study
+from kfrtrl_jax.training import config as configs
+from kfrtrl_jax.training import metrics, sweep, workdir
+from kfrtrl_jax.training.notation import Written
+from tests.reproduction import invented
+
+TINY = """
+from ml_collections import ConfigDict
+METHODS = {
+    "TBPTT(1)": {"estimator": "truncated"},
+    "KF-RTRL": {"estimator": "kf_rtrl"},
+}
+STEPS = {"smoke": 8, "cpu": 16, "full": 24}
+def get_config():
+    return ConfigDict({
+        "num_steps": 8, "log_every": 2, "segment_length": 1,
+        "cell": {"name": "vanilla", "hidden_size": 8},
+        "estimator": {"name": "kf_rtrl"},
+        "task": {"name": "copy", "batch_size": 2},
+        "optimizer": {"name": "adam", "learning_rate": 0.01},
+    })
+def get_methods():
+    return METHODS
+def get_sweep(scale):
+    return [
+        {**own, "num_steps": STEPS[scale], "seed": seed}
+        for own in METHODS.values()
+        for seed in range(2)
+    ]
+"""
+
+
+def test_a_record_is_read_as_it_was_written(tmp_path):
+    record = invented.record("copy", invented.copy_trials())
+    records.write(tmp_path / "new" / "copy.json", record)
+    assert records.read(tmp_path / "new" / "copy.json") == record
+    # A line per trial, for the history of the file.
+    lines = (tmp_path / "new" / "copy.json").read_text().splitlines()
+    assert sum('"method"' in line for line in lines) == len(record["trials"])
+
+
+def test_the_method_of_a_trial_is_the_most_specific_one():
+    copy = study.load("copy", "smoke")
+    short = {"estimator": "truncated", "segment_length": 1, "seed": 3}
+    assert copy.method_of(short) == "TBPTT(1)"
+    assert copy.method_of({**short, "window": 25}) == "TBPTT(25)"
+    assert copy.method_of({**short, "segment_length": 25, "update_every": 25}).endswith("25 steps")
+
+
+@pytest.mark.parametrize("name", study.NAMES)
+def test_every_trial_is_of_its_method_and_a_larger_scale_continues_it(name):
+    small, large = (study.load(name, scale) for scale in ("smoke", "full"))
+    for trial, method in zip(small.trials, small.methods, strict=True):
+        assert small.method_of(trial) == method
+        (longer,) = (
+            other for other in large.trials if {**other, "num_steps": trial["num_steps"]} == trial
+        )
+        assert longer["num_steps"] > trial["num_steps"]
+
+
+def test_unknown_studies_and_scales_are_refused():
+    with pytest.raises(ConfigError, match="--study must be one of"):
+        study.load("chess", "smoke")
+    with pytest.raises(ConfigError, match="--scale must be one of"):
+        study.load("copy", "huge")
+
+
+@pytest.mark.parametrize("name", study.NAMES)
+def test_the_command_of_a_run_makes_the_config_of_its_trial(name):
+    chosen = study.load(name, "cpu")
+    for trial in chosen.trials[::4]:
+        own = {key: value for key, value in trial.items() if key != "num_steps"}
+        words = shlex.split(runs.command(chosen.path, own, trial["num_steps"]))
+        assert words[3] == f"--config={chosen.path}"
+        given = dict(word.removeprefix("--config.").split("=", 1) for word in words[4:-1])
+        written = {path: Written(text) for path, text in given.items()}
+        expected = configs.resolve(chosen.config, trial).to_dict()
+        assert configs.resolve(chosen.config, written).to_dict() == expected
+
+
+def test_curves_are_thinned_to_round_steps_that_runs_of_all_lengths_share():
+    log = [{"step": 2000 * i, "running_loss": 1.0, "valid_loss": None} for i in range(1, 502)]
+    log[6]["valid_loss"] = 0.5
+    steps = records._curve(log)["step"]
+    assert set(range(20_000, 1_000_001, 20_000)) | {14_000, 1_002_000} == set(steps)
+    assert len(records._curve(log[:100])["step"]) == 100
+    assert records._curve(log[:30])["step"] == [2000 * i for i in range(1, 31)]
+    assert records._curve([]) == {"step": []}
+
+
+def test_what_a_sweep_has_come_to_is_collected(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(study, "NAMES", ("tiny",))
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "reproduce_tiny.py").write_text(TINY)
+    tiny, folder, common = study.load("tiny", "cpu"), tmp_path / "run", {"cell.hidden_size": 4}
+    # Of KF-RTRL alone.
+    sweep.run_sweep(tiny.config, tiny.trials[2:], folder, common)
+    record = records.collect("tiny", folder, common)
+    assert json.loads(json.dumps(record)) == record
+    assert record["config"] == "configs/reproduce_tiny.py"
+    for seed, trial in enumerate(record["trials"]):
+        log = metrics.read(folder / "trials" / f"{seed:03d}" / metrics.METRICS)
+        assert (trial["method"], trial["cell"], trial["task"]) == ("KF-RTRL", "vanilla", "copy")
+        assert (trial["status"], trial["steps"], trial["planned_steps"]) == ("done", 16, 16)
+        assert trial["overrides"] == {"cell.hidden_size": 4, "estimator": "kf_rtrl", "seed": seed}
+        assert trial["curve"]["step"] == [line["step"] for line in log] == list(range(2, 17, 2))
+        assert trial["curve"]["running_loss"] == pytest.approx(
+            [line["running_loss"] for line in log], rel=1e-4
+        )
+        assert trial["lanes"] == 2
+        assert trial["ms_per_step"] > 0 < trial["bytes_per_lane"]
+    assert len(record["trials"]) == 2
+
+    # The first trial is run on, the second diverged before its first line.
+    first, second = (folder / "trials" / name for name in ("000", "001"))
+    (first / workdir.SUMMARY).unlink()
+    (second / metrics.METRICS).unlink()
+    workdir.write_document(second / workdir.SUMMARY, {"diverged_at": 1, "problem": "too much"})
+    running, diverged = records.collect("tiny", folder, common)["trials"]
+    assert running["status"] == "running"
+    assert (diverged["status"], diverged["steps"], diverged["curve"]) == ("diverged", 0, {"step": []})
+    assert diverged["problem"] == "too much"
+    found = runs.of_record({"config": "c", "trials": [diverged]})
+    assert runs.status_of(found) == "diverged: 0 steps"
