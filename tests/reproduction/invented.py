@@ -12,6 +12,7 @@ RESULTS = Path(__file__).parents[2] / "experiments" / "results"
 MALICIOUS = "</script><img src=x onerror=alert(1)>"
 PLANNED = 100_000
 STEP = 10_000
+CHAINS = tuple(f"memory_chain(batch_size=16, length={length})" for length in (16, 64))
 
 
 def trial(method: str, seed: int, last: int = PLANNED, status: str = "done", **fields: Any) -> Any:
@@ -66,6 +67,21 @@ def ptb_trial() -> Any:
     return trial("KF-RTRL", 0, 4 * STEP, "done", task="penn_treebank", curve=curve, **tested)
 
 
+def long_trials() -> list[Any]:
+    """A method on two tasks, with the accuracies 0.5 and 1."""
+    return [
+        trial(
+            "KF-RTRL, blocks of 8",
+            0,
+            STEP,
+            task=task,
+            overrides={"task": task, "estimator": "kf_rtrl", "segment_length": 8, "seed": 0},
+            curve={"step": [STEP], "wall_time": [2.0], "score": [score]},
+        )
+        for task, score in zip(CHAINS, (0.5, 1.0), strict=True)
+    ]
+
+
 def record(study: str, trials: list[Any]) -> dict[str, Any]:
     """A record of a study."""
     return {
@@ -80,9 +96,10 @@ def record(study: str, trials: list[Any]) -> dict[str, Any]:
 
 
 def results(folder: Path) -> Path:
-    """A folder of results with both studies, the public logs and the cosines."""
+    """A folder of results with all studies, the public logs and the cosines."""
     shutil.copytree(RESULTS / "reference", folder / "reference")
     shutil.copy(RESULTS / "fidelity_segments.json", folder)
-    for study, trials in (("copy", copy_trials()), ("ptb", [ptb_trial()])):
+    made = {"copy": copy_trials(), "ptb": [ptb_trial()], "long": long_trials()}
+    for study, trials in made.items():
         records.write(folder / "reproduction" / f"{study}.json", record(study, trials))
     return folder

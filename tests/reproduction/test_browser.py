@@ -2,7 +2,6 @@
 
 import copy
 import shutil
-from types import SimpleNamespace
 
 import pytest
 
@@ -94,7 +93,7 @@ def test_the_leaderboard_sorts_both_ways_with_the_unknown_last(opened):
 
 def test_scores_can_be_compared_at_a_step(opened):
     assert column(opened, "T*")[0] == "41.8 ± 3.1(5)"
-    opened.get_by_label("Scores at").select_option("30000")
+    opened.locator("#at").select_option("30000")
     scores = dict(zip(column(opened, "Method"), column(opened, "T*"), strict=True))
     assert scores["KF-RTRL"] == "4.0 ± 1.0(3)"
     assert scores["16-OK, logs of Benzing et al. (2019)"] == "9.4 ± 0.9(5)"
@@ -152,20 +151,30 @@ def test_the_axis_and_the_figure_are_chosen(opened):
     assert ends("16-OK, logs of Benzing et al. (2019)") == 100_000
     opened.get_by_label("public logs to their end").check()
     assert ends("16-OK, logs of Benzing et al. (2019)") == 2_000_000
-    opened.get_by_label("Against").select_option(label="characters")
+    opened.locator("#axis").select_option(label="characters")
     assert titles()[0].startswith("Characters")
     assert ends("KF-RTRL") == 1_600_000
-    opened.get_by_label("Against").select_option(label="wall time")
+    opened.locator("#axis").select_option(label="wall time")
     assert titles() == ["Wall time, minutes", "T*"]
     # The mean of 200, 300 and 400 seconds.
     assert ends("KF-RTRL") == pytest.approx(5.0)
     assert "16-OK, logs of Benzing et al. (2019)" not in drawn(opened)
-    opened.get_by_label("Figure", exact=True).select_option("running_loss")
+    opened.locator("#figure").select_option("running_loss")
     assert titles()[1] == "Running loss, bits per character"
-    opened.get_by_role("tab", name="Penn Treebank").click()
+    opened.get_by_role("button", name="Penn Treebank").click()
     assert opened.get_by_role("heading", level=1).inner_text() == "Penn Treebank, characters"
     assert set(drawn(opened)) == {"KF-RTRL"}
-    assert "2.100" in column(opened, "Validation, lowest")[0]
+    lowest = dict(zip(column(opened, "Method"), column(opened, "Validation, lowest"), strict=True))
+    assert lowest == {"KF-RTRL": "2.100(1)", "8-OK, logs of Benzing et al. (2019)": "–"}
+
+
+def test_a_study_of_several_tasks_shows_one_at_a_time(opened):
+    assert not opened.locator("#task").is_visible()
+    opened.get_by_role("button", name="Dependencies").click()
+    assert column(opened, "Accuracy") == ["0.50(1)"]
+    opened.locator("#task").select_option(invented.CHAINS[1])
+    assert column(opened, "Accuracy") == ["1.00(1)"]
+    assert not opened.get_by_label("public logs to their end").is_visible()
 
 
 def test_names_show_as_text(opened):

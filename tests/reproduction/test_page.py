@@ -106,6 +106,15 @@ def test_scores_are_at_the_last_step_of_all_seeds_and_at_the_steps_of_the_tables
     assert tested["test_loss"] == {"mean": 2.0, "deviation": None, "runs": 1}
 
 
+def test_each_task_of_a_study_has_its_own_scores(content):
+    first, second = (task for task in content["tasks"] if task["study"].startswith("Dependencies"))
+    assert (first["name"], second["name"]) == invented.CHAINS
+    scores = [task["methods"][0]["scores"]["last"]["score"]["mean"] for task in (first, second)]
+    assert scores == [0.5, 1.0]
+    assert "task" not in [field for field, _ in first["configs"]["common"]]
+    assert f"'--config.task={invented.CHAINS[1]}'" in second["methods"][0]["command"]
+
+
 def test_public_logs_are_marked(content):
     public = [m for m in content["tasks"][0]["methods"] if m["public"]]
     assert [m["name"] for m in public] == [f"16-{name}, {runs.SOURCE}" for name in ("KTP", "OK")]

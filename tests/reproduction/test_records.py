@@ -58,8 +58,8 @@ def test_the_method_of_a_trial_is_the_most_specific_one():
 @pytest.mark.parametrize("name", study.NAMES)
 def test_every_trial_is_of_its_method_and_a_larger_scale_continues_it(name):
     small, large = (study.load(name, scale) for scale in ("smoke", "full"))
-    for trial, method in zip(small.trials, small.methods, strict=True):
-        assert small.method_of(trial) == method
+    assert {small.method_of(trial) for trial in small.trials} == set(small.methods)
+    for trial in small.trials:
         (longer,) = (
             other for other in large.trials if {**other, "num_steps": trial["num_steps"]} == trial
         )
@@ -127,7 +127,11 @@ def test_what_a_sweep_has_come_to_is_collected(tmp_path, monkeypatch):
     workdir.write_document(second / workdir.SUMMARY, {"diverged_at": 1, "problem": "too much"})
     running, diverged = records.collect("tiny", folder, common)["trials"]
     assert running["status"] == "running"
-    assert (diverged["status"], diverged["steps"], diverged["curve"]) == ("diverged", 0, {"step": []})
+    assert (diverged["status"], diverged["steps"], diverged["curve"]) == (
+        "diverged",
+        0,
+        {"step": []},
+    )
     assert diverged["problem"] == "too much"
     found = runs.of_record({"config": "c", "trials": [diverged]})
     assert runs.status_of(found) == "diverged: 0 steps"

@@ -50,6 +50,10 @@ function fill(id, ...children) {
   get(id).replaceChildren(...children);
 }
 
+function nameOf(task) {
+  return `${task.study}, ${task.name}`;
+}
+
 function usual(task) {
   const own = task.methods.filter((method) => !method.public).slice(0, USUAL);
   return new Set([...own, ...task.methods.filter((method) => method.public)]);
@@ -167,7 +171,7 @@ function drawBoard() {
   const rows = sorted(task.methods, { column, falls }).flatMap((method) =>
     rowsOf(task, method, columns));
   fill("board",
-    element("caption", { className: "unseen" }, `Leaderboard: ${task.title}`),
+    element("caption", { className: "unseen" }, `Leaderboard: ${nameOf(task)}`),
     element("thead", {}, element("tr", {}, ...head)), element("tbody", {}, ...rows));
 }
 
@@ -384,7 +388,7 @@ function drawConfigs() {
         ? element("td", { className: "muted" }, NONE)
         : element("td", {}, element("code", {}, value)))));
   });
-  fill("overrides", element("caption", { className: "unseen" }, `Configs: ${task.title}`),
+  fill("overrides", element("caption", { className: "unseen" }, `Configs: ${nameOf(task)}`),
     element("thead", {}, element("tr", {}, ...head)), element("tbody", {}, ...body));
   fill("made-with", ...task.made_with.map((line) => element("li", {}, line)));
 }
@@ -404,16 +408,28 @@ function cosineNote(task) {
     `between pushes; truncation estimates no influence. See docs/fidelity.md.`;
 }
 
+/** A button for each study; a study of several tasks has a list of them too. */
+function drawStudies() {
+  const { task } = state;
+  const studies = [...new Set(tasks.map((one) => one.study))];
+  fill("studies", ...studies.map((study, number) => {
+    const button = element("button", { type: "button" }, study);
+    if (study === task.study) button.setAttribute("aria-current", "page");
+    button.addEventListener("click", () => {
+      begin(tasks.find((one) => one.study === study));
+      get("studies").children[number].focus();
+    });
+    return button;
+  }));
+  const within = tasks.filter((one) => one.study === task.study);
+  get("task-label").hidden = within.length === 1;
+  options("task", within.map((one) => [one.name, one.name]), task.name);
+}
+
 function draw() {
   const { task } = state;
-  fill("tasks", ...tasks.map((one) => {
-    const tab = element("button", { type: "button", role: "tab" }, one.title);
-    tab.setAttribute("aria-selected", String(one === task));
-    tab.setAttribute("aria-controls", "main");
-    tab.addEventListener("click", () => { begin(one); get("tasks").children[tasks.indexOf(one)].focus(); });
-    return tab;
-  }));
-  get("title").textContent = task.title;
+  drawStudies();
+  get("title").textContent = task.study;
   get("protocol").textContent = task.protocol;
   get("cosine-note").textContent = cosineNote(task);
   get("whole-label").hidden = !task.methods.some((method) => method.public);
@@ -433,6 +449,9 @@ function begin(task) {
 }
 
 function listen() {
+  get("task").addEventListener("change", (event) => {
+    begin(tasks.find((one) => one.study === state.task.study && one.name === event.target.value));
+  });
   get("at").addEventListener("change", (event) => { state.at = event.target.value; drawBoard(); });
   for (const name of ["figure", "axis"]) {
     get(name).addEventListener("change", (event) => { state[name] = event.target.value; drawCurves(); });

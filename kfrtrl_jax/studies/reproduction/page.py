@@ -68,8 +68,8 @@ def content(results: Path) -> dict[str, Any]:
       results: the folder experiments/results.
 
     Returns:
-      "tasks": for each study its figures, its methods with their scores, costs and curves, the
-      differences between its configs, and what it was made with.
+      "tasks": for each task of each study its figures, its methods with their scores, costs and
+      curves, the differences between its configs, and what it was made with.
     """
     found = report.load(results)
     own = {name: runs.of_record(record) for name, record in found.items()}
@@ -80,20 +80,24 @@ def content(results: Path) -> dict[str, Any]:
     tasks = []
     for name, record in found.items():
         public = runs.of_public_logs(results / report.REFERENCE, name)
-        methods = [
-            *(_method(report.CHAPTERS[name], of_one, cosines) for of_one in _by_method(own[name])),
-            *(_method(report.CHAPTERS[name], of_one, cosines) for of_one in _by_method(public)),
-        ]
-        for method in methods:
-            method["colour"] = colours.get(method["name"])
-        tasks.append(_task(name, record, own[name], methods))
+        for task in dict.fromkeys(run.task for run in own[name]):
+            here = [run for run in own[name] if run.task == task]
+            methods = [
+                _method(report.CHAPTERS[name], of_one, cosines)
+                for of_one in [*_by_method(here), *_by_method(public)]
+            ]
+            for method in methods:
+                method["colour"] = colours.get(method["name"])
+            tasks.append(_task(report.CHAPTERS[name], record, here, methods))
     return {"tasks": tasks}
 
 
 def _task(
-    name: str, record: Mapping[str, Any], own: Sequence[Run], methods: Sequence[Mapping[str, Any]]
+    chapter: Chapter,
+    record: Mapping[str, Any],
+    own: Sequence[Run],
+    methods: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any]:
-    chapter = report.CHAPTERS[name]
     figures = [
         figure._asdict()
         for figure in chapter.figures
@@ -101,12 +105,12 @@ def _task(
     ]
     steps = [str(step) for step in report.STEPS]
     return {
-        "name": name,
-        "title": chapter.title,
+        "study": chapter.title,
+        "name": own[0].task,
         "protocol": " ".join(chapter.protocol.split()),
         "figures": figures,
         "steps": [step for step in steps if any(step in method["scores"] for method in methods)],
-        "lanes": own[0].lanes if own else 0,
+        "lanes": own[0].lanes,
         "config": record["config"],
         "configs": configs(own),
         "made_with": report.made_with(record),
@@ -229,7 +233,7 @@ def configs(own: Sequence[Run]) -> dict[str, Any]:
     """The overrides of the methods side by side.
 
     Args:
-      own: runs of a study.
+      own: runs of a task.
 
     Returns:
       "common": [field, value] of what all methods override alike; "fields": the others; "rows":
@@ -239,7 +243,7 @@ def configs(own: Sequence[Run]) -> dict[str, Any]:
         of_one[0].method: {
             field: value if isinstance(value, str) else json.dumps(value)
             for field, value in of_one[0].overrides.items()
-            if field != "seed"
+            if field not in ("seed", "task")
         }
         for of_one in _by_method(own)
     }

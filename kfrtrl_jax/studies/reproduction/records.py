@@ -50,18 +50,18 @@ def collect(name: str, folder: Path, common: Mapping[str, Any] | None = None) ->
         record = _trial(folder / "trials" / number, planned)
         if record is None:
             continue
-        method = study.method_of(overrides)
-        if method not in units:
-            units[method] = _bytes_per_lane(config)
+        method, task = study.method_of(overrides), overrides.get("task", config.task.name)
+        if (method, task) not in units:
+            units[method, task] = _bytes_per_lane(config)
         own = {**(common or {}), **overrides}
         found.append(
             {
                 "method": method,
-                "task": overrides.get("task", config.task.name),
+                "task": task,
                 "cell": config.cell.name,
                 "overrides": {key: value for key, value in own.items() if key != "num_steps"},
                 "lanes": config.task.batch_size,
-                "bytes_per_lane": units[method],
+                "bytes_per_lane": units[method, task],
                 **record,
             }
         )
