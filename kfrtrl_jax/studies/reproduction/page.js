@@ -116,7 +116,8 @@ function columnsOf(task) {
     },
     number("Steps", stepOf, whole, true),
     number("ms a step", (method) => method.ms_per_step, (value) => value.toPrecision(3)),
-    number("KiB a lane", (method) => method.kib_per_lane, whole),
+    number("KiB a lane", (method) => method.kib_per_lane,
+      (value) => (value < 10 ? value.toFixed(1) : whole(value))),
     { title: "Status", value: (method) => method.status, status: true,
       cell: (method) => statusCell(method.status) },
   ];

@@ -84,8 +84,7 @@ An LSTM of 32 units whose forget gates start open, so that it has a memory of so
 recalls a bit at the end of a chain of given length (memory_chain), or three symbols after a delay
 (copy_fixed). Batch 16, Adam 10^-3 unless said, an update at every step. The score is the accuracy
 over the last 800 steps; guessing has 0.5 on the chains and 0.125 on the symbols. TBPTT(8) is
-exact along the same steps as the blocks of 8, without an influence beyond them: ↑ marks what is
-better than it beyond noise, ↓ what is worse.
+exact along the same steps as the blocks of 8, without an influence beyond them.
 """,
         (Figure("score", "accuracy", 2, rises=True),),
         "TBPTT(8)",
@@ -145,6 +144,7 @@ def _chapter(
     parts = [f"## {chapter.title}\n", f"{_markdown(chapter.protocol.strip())}\n"]
     if chapter.by_task:
         (figure,) = chapter.figures
+        parts.append(f"↑ is above {chapter.baseline} beyond noise, ↓ below it:\n")
         parts.append(tables.by_task(own, figure.field, figure.digits, chapter.baseline))
         parts.append(f"Made with {'; '.join(made_with(record))}.\n")
         return "\n".join(parts)
@@ -183,7 +183,7 @@ def made_with(record: Mapping[str, Any]) -> list[str]:
     """What a study was made with: versions, precision, and each sitting's commit and processor."""
     versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
     sittings = [
-        f"commit {s['commit'] or 'unknown'} on {s['cores']} cores of {s['processor']}"
+        f"commit {s['commit'] or 'unknown'} on {s['processor']}, cores used: {s['cores']}"
         for s in record["sittings"]
     ]
     return [versions, record["settings"]["precision"], *sittings]
