@@ -124,10 +124,12 @@ def test_public_logs_are_marked(content):
     assert public[1]["scores"]["30000"]["sequence_length"]["mean"] == pytest.approx(9.4)
 
 
-def test_a_method_has_one_colour_in_all_tasks(content):
-    assert method_of(content, "KF-RTRL")["colour"] == method_of(content, "KF-RTRL", 1)["colour"]
-    own = [m["colour"] for m in content["tasks"][0]["methods"] if not m["public"]]
-    assert own == list(range(5))
+def test_a_method_has_one_colour_in_all_tasks_and_alone_in_each():
+    studies = [["a", "b", "c"], ["d", "b"], ["e", "d", "a"]]
+    colours = page._colours(studies)
+    assert colours == {"a": 0, "b": 1, "c": 2, "d": 2, "e": 1}
+    for names in studies:
+        assert len({colours[name] for name in names}) == len(names)
 
 
 def test_cosines_are_of_the_same_estimator_cell_and_k(content, results):

@@ -6,6 +6,7 @@ and text in as text, never as HTML, and its policy forbids the browser to load a
 
 from __future__ import annotations
 
+import itertools
 import json
 import string
 from collections.abc import Iterator, Mapping, Sequence
@@ -73,9 +74,7 @@ def content(results: Path) -> dict[str, Any]:
     """
     found = report.load(results)
     own = {name: runs.of_record(record) for name, record in found.items()}
-    # A method has one colour in all studies.
-    names = dict.fromkeys(run.method for of_study in own.values() for run in of_study)
-    colours = {name: number for number, name in enumerate(names)}
+    colours = _colours([runs.methods_of(of_study) for of_study in own.values()])
     cosines = _cosines(results)
     tasks = []
     for name, record in found.items():
@@ -90,6 +89,15 @@ def content(results: Path) -> dict[str, Any]:
                 method["colour"] = colours.get(method["name"])
             tasks.append(_task(report.CHAPTERS[name], record, here, methods))
     return {"tasks": tasks}
+
+
+def _colours(studies: Sequence[Sequence[str]]) -> dict[str, int]:
+    """The number of each method's colour, the same in all studies, and no other's in any of them."""
+    colours: dict[str, int] = {}
+    for name in dict.fromkeys(name for names in studies for name in names):
+        beside = {colours.get(other) for names in studies if name in names for other in names}
+        colours[name] = next(number for number in itertools.count() if number not in beside)
+    return colours
 
 
 def _task(
