@@ -56,6 +56,8 @@ def opened(browser, address):
     opened.on("dialog", lambda dialog: (faults.append(dialog.message), dialog.dismiss()))
     opened.on("request", lambda request: requests.append(request.url))
     opened.goto(address)
+    # The chart is drawn in several turns of the event loop.
+    opened.locator("#plot .xtitle").wait_for(state="attached")
     yield opened
     context.close()
     assert faults == []
@@ -120,11 +122,13 @@ def test_methods_are_chosen_at_most_eight_at_first(opened, content):
     assert set(drawn(opened)) == {*own[:8], *public}
     # The public logs are drawn first, under ours.
     assert drawn(opened)[:2] == public
-    lines = opened.locator("#plot .scatterlayer .trace").count()
+    traces = opened.locator("#plot .scatterlayer .trace")
+    lines = opened.evaluate("document.getElementById('plot').data.length")
+    sync_api.expect(traces).to_have_count(lines)
     box = opened.get_by_role("checkbox", name="16-OK", exact=True)
     box.uncheck()
     assert "16-OK" not in drawn(opened)
-    assert opened.locator("#plot .scatterlayer .trace").count() == lines - 1
+    sync_api.expect(traces).to_have_count(lines - 1)
     box.check()
     opened.get_by_role("checkbox", name=own[-1]).check()
     assert set(drawn(opened)) == {*own[:8], own[-1], *public}
@@ -136,7 +140,8 @@ def test_methods_are_chosen_at_most_eight_at_first(opened, content):
 
 def test_the_axis_and_the_figure_are_chosen(opened):
     def titles():
-        return [opened.locator(f"#plot .{axis}title").text_content() for axis in "xy"]
+        layout = "document.getElementById('plot').layout"
+        return [opened.evaluate(f"{layout}.{axis}axis.title.text") for axis in "xy"]
 
     def ends(method):
         return opened.evaluate(
@@ -145,6 +150,10 @@ def test_the_axis_and_the_figure_are_chosen(opened):
             method,
         )
 
+    def shown(title):
+        sync_api.expect(opened.locator("#plot .xtitle")).to_have_text(title)
+
+    shown("Time steps")
     assert titles() == ["Time steps", "T*"]
     assert ends("KF-RTRL") == 100_000
     # The public logs are drawn as far as ours go.
@@ -155,6 +164,7 @@ def test_the_axis_and_the_figure_are_chosen(opened):
     assert titles()[0].startswith("Characters")
     assert ends("KF-RTRL") == 1_600_000
     opened.locator("#axis").select_option(label="wall time")
+    shown("Wall time, minutes")
     assert titles() == ["Wall time, minutes", "T*"]
     # The mean of 200, 300 and 400 seconds.
     assert ends("KF-RTRL") == pytest.approx(5.0)
@@ -192,15 +202,16 @@ def test_names_show_as_text(opened):
         }""",
         name,
     )
-    assert name in opened.locator("#plot .hoverlayer").text_content()
+    sync_api.expect(opened.locator("#plot .hoverlayer")).to_contain_text(name)
     assert opened.locator("img").count() == 0
 
 
 def test_the_dark_page_keeps_what_was_chosen(opened):
+    assert opened.evaluate("document.getElementById('plot').layout.paper_bgcolor") == "#ffffff"
     light = opened.evaluate("getComputedStyle(document.body).backgroundColor")
     opened.get_by_role("checkbox", name="16-OK", exact=True).uncheck()
     opened.emulate_media(color_scheme="dark")
     assert opened.evaluate("getComputedStyle(document.body).backgroundColor") != light
-    ground = "getComputedStyle(document.querySelector('#plot .main-svg')).backgroundColor"
-    opened.wait_for_function(f"{ground} !== 'rgb(255, 255, 255)'")
+    ground = "document.getElementById('plot').layout.paper_bgcolor"
+    opened.wait_for_function(f"{ground} !== '#ffffff'")
     assert "16-OK" not in drawn(opened)
