@@ -58,14 +58,15 @@ class Restored(NamedTuple):
 class Checkpoints:
     """The checkpoints of a run: WORKDIR/checkpoints/STEP, of which the last few are kept."""
 
-    def __init__(self, home: Path, keep: int = 2):
+    def __init__(self, home: Path, keep: int = 2, after_save: Callable[[], None] | None = None):
         """Opens the checkpoints of a workdir.
 
         Args:
           home: the workdir.
           keep: how many are kept.
+          after_save: called when a checkpoint is whole.
         """
-        self._home = home
+        self._home, self._after_save = home, after_save
         self._folder = home / FOLDER
         self._manager = ocp.CheckpointManager(
             self._folder.absolute(),
@@ -92,6 +93,8 @@ class Checkpoints:
                 f"{faults.in_words(error)}"
             ) from error
         workdir.write_document(self._home / LATEST, {"step": step})
+        if self._after_save is not None:
+            self._after_save()
 
     def restore(self, like: Any, warn: Callable[[str], None]) -> Restored | None:
         """The newest whole checkpoint; None if none was ever written.
@@ -116,7 +119,7 @@ class Checkpoints:
                 place = workdir.set_aside(self._folder / str(newer), self._home)
                 warn(f"the checkpoint of step {newer} cannot be used ({reason}); moved to {place}")
             self._manager.reload()
-            latest = self._latest()
+            latest = last_written(self._home)
             if latest is not None and latest > steps[0]:
                 warn(f"the checkpoint of step {latest}, the last one written, is gone")
             return Restored(step, _fitted(arrays, like, f"the checkpoint of step {step}"), info)
@@ -126,7 +129,7 @@ class Checkpoints:
                 f"{', '.join(map(str, damaged))}: {damaged[steps[0]]}); put a copy back if there is "
                 f"one, or choose another --workdir to start from the beginning"
             )
-        if self._latest() is not None:
+        if last_written(self._home) is not None:
             raise WorkdirError(
                 f"the checkpoints of {self._home} are gone: {self._folder} is empty, but one was "
                 f"written; put a copy back if there is one, or choose another --workdir to start from "
@@ -138,16 +141,17 @@ class Checkpoints:
         """The step of the newest checkpoint; None if there is none."""
         return self._manager.latest_step()
 
-    def _latest(self) -> int | None:
-        """The step of the last checkpoint that was written, 0 if unknown; None if there was none."""
-        try:
-            return workdir.read_document(self._home / LATEST)["step"]
-        except WorkdirError:
-            return 0 if (self._home / LATEST).exists() else None
-
     def close(self) -> None:
         """Releases what Orbax holds."""
         self._manager.close()
+
+
+def last_written(home: Path) -> int | None:
+    """The step of the last checkpoint that was written, 0 if unknown; None if there was none."""
+    try:
+        return workdir.read_document(home / LATEST)["step"]
+    except WorkdirError:
+        return 0 if (home / LATEST).exists() else None
 
 
 def was_written(home: Path) -> bool:

@@ -20,7 +20,7 @@ import numpy as np
 from kfrtrl_jax._src import xla
 from kfrtrl_jax.training import checkpoints, display, evaluation, metrics, workdir
 from kfrtrl_jax.training.group import Group
-from kfrtrl_jax.training.signals import Interrupted, catch_signals, unwatched
+from kfrtrl_jax.training.signals import SIGNALS, Interrupted, catch_signals
 
 # Fields that may differ when a run is continued, as they do not affect its steps.
 FREE_FIELDS = frozenset({"num_steps", "devices"})
@@ -61,14 +61,14 @@ class Place(NamedTuple):
       command_workdir: what --workdir was, for messages.
       show: the display.
       tensorboard: whether the runs write events.
-      stoppable: whether a signal stops the runs with their state saved.
+      stop_on: the signals that stop the runs with their state saved.
     """
 
     saved: checkpoints.Checkpoints
     command_workdir: Path
     show: display.Display
     tensorboard: bool = True
-    stoppable: bool = True
+    stop_on: Sequence[int] = SIGNALS
 
 
 class Training:
@@ -143,7 +143,7 @@ class Training:
                 self._place.show.note(str(self.group.about.check()))
             chunk = self._compiled()
             self._begun, self._lap = time.monotonic() - self.wall_time, time.monotonic()
-            with catch_signals() if self._place.stoppable else unwatched() as signals:
+            with catch_signals(self._place.stop_on) as signals:
                 while self.step < config.num_steps and not signals and self._alive:
                     self._advance(chunk)
                 self._log_pending()

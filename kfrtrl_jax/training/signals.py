@@ -25,18 +25,18 @@ class Interrupted(Exception):  # noqa: N818 - not an error: the run did as it wa
 
 
 @contextlib.contextmanager
-def catch_signals() -> Iterator[list[int]]:
-    """Collects SIGINT, SIGTERM and SIGHUP in the list that it gives.
+def catch_signals(numbers: Collection[int] = SIGNALS) -> Iterator[list[int]]:
+    """Collects signals, by default SIGINT, SIGTERM and SIGHUP, in the list that it gives.
 
     After the first one the handlers are as before, so that a second one does what it did before.
     Signals that were ignored, as SIGHUP is under nohup, stay ignored. Outside the main thread nothing
     changes.
     """
     received: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
+    if not numbers or threading.current_thread() is not threading.main_thread():
         yield received
         return
-    previous = {number: signal.getsignal(number) for number in SIGNALS}
+    previous = {number: signal.getsignal(number) for number in numbers}
     previous = {
         number: old for number, old in previous.items() if old not in (signal.SIG_IGN, None)
     }
@@ -86,12 +86,6 @@ def _forward_later_ones(numbers: Collection[int]) -> Iterator[None]:
         os.close(write)
         thread.join()
         os.close(read)
-
-
-@contextlib.contextmanager
-def unwatched() -> Iterator[list[int]]:
-    """Leaves signals to whoever handles them; the list that it gives stays empty."""
-    yield []
 
 
 def release_signals() -> None:

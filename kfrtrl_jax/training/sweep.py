@@ -86,7 +86,9 @@ def run_sweep(
     for trial in configured:
         if (kind := alike(trial)) not in experiments:
             experiments[kind] = _built(trial)
+    engine = make_engine(experiments)
     with workdir.hold(folder):
+        engine.gather(folder)
         names, notes = trials.claim(folder, configured)
         runs, overrides = (dict(zip(names, values)) for values in (configured, sweep))
         data = {configs.shown(t, "task"): experiments[alike(t)].about.data for t in configured}
@@ -97,10 +99,11 @@ def run_sweep(
         )
         for note in notes:
             display.say(f"note: {note}")
-        jobs = [_begun(work, i, works, folder, runs, overrides) for i, work in enumerate(works, 1)]
+        jobs = [
+            _begun(work, i, works, folder, runs, overrides, data) for i, work in enumerate(works, 1)
+        ]
         failed = []
-        engine = make_engine(experiments)
-        for job, found in engine(jobs):
+        for job, found in engine.run(jobs):
             if isinstance(found, Exception):
                 failed.append(f"trials {', '.join(job.work.names)}: {one_line(found)[:300]}")
                 display.say(f"error: {failed[-1]}")
@@ -181,6 +184,7 @@ def _begun(
     folder: Path,
     runs: Mapping[str, Any],
     overrides: Mapping[str, Overrides],
+    data: Mapping[str, str],
 ) -> Job:
     """Writes down that trials run side by side; the job that runs them."""
     trials.begin(work, folder / "trials", runs)
@@ -189,7 +193,8 @@ def _begun(
         f"{_describe([overrides[name] for name in work.names])}"
     )
     configured = tuple(runs[name].to_dict() for name in work.names)
-    return Job(work, configured, folder, title, made_with.settings())
+    digest = data[configs.shown(runs[work.names[0]], "task")]
+    return Job(work, configured, folder, title, made_with.settings(), digest)
 
 
 def _trial(config: Any, common: Overrides, own: Overrides, number: int) -> Any:

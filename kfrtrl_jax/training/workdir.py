@@ -12,6 +12,7 @@ import fcntl
 import hashlib
 import json
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
@@ -31,10 +32,14 @@ class DamagedError(WorkdirError):
 
 
 @contextlib.contextmanager
-def hold(workdir: Path) -> Iterator[None]:
+def hold(workdir: Path, patience: float = 0.0) -> Iterator[None]:
     """Creates the folder if it does not exist, and locks it until the context ends.
 
     The operating system releases the lock when the process ends, for whatever reason.
+
+    Args:
+      workdir: the folder.
+      patience: seconds to wait for a process that holds the lock, such as one that is being ended.
 
     Raises:
       WorkdirError: if a running process holds the lock, or if the folder cannot be written.
@@ -45,20 +50,31 @@ def hold(workdir: Path) -> Iterator[None]:
     except OSError as error:
         raise WorkdirError(f"workdir {workdir} cannot be written: {error.strerror}") from error
     with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not _locked(lock, patience):
             lock.seek(0)
             holder = lock.read().strip() or "unknown"
             raise WorkdirError(
                 f"workdir {workdir} is in use by the run with process id {holder}; "
                 f"wait for it, stop it, or choose another --workdir"
-            ) from None
+            )
         with faults.naming(workdir / LOCK):
             lock.truncate(0)
             # Without a buffer, which would fail again when the file is closed.
             os.write(lock.fileno(), f"{os.getpid()}\n".encode())
         yield
+
+
+def _locked(lock: TextIO, patience: float) -> bool:
+    """Locks an open file, if it becomes free in time."""
+    until = time.monotonic() + patience
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if time.monotonic() >= until:
+                return False
+            time.sleep(0.2)
 
 
 def claim(
@@ -139,7 +155,11 @@ def flatten(tree: Any, path: str = "") -> dict[str, Any]:
 
 def write_json(path: Path, value: Any) -> None:
     """Writes a JSON file atomically."""
-    write_text(path, json.dumps(value, indent=2) + "\n")
+    write_text(path, _as_json(value))
+
+
+def _as_json(value: Any) -> str:
+    return json.dumps(value, indent=2) + "\n"
 
 
 def read_document(path: Path) -> dict[str, Any]:
@@ -153,20 +173,34 @@ def read_document(path: Path) -> dict[str, Any]:
         contents = path.read_bytes()
     except OSError as error:
         raise WorkdirError(f"{path} cannot be read: {error.strerror}") from error
+    return parse_document(contents, path)
+
+
+def parse_document(contents: bytes, name: Path | str) -> dict[str, Any]:
+    """The contents of a document, from its bytes.
+
+    Raises:
+      DamagedError: if they are not as they were written; it begins with the name.
+    """
     try:
         value = json.loads(contents)
         digest = value.pop(_DIGEST)
     except (ValueError, LookupError, AttributeError, TypeError):
         digest = value = None
     if value is None or digest != digest_of(value):
-        raise DamagedError(f"{path} is not as it was written")
+        raise DamagedError(f"{name} is not as it was written")
     return value
 
 
 def write_document(path: Path, value: Mapping[str, Any]) -> None:
     """Writes a mapping as a JSON file with a digest of its contents, atomically."""
+    write_text(path, document(value))
+
+
+def document(value: Mapping[str, Any]) -> str:
+    """A mapping as the text of a JSON file with a digest of its contents."""
     value = plain(value)
-    write_json(path, {**value, _DIGEST: digest_of(value)})
+    return _as_json({**value, _DIGEST: digest_of(value)})
 
 
 def plain(value: Any) -> Any:

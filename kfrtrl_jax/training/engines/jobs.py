@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from kfrtrl_jax.errors import DataError
 from kfrtrl_jax.training import checkpoints, display, made_with, workdir
 from kfrtrl_jax.training import config as configs
+from kfrtrl_jax.training.engines.storage import Group, Storage
 from kfrtrl_jax.training.group import make_group
 from kfrtrl_jax.training.loop import Member, Place, Training, summarize
 from kfrtrl_jax.training.program import Experiment
 from kfrtrl_jax.training.trials import Work
 
 Results = list[dict[str, Any]]
+# How long a process may take to end after its cluster has given it up.
+SECONDS_TO_END = 60.0
 
 
 class Job(NamedTuple):
@@ -26,6 +32,8 @@ class Job(NamedTuple):
       folder: of the sweep.
       title: in words.
       settings: those of JAX that the numbers depend on, see `made_with`.
+      data: the digest of what its task reads, "" if it reads nothing.
+      storage: the URL of the storage that has its files, "" if all machines see the folder.
     """
 
     work: Work
@@ -33,39 +41,86 @@ class Job(NamedTuple):
     folder: Path
     title: str
     settings: dict[str, Any]
+    data: str = ""
+    storage: str = ""
 
 
 Outcome = Results | Exception
-Engine = Callable[[Sequence[Job]], Iterable[tuple[Job, Outcome]]]
 
 
-def run(job: Job, base: Experiment | None = None, *, stoppable: bool = False) -> Results:
+class Engine(NamedTuple):
+    """Where the groups of a sweep run.
+
+    Attributes:
+      run: jobs -> each job with its results, or the error that ended it, as soon as there are any.
+      gather: brings into a sweep's folder what earlier runs have left elsewhere.
+    """
+
+    run: Callable[[Sequence[Job]], Iterable[tuple[Job, Outcome]]]
+    gather: Callable[[Path], None] = lambda folder: None
+
+
+def run(
+    job: Job,
+    base: Experiment | None = None,
+    *,
+    stop_on: Sequence[int] = (),
+    patience: float = SECONDS_TO_END,
+) -> Results:
     """Runs a job, or continues it from its last checkpoint; the results of its trials.
 
     Args:
       job: the job.
       base: the experiment of its first trial, if it has been built.
-      stoppable: whether signals stop it with its state saved; otherwise they are left to the engine.
+      stop_on: the signals that stop it with its state saved; others are left to the engine.
+      patience: seconds to wait for the end of a process that runs the same job.
 
     Raises:
       WorkdirError: if it is running elsewhere, or if none of its checkpoints can be used.
       SaveError: if its state cannot be saved.
-      Interrupted: on a signal, if it is stoppable.
+      DataError: if the data on this machine are others than those of the sweep.
+      Interrupted: on one of the signals.
     """
     made_with.apply(job.settings)
     runs = [configs.resolve(run) for run in job.runs]
-    with workdir.hold(job.work.folder), contextlib.ExitStack() as stack:
+    with contextlib.ExitStack() as stack:
+        job, copy = stack.enter_context(_at_hand(job))
+        stack.enter_context(workdir.hold(job.work.folder, patience))
         group = make_group(runs, base)
+        if group.about.data != job.data:
+            raise DataError(
+                f"what {configs.shown(runs[0], 'task')} reads on this machine is not what it read when "
+                f"the sweep began"
+            )
         show = display.make_display(runs[0].num_steps, 0, group.about.words)
         stack.enter_context(contextlib.closing(show))
         show.note(job.title)
-        saved = checkpoints.Checkpoints(job.work.folder)
+        saved = checkpoints.Checkpoints(job.work.folder, after_save=copy)
         stack.enter_context(contextlib.closing(saved))
         members = [Member(job.folder / "trials" / name) for name in job.work.names]
-        place = Place(saved, job.folder, show, tensorboard=False, stoppable=stoppable)
+        place = Place(saved, job.folder, show, tensorboard=False, stop_on=stop_on)
         training = Training(group, members, runs[0], place)
         training.run()
-        return summarize(training)
+        results = summarize(training)
+        copy()
+        return results
+
+
+@contextlib.contextmanager
+def _at_hand(job: Job) -> Iterator[tuple[Job, Callable[[], None]]]:
+    """The job in a folder that this machine sees, and what copies its files to the storage."""
+    if not job.storage:
+        yield job, lambda: None
+        return
+    with tempfile.TemporaryDirectory(prefix="kfrtrl_jax-") as name:
+        scratch, own = Path(name), job.work.folder.name
+        group = Group(Storage(job.storage), own)
+        group.fetch(scratch, group.take())
+        work = job.work._replace(folder=scratch / "groups" / own)
+        yield (
+            job._replace(folder=scratch, work=work),
+            functools.partial(group.push, scratch, job.work.names),
+        )
 
 
 def one_by_one(

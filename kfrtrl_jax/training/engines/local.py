@@ -9,6 +9,7 @@ from kfrtrl_jax.training.engines import jobs
 from kfrtrl_jax.training.engines.jobs import Engine, Job, Outcome
 from kfrtrl_jax.training.group import alike
 from kfrtrl_jax.training.program import Experiment
+from kfrtrl_jax.training.signals import SIGNALS
 
 
 def make_local(experiments: Mapping[str, Experiment] | None = None) -> Engine:
@@ -21,9 +22,9 @@ def make_local(experiments: Mapping[str, Experiment] | None = None) -> Engine:
 
     def work(job: Job) -> jobs.Results:
         base = built.get(alike(configs.resolve(job.runs[0])))
-        return jobs.run(job, base, stoppable=True)
+        return jobs.run(job, base, stop_on=SIGNALS, patience=0.0)
 
-    def engine(all_jobs: Sequence[Job]) -> Iterable[tuple[Job, Outcome]]:
+    def run(all_jobs: Sequence[Job]) -> Iterable[tuple[Job, Outcome]]:
         return jobs.one_by_one(all_jobs, work)
 
-    return engine
+    return Engine(run)

@@ -1,6 +1,7 @@
 """The engine of a Ray cluster: a task per group, started again where its machine is lost.
 
-The sweep's folder must be on storage that all machines see under the same path.
+The sweep's folder is on storage that all machines see under the same path, or its files are copied
+through a storage that fsspec knows.
 """
 
 from __future__ import annotations
@@ -14,15 +15,18 @@ import ray
 from kfrtrl_jax.errors import ConfigError
 from kfrtrl_jax.training.engines import jobs
 from kfrtrl_jax.training.engines.jobs import Engine, Job, Outcome
+from kfrtrl_jax.training.engines.remote import with_storage
 
 
-def make_ray(address: str = "", cpus: float = 1.0, gpus: float = 0.0) -> Engine:
+def make_ray(address: str = "", cpus: float = 1.0, gpus: float = 0.0, storage: str = "") -> Engine:
     """An engine that gives each group to a task of Ray.
 
     Args:
       address: of a cluster; "" for one on this machine, which is started.
-      cpus: processors of each task.
-      gpus: of each task.
+      cpus: processors of each task, that is of each group of trials.
+      gpus: of each task; less than 1 for tasks that share one.
+      storage: the URL of a folder for the files, see `remote.with_storage`; "" if all machines see the
+        sweep's folder.
 
     Raises:
       ConfigError: if there is no cluster at the address, or if none of its machines has so much.
@@ -36,7 +40,7 @@ def make_ray(address: str = "", cpus: float = 1.0, gpus: float = 0.0) -> Engine:
     # A task is lost with its machine or its process, and then started again, however often.
     task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=-1)(_run)
 
-    def engine(all_jobs: Sequence[Job]) -> Iterable[tuple[Job, Outcome]]:
+    def run(all_jobs: Sequence[Job]) -> Iterable[tuple[Job, Outcome]]:
         waiting = {task.remote(job): job for job in all_jobs}
         while waiting:
             (done, *_), _ = ray.wait(list(waiting), num_returns=1)
@@ -44,9 +48,11 @@ def make_ray(address: str = "", cpus: float = 1.0, gpus: float = 0.0) -> Engine:
                 found: Outcome = ray.get(done)
             except ray.exceptions.RayTaskError as error:
                 found = error.cause if isinstance(error.cause, Exception) else error
+            except ray.exceptions.RayError as error:
+                found = error
             yield waiting.pop(done), found
 
-    return engine
+    return with_storage(storage, Engine(run))
 
 
 def start(address: str) -> None:
