@@ -88,8 +88,8 @@ def run_sweep(
             experiments[kind] = _built(trial)
     engine = make_engine(experiments)
     with workdir.hold(folder):
-        engine.gather(folder)
         names, notes = trials.claim(folder, configured)
+        engine.gather(folder)
         runs, overrides = (dict(zip(names, values)) for values in (configured, sweep))
         data = {configs.shown(t, "task"): experiments[alike(t)].about.data for t in configured}
         notes += made_with.bind(folder, data)

@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-import threading
-import time
+import contextlib
+import importlib.util
+import itertools
+import math
+import shutil
 
-import numpy as np
 import pytest
 
 from kfrtrl_jax.errors import ConfigError, DataError, WorkdirError
-from kfrtrl_jax.training import checkpoints, engines, loop, metrics, sweep, trials, workdir
+from kfrtrl_jax.training import loop, made_with, sweep, trials, workdir
 from kfrtrl_jax.training.engines import jobs, remote, storage
 from kfrtrl_jax.training.engines.local import make_local
-from tests.training.small import nested, records, text, timeless
+from tests.training.small import nested, records, small, timeless
+
+pytest.importorskip("fsspec", reason="storages are those that fsspec knows")
 
 BASE = nested({"num_steps": 40, "estimator": "truncated"})
-SIZES = sweep.grid(**{"cell.hidden_size": [2, 3]})
+SEEDS = sweep.seeds(2)
 
 
-@pytest.fixture(scope="module")
-def expected(tmp_path_factory):
-    """What the engine of this process gives."""
-    return outcome(sweep.run_sweep(BASE, SIZES, folder := tmp_path_factory.mktemp("local")), folder)
+class KilledError(BaseException):
+    pass
 
 
 def outcome(results, folder):
@@ -29,36 +31,13 @@ def outcome(results, folder):
     return [timeless(result) for result in results], logs
 
 
-def stored(url):
-    """The local engine with a storage, as a machine would run it that shares nothing else."""
-    return lambda _: remote.with_storage(url, make_local())
-
-
-def runs_of(job, monkeypatch):
-    """Counts the chunks of a job."""
-
-
-class KilledError(Exception):
-    pass
-
-
-def killed_after(monkeypatch, step):
-    """Ends the process, as far as its files can tell, when it has come to a step."""
-    advance = loop.Training._advance
-
-    def killed(training, chunk):
-        if training.step == step:
-            raise KilledError
-        advance(training, chunk)
-
-    monkeypatch.setattr(loop.Training, "_advance", killed)
-
-
-def steps_of(monkeypatch):
-    """Collects the steps at which chunks begin from here on."""
+def watched(monkeypatch, kill_at=None):
+    """Collects the steps at which chunks begin; ends the process, as far as files can tell, at one."""
     seen, advance = [], loop.Training._advance
 
     def counted(training, chunk):
+        if training.step == kill_at:
+            raise KilledError
         seen.append(training.step)
         advance(training, chunk)
 
@@ -66,19 +45,192 @@ def steps_of(monkeypatch):
     return seen
 
 
-@pytest.mark.parametrize("scheme", ["file", "memory"])
-def test_a_sweep_through_a_storage_is_that_of_one_folder(scheme, expected, tmp_path, monkeypatch):
-    """Killed, it goes on from the storage alone, in another folder."""
-    url = f"{scheme}://{tmp_path}/storage"
+def test_a_killed_sweep_goes_on_from_its_storage_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(sweep.outcomes, "report", lambda *_: None)
+    expected = outcome(sweep.run_sweep(BASE, SEEDS, tmp_path / "whole"), tmp_path / "whole")
+
+    def stored(_):
+        return remote.with_storage(f"file://{tmp_path}/storage", make_local())
+
     with monkeypatch.context() as patched:
-        killed_after(patched, 30)
+        watched(patched, kill_at=30)
         with pytest.raises(KilledError):
-            sweep.run_sweep(BASE, SIZES, tmp_path / "one", make_engine=stored(url))
-    with monkeypatch.context() as patched:
-        seen = steps_of(patched)
-        results = sweep.run_sweep(BASE, SIZES, tmp_path / "other", make_engine=stored(url))
-    assert seen == [20, 30, 0, 10, 20, 30]
-    assert outcome(results, tmp_path / "other") == expected
-    assert not list((tmp_path / "other").rglob("set_aside"))
-    steps = [path.name for path in (tmp_path / "other/groups/001/checkpoints").iterdir()]
-    assert sorted(steps) == ["20", "40"]
+            sweep.run_sweep(BASE, SEEDS, tmp_path / "lost", make_engine=stored)
+    seen, other = watched(monkeypatch), tmp_path / "other"
+    assert outcome(sweep.run_sweep(BASE, SEEDS, other, make_engine=stored), other) == expected
+    assert seen == [20, 30]
+    assert not list(other.rglob("set_aside"))
+    assert {path.name for path in (other / "groups/000/checkpoints").iterdir()} == {"20", "40"}
+    # Nothing is left to do, for an engine without the storage either.
+    assert outcome(sweep.run_sweep(BASE, SEEDS, other), other) == expected
+    assert seen == [20, 30]
+    with pytest.raises(WorkdirError, match=r"its trial 000 is another one \(seed \(0 there, 1 now"):
+        sweep.run_sweep(BASE, [{"seed": 1}], tmp_path / "new", make_engine=stored)
+
+
+def write_group(folder, step):
+    """Files like those of a group that has come to a step, with its last two checkpoints."""
+    home, trial = folder / "groups/000", folder / "trials/000"
+    shutil.rmtree(home / f"checkpoints/{step - 2}", ignore_errors=True)
+    for path, contents in {
+        home / f"checkpoints/{step}/state/arrays": f"arrays of step {step}",
+        trial / "metrics.jsonl": "a line of the log\n" * step,
+        trial / "config.json": "{}",
+        trial / ".lock": "1234",
+        trial / ".summary.json.tmp": "{",
+    }.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(contents)
+    workdir.write_document(home / "checkpoint.json", {"step": step})
+
+
+def contents_of(folder):
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name[0] != ".")
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def fetched(kept, folder):
+    """What another machine finds on a storage."""
+    group = storage.Group(kept, "000")
+    group.fetch(folder, group.take())
+    return group, contents_of(folder)
+
+
+def test_a_copy_that_is_broken_off_leaves_the_one_before(tmp_path, monkeypatch):
+    """At whatever operation the process ends, with half of a file written."""
+    here, left = tmp_path / "here", math.inf
+    fs = type(storage.Storage("memory://")._fs)
+
+    def limit(name, half):
+        whole = getattr(fs, name)
+
+        def operation(self, *args):
+            nonlocal left
+            left -= 1
+            if left < 0:
+                half(self, *args)
+                raise KilledError
+            whole(self, *args)
+
+        monkeypatch.setattr(fs, name, operation)
+
+    limit("put_file", lambda fs, path, target: fs.open(target, "wb", data=b"arr"))
+    limit("pipe_file", lambda fs, path, text: fs.open(path, "wb", data=text[:40]))
+    limit("rm_file", lambda fs, path: None)
+    found = set()
+    for count in itertools.count():
+        kept = storage.Storage(f"memory://{tmp_path}/{count}")
+        shutil.rmtree(here, ignore_errors=True)
+        group = storage.Group(kept, "000")
+        write_group(here, 1)
+        write_group(here, 2)
+        group.push(here, ["000"])
+        states = [contents_of(here)]
+        write_group(here, 3)
+        states.append(contents_of(here))
+        left = count
+        with contextlib.suppress(KilledError):
+            group.push(here, ["000"])
+        done, left = left >= 0, math.inf
+        group, there = fetched(kept, tmp_path / f"there{count}")
+        found.add(states.index(there))
+        # What was left over goes with the next copy.
+        group.push(tmp_path / f"there{count}", ["000"])
+        assert len(kept.below("groups/000/files")) == len(there)
+        if done:
+            break
+    assert found == {0, 1}
+    assert count > 5
+    assert there == states[1]
+
+
+def test_who_had_a_group_before_cannot_save_any_more(tmp_path):
+    kept, here = storage.Storage(f"memory://{tmp_path}"), tmp_path / "here"
+    write_group(here, 1)
+    before = storage.Group(kept, "000")
+    before.push(here, ["000"])
+    now, there = fetched(kept, tmp_path / "there")
+    assert there == contents_of(here)
+    write_group(here, 2)
+    with pytest.raises(storage.StorageError, match="group 000 has been taken over by another"):
+        before.push(here, ["000"])
+    now.push(tmp_path / "there", ["000"])
+    assert fetched(kept, tmp_path / "again")[1] == there
+
+
+def test_what_is_fetched_replaces_a_checkpoint_and_leaves_all_else(tmp_path):
+    kept, here, there = (
+        storage.Storage(f"memory://{tmp_path}"),
+        tmp_path / "here",
+        tmp_path / "there",
+    )
+    write_group(here, 3)
+    storage.Group(kept, "000").push(here, ["000"])
+    write_group(there, 1)
+    for name in ("notes.txt", "set_aside/metrics.jsonl"):
+        (there / "trials/000" / name).parent.mkdir(exist_ok=True)
+        (there / "trials/000" / name).write_text("kept")
+    workdir.write_document(there / "config.json", {})
+    remote.gather(kept, there)
+    found = contents_of(there)
+    assert found.pop("config.json")
+    assert found.pop("trials/000/notes.txt") == found.pop("trials/000/set_aside/metrics.jsonl")
+    assert found == contents_of(here)
+    assert [path.name for path in (there / "groups/000/checkpoints").iterdir()] == ["3"]
+    # A folder that is ahead of the storage, as another engine went on in it, stays as it is.
+    write_group(there, 4)
+    ahead = contents_of(there)
+    remote.gather(kept, there)
+    assert contents_of(there) == ahead
+
+
+@pytest.mark.parametrize("path", ["trials/000/../../../x", "/etc/x", "sweep.json", "trials/x/y"])
+def test_a_list_names_nothing_outside_its_folders(path, tmp_path):
+    kept = storage.Storage(f"memory://{tmp_path}")
+    text = workdir.document({"step": 1, "files": {path: "0" * 64}})
+    kept.write("groups/000/lists/0000000001-a.json", text)
+    (tmp_path / "here").mkdir()
+    workdir.write_document(tmp_path / "here/config.json", {})
+    with pytest.raises(storage.StorageError, match="a list names"):
+        remote.gather(kept, tmp_path / "here")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("nowhere://bucket/sweep", "storage 'nowhere://bucket/sweep': Protocol not known: nowhere"),
+        ("s3://bucket/sweep", "storage 's3://bucket/sweep': Install s3fs to access S3"),
+    ],
+)
+def test_a_storage_that_fsspec_does_not_know_is_refused(text, message):
+    if text.startswith("s3") and importlib.util.find_spec("s3fs"):
+        pytest.skip("s3fs is installed")
+    with pytest.raises(ConfigError, match=message):
+        remote.with_storage(text, make_local())
+
+
+def test_a_storage_that_fails_is_tried_again_and_then_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(storage, "_SECONDS_BEFORE_NEXT_TRY", (0.0, 0.0))
+    (tmp_path / "file").write_text("in the way")
+    kept = storage.Storage(f"file://{tmp_path}/file/sweep")
+    with pytest.raises(storage.StorageError, match=r"cannot write config\.json: .*Not a directory"):
+        kept.write("config.json", "{}")
+    kept, failures = storage.Storage(f"memory://{tmp_path}"), [OSError("reset"), OSError("reset")]
+    write = type(kept._fs).pipe_file
+
+    def failing(self, *args):
+        if failures:
+            raise failures.pop()
+        write(self, *args)
+
+    monkeypatch.setattr(type(kept._fs), "pipe_file", failing)
+    kept.write("config.json", workdir.document({"a": 1}))
+    assert kept.read("config.json") == {"a": 1}
+
+
+def test_other_data_on_another_machine_are_refused(tmp_path):
+    run = small({"num_steps": 20}).to_dict()
+    work = trials.Work(tmp_path / "groups/000", ("000",))
+    job = jobs.Job(work, (run,), tmp_path, "title", made_with.settings(), data="another")
+    with pytest.raises(DataError, match="is not what it read when the sweep began"):
+        jobs.run(job)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,6 @@ from kfrtrl_jax.training import checkpoints, made_with, workdir
 from kfrtrl_jax.training.engines.jobs import Engine, Job, Outcome
 from kfrtrl_jax.training.engines.storage import GROUPS, Group, Storage, StorageError
 from kfrtrl_jax.training.loop import FREE_FIELDS
-
-# Of the sweep as a whole, so that the storage alone is enough to go on with it.
-_OF_SWEEP = (workdir.CONFIG, made_with.FILE)
 
 
 def with_storage(url: str, engine: Engine) -> Engine:
@@ -48,18 +44,20 @@ def with_storage(url: str, engine: Engine) -> Engine:
 def gather(storage: Storage, folder: Path) -> None:
     """Brings what a storage has of a sweep into its folder, unless the folder is ahead of it.
 
+    Args:
+      storage: alone it is enough to go on with the sweep in a new folder.
+      folder: bound to the sweep's trials, see `trials.claim`.
+
     Raises:
       WorkdirError: if the storage belongs to another sweep.
       StorageError: if it cannot be read.
     """
     storage.require()
-    for name in _OF_SWEEP:
-        there = storage.read(name)
-        if there is not None and not (folder / name).exists():
-            workdir.write_document(folder / name, there)
-        elif there is not None and name == workdir.CONFIG:
-            with contextlib.suppress(workdir.DamagedError):
-                _refuse_another(storage.url, there, workdir.read_document(folder / name))
+    there, here = storage.read(workdir.CONFIG), workdir.read_document(folder / workdir.CONFIG)
+    _refuse_another(storage.url, there or {}, here)
+    made = storage.read(made_with.FILE)
+    if made is not None and not (folder / made_with.FILE).exists():
+        workdir.write_document(folder / made_with.FILE, made)
     for name in storage.names(GROUPS):
         _bring(storage, name, folder)
 
@@ -83,7 +81,7 @@ def _bring(storage: Storage, name: str, folder: Path) -> None:
 
 def _submit(storage: Storage, job: Job) -> None:
     """Puts a group's files on the storage, where what ran it before can no longer save."""
-    for name in _OF_SWEEP:
+    for name in (workdir.CONFIG, made_with.FILE):
         storage.write(name, (job.folder / name).read_text())
     group = Group(storage, job.work.folder.name)
     group.take()
