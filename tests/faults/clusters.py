@@ -1,27 +1,36 @@
 """Sweeps on clusters of this machine: python -m tests.faults.clusters (needs the extras ray and slurm).
 
-A Ray cluster of two nodes is started on the loopback, and one node is killed in the middle of a sweep;
-another sweep goes through submitit's executor of local processes. All trials must finish, and have the
-numbers that the engine of a single process gives, bit for bit.
+- `ray`: a Ray cluster of two nodes is started on the loopback, and one is killed in the middle of a sweep.
+- `ray_storage`: the same where the nodes share no folder, only a storage, each with its own scratch folder.
+- `ray_driver`: the program that has started the sweep is killed, and started again.
+- `slurm`: a sweep through submitit's executor of local processes.
+
+All trials must finish, and have the numbers that the engine of a single process gives, bit for bit. No
+trial that had finished may be started again, and no step before a checkpoint may be run twice.
 """
 
 from __future__ import annotations
 
+import contextlib
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import psutil
 
+from kfrtrl_jax.training import metrics
 from tests.faults import programs
 from tests.faults.damage import outcome_of_sweep
 
 PORT = 26379
+ADDRESS = f"127.0.0.1:{PORT}"
+STEPS, EVERY, SAVE_EVERY = 20000, 20, 400
 SWEEP = """
 from configs.copy import get_config
 from kfrtrl_jax.training import sweep
@@ -36,26 +45,73 @@ def swept(home: Path, name: str, engine: str) -> subprocess.Popen[str]:
     """Starts the sweep on an engine."""
     arguments = (f"--config={home}/trials.py", f"--engine={engine}", f"--workdir={home / name}")
     log = open(home / f"{name}.log", "w")  # noqa: SIM115 - the process writes it
-    command = programs.train(*arguments, steps=20000, program="sweep")
+    command = programs.train(*arguments, steps=STEPS, program="sweep")
     return programs.start(command, home / "cache", stdout=log, stderr=subprocess.STDOUT)
 
 
-def ray(*arguments: str) -> None:
-    """Runs Ray's own command line."""
-    command = [str(Path(sys.executable).parent / "ray"), *arguments]
-    subprocess.run(command, check=True, capture_output=True, cwd=programs.ROOT)
+@contextlib.contextmanager
+def cluster(home: Path) -> Iterator[list[subprocess.Popen[str]]]:
+    """Two nodes of one processor each, with folders of their own for temporary files."""
+    nodes = []
+    try:
+        for name, address in (("head", f"--head --port={PORT}"), ("node", f"--address={ADDRESS}")):
+            scratch = home / name
+            scratch.mkdir(exist_ok=True)
+            command = [str(Path(sys.executable).parent / "ray"), "start", "--block", "--num-cpus=1"]
+            options = "--include-dashboard=false".split() if name == "head" else []
+            log = open(home / f"{name}.log", "w")  # noqa: SIM115 - the process writes it
+            nodes.append(
+                programs.start(
+                    [*command, *options, *address.split()],
+                    home / "cache",
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    environment={"TMPDIR": str(scratch)},
+                )
+            )
+            wait_until_open(nodes[0])
+        yield nodes
+    finally:
+        for node in nodes:
+            kill_tree(node)
 
 
-def raylets() -> set[int]:
-    """The processes that are Ray nodes."""
-    return {p.pid for p in psutil.process_iter(["name"]) if p.info["name"] == "raylet"}
+def wait_until_open(head: subprocess.Popen[str]) -> None:
+    """Until the head of the cluster takes connections."""
+    while head.poll() is None:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", PORT), 1.0):
+            return
+        time.sleep(0.2)
 
 
-def kill_node(process: int) -> None:
-    """Kills a node and all that runs on it, as a machine that loses its power would."""
-    node = psutil.Process(process)
-    for child in [*node.children(recursive=True), node]:
-        child.send_signal(signal.SIGKILL)
+def kill_tree(process: subprocess.Popen[str]) -> None:
+    """Kills a process and all that it has started, as a machine that loses its power would."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        tree = psutil.Process(process.pid)
+        for each in [*tree.children(recursive=True), tree]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                each.send_signal(signal.SIGKILL)
+    process.wait()
+
+
+def tasks() -> list[psutil.Process]:
+    """The processes that run groups."""
+    return [p for p in psutil.process_iter(["name"]) if p.info["name"].startswith("ray::_run")]
+
+
+def finished(folder: Path) -> dict[str, int]:
+    """When the summaries of trials were written."""
+    found = (folder / "trials").glob("*/summary.json")
+    return {path.parent.name: path.stat().st_mtime_ns for path in found}
+
+
+def wait_for_saves(process: subprocess.Popen[str], folder: Path, pattern: str) -> bool:
+    """Until two groups have saved and a trial is finished, so that something else is half done."""
+    while len({path.parts[-2:] for path in folder.glob(pattern)}) < 2:
+        if process.poll() is not None:
+            return False
+        time.sleep(0.05)
+    return True
 
 
 def compare(home: Path, name: str) -> bool:
@@ -66,42 +122,113 @@ def compare(home: Path, name: str) -> bool:
     return not wrong
 
 
+def none_twice(home: Path, name: str, before: dict[str, int], losses: int) -> bool:
+    """Whether what had been done was not done again.
+
+    Args:
+      home: of the sweeps.
+      name: of the sweep.
+      before: the trials that were finished when something was killed.
+      losses: how often something was.
+    """
+    now, repeated, wrong = finished(home / name), 0, []
+    wrong += [f"trial {trial} ran again" for trial, at in before.items() if now[trial] != at]
+    for folder in sorted((home / name / "trials").iterdir()):
+        steps = [record["step"] for record in metrics.read(folder / "metrics.jsonl")]
+        if steps != list(range(EVERY, STEPS + 1, EVERY)):
+            wrong.append(f"trial {folder.name} has not logged each step once")
+        again = [r["step"] for r in metrics.read(folder / "set_aside" / "metrics.jsonl")]
+        repeated += len(again)
+        # What comes after a checkpoint is run again, and no more than that.
+        if len(again) > losses * SAVE_EVERY // EVERY:
+            wrong.append(f"trial {folder.name} has run {len(again)} chunks again")
+    print(
+        f"{name}: {len(before)} trials were finished before; {repeated} of {8 * STEPS // EVERY} chunks "
+        f"were run again, since the last checkpoints; wrong: {wrong}",
+        flush=True,
+    )
+    return not wrong
+
+
+def ended_well(process: subprocess.Popen[str], home: Path, name: str) -> bool:
+    """Waits for a sweep; shows its log if it has failed."""
+    code = process.wait()
+    print(f"{name}: exit {code}", flush=True)
+    if code:
+        print((home / f"{name}.log").read_text()[-2000:])
+    return code == 0
+
+
+def lose_a_node(home: Path, name: str, engine: str, saves: str) -> bool:
+    """A sweep on two nodes, one of which is killed when both have saved and a trial is finished."""
+    with cluster(home) as (_, second):
+        process = swept(home, name, engine)
+        if not wait_for_saves(process, home, saves):
+            return ended_well(process, home, name)
+        while process.poll() is None and not finished(home / name):
+            time.sleep(0.05)
+        before = finished(home / name)
+        kill_tree(second)
+        print(f"{name}: killed a node when {len(before)} of 8 trials were finished", flush=True)
+        well = ended_well(process, home, name)
+    return well and compare(home, name) and none_twice(home, name, before, 1)
+
+
 def on_ray(home: Path) -> bool:
-    """The sweep on two nodes, one of which is killed when both have begun to save."""
-    ray("start", "--head", f"--port={PORT}", "--num-cpus=1", "--include-dashboard=false")
-    try:
-        head = raylets()
-        ray("start", f"--address=127.0.0.1:{PORT}", "--num-cpus=1")
-        (second,) = raylets() - head
-        process = swept(home, "ray", f"ray(address='127.0.0.1:{PORT}')")
-        while len(list((home / "ray" / "groups").glob("*/checkpoint.json"))) < 2:
-            if process.poll() is not None:
-                print((home / "ray.log").read_text()[-2000:])
-                return False
-            time.sleep(0.1)
-        done = len(list((home / "ray" / "trials").glob("*/summary.json")))
-        kill_node(second)
-        print(f"killed a node when {done} of 8 trials were finished", flush=True)
-        code = process.wait()
-        print(f"ray: exit {code}", flush=True)
-        if code:
-            print((home / "ray.log").read_text()[-2000:])
-        return code == 0 and compare(home, "ray")
-    finally:
-        ray("stop", "--force")
+    """A node is lost; both see the sweep's folder."""
+    return lose_a_node(home, "ray", f"ray(address='{ADDRESS}')", "ray/groups/*/checkpoint.json")
+
+
+def on_ray_with_storage(home: Path) -> bool:
+    """A node is lost; they share nothing but the storage."""
+    engine = f"ray(address='{ADDRESS}', storage='file://{home}/bucket')"
+    saves = "bucket/groups/*/files/groups/*/checkpoint.json.*"
+    well = lose_a_node(home, "ray_storage", engine, saves)
+    used = [len(list((home / node).glob("kfrtrl_jax-*"))) for node in ("head", "node")]
+    print(f"ray_storage: scratch folders left by the nodes: {used}", flush=True)
+    return well and used == [0, 1]
+
+
+def after_a_lost_driver(home: Path) -> bool:
+    """The program that waits for the sweep is killed, and started again at once."""
+    name = "ray_driver"
+    engine = f"ray(address='{ADDRESS}', storage='file://{home}/bucket_driver')"
+    saves = "bucket_driver/groups/*/files/groups/*/checkpoint.json.*"
+    with cluster(home):
+        process = swept(home, name, engine)
+        if not wait_for_saves(process, home, saves):
+            return ended_well(process, home, name)
+        while process.poll() is None and not finished(home / name):
+            time.sleep(0.05)
+        before, old = finished(home / name), tasks()
+        process.kill()
+        killed_at = time.monotonic()
+        process.wait()
+        process = swept(home, name, engine)
+        psutil.wait_procs(old, timeout=60)
+        print(
+            f"{name}: killed when {len(before)} of 8 trials were finished; its {len(old)} tasks ended "
+            f"within {time.monotonic() - killed_at:.1f} s",
+            flush=True,
+        )
+        well = ended_well(process, home, name)
+    return well and compare(home, name) and none_twice(home, name, before, 1)
 
 
 def on_slurm(home: Path) -> bool:
     """The sweep through submitit's local executor."""
-    code = swept(home, "slurm", "slurm(cluster='local')").wait()
-    if code:
-        print((home / "slurm.log").read_text()[-2000:])
-    return code == 0 and compare(home, "slurm")
+    process = swept(home, "slurm", "slurm(cluster='local')")
+    return ended_well(process, home, "slurm") and compare(home, "slurm")
 
 
 def main(names: Sequence[str]) -> int:
     """Runs the sweep on the named engines, all by default."""
-    engines = {"ray": on_ray, "slurm": on_slurm}
+    engines = {
+        "ray": on_ray,
+        "ray_storage": on_ray_with_storage,
+        "ray_driver": after_a_lost_driver,
+        "slurm": on_slurm,
+    }
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
         (home / "trials.py").write_text(SWEEP)

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import itertools
 import math
+import re
 import shutil
+import signal
+import threading
+import time
+from importlib.util import find_spec
 
+import psutil
 import pytest
 
 from kfrtrl_jax.errors import ConfigError, DataError, WorkdirError
@@ -16,7 +21,17 @@ from kfrtrl_jax.training.engines import jobs, remote, storage
 from kfrtrl_jax.training.engines.local import make_local
 from tests.training.small import nested, records, small, timeless
 
-pytest.importorskip("fsspec", reason="storages are those that fsspec knows")
+# Imported here, as submitit takes handlers of logging away that a test has made.
+needs_ray = pytest.mark.skipif(not find_spec("ray"), reason="needs the extra [ray]")
+needs_submitit = pytest.mark.skipif(not find_spec("submitit"), reason="needs the extra [slurm]")
+if find_spec("ray"):
+    import ray
+
+    from kfrtrl_jax.training.engines import on_ray
+if find_spec("submitit"):
+    import submitit
+
+    from kfrtrl_jax.training.engines import on_slurm
 
 BASE = nested({"num_steps": 40, "estimator": "truncated"})
 SEEDS = sweep.seeds(2)
@@ -203,7 +218,7 @@ def test_a_list_names_nothing_outside_its_folders(path, tmp_path):
     ],
 )
 def test_a_storage_that_fsspec_does_not_know_is_refused(text, message):
-    if text.startswith("s3") and importlib.util.find_spec("s3fs"):
+    if text.startswith("s3") and find_spec("s3fs"):
         pytest.skip("s3fs is installed")
     with pytest.raises(ConfigError, match=message):
         remote.with_storage(text, make_local())
@@ -234,3 +249,104 @@ def test_other_data_on_another_machine_are_refused(tmp_path):
     job = jobs.Job(work, (run,), tmp_path, "title", made_with.settings(), data="another")
     with pytest.raises(DataError, match="is not what it read when the sweep began"):
         jobs.run(job)
+
+
+LONG = {"num_steps": 20000, "checkpoint_every": 0, "estimator": "truncated"}
+
+
+def two_jobs(folder):
+    """Two groups of a sweep, of which the second has lost its checkpoints."""
+    folder.mkdir(exist_ok=True)
+    configs = {f"{i:03}": small({**LONG, "cell.hidden_size": 2 + i}) for i in range(2)}
+    made = []
+    for name in ("config.json", "made_with.json"):
+        workdir.write_document(folder / name, {})
+    for name in configs:
+        work = trials.Work(folder / "groups" / name, (name,))
+        trials.begin(work, folder / "trials", configs)
+        run = configs[name].to_dict()
+        made.append(jobs.Job(work, (run,), folder, f"group {name}", made_with.settings()))
+    workdir.write_document(made[1].work.folder / "checkpoint.json", {"step": 20})
+    return made
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """The results and the log of the first group in this process; others compile as this one does."""
+    job = two_jobs(folder := tmp_path_factory.mktemp("alone"))[0]
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+        yield [timeless(result) for result in jobs.run(job)], records(folder / "trials/000")
+
+
+def when_logged(folder, act):
+    """Does something in a thread when the first group has logged steps."""
+
+    def watch():
+        while not (path := folder / "trials/000/metrics.jsonl").exists() or not path.read_text():
+            time.sleep(0.01)
+        act()
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    return thread
+
+
+def submitted():
+    """The processes of submitit's jobs."""
+    children = psutil.Process().children(recursive=True)
+    return [process for process in children if "submitit.core._submit" in process.cmdline()]
+
+
+def check_outcomes(found, alone, folder):
+    """One group has failed, first, in a line; the other has the numbers of this process."""
+    (bad, error), (good, results) = found
+    assert (bad.work.names, good.work.names) == (("001",), ("000",))
+    assert re.search(r"the checkpoints of .*001 are gone", str(error))
+    assert "Traceback" not in str(error)
+    assert "\n" not in str(error)
+    assert ([timeless(result) for result in results], records(folder / "trials/000")) == alone
+
+
+@needs_submitit
+@pytest.mark.parametrize("minutes", [1, 600], ids=["out of time", "preempted"])
+def test_a_slurm_job_that_is_preempted_saves_its_state_and_goes_on(minutes, alone, tmp_path):
+    when_logged(tmp_path, lambda: [job.send_signal(signal.SIGUSR2) for job in submitted()])
+    engine = on_slurm.make_slurm(minutes=minutes, cluster="local")
+    check_outcomes(engine.run(two_jobs(tmp_path)), alone, tmp_path)
+    logs = "".join(path.read_text() for path in (tmp_path / "slurm").glob("*.out"))
+    (step,) = re.findall(r"continuing \S+ at step (\d+)", logs)
+    assert 0 < int(step) < LONG["num_steps"]
+    # No step was run twice.
+    assert not (tmp_path / "trials/000/set_aside").exists()
+
+
+@needs_submitit
+def test_a_slurm_job_that_is_lost_is_submitted_again(alone, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(submitit.Job, "_results_timeout_s", 0)
+    when_logged(tmp_path, lambda: [process.kill() for process in submitted()])
+    ((_, results),) = on_slurm.make_slurm(cluster="local").run(two_jobs(tmp_path)[:1])
+    assert ([timeless(result) for result in results], records(tmp_path / "trials/000")) == alone
+    assert "note: group 000: lost (FINISHED), submitted again" in capsys.readouterr().out
+
+
+@needs_ray
+def test_a_ray_task_whose_worker_is_killed_is_started_again(alone, tmp_path, monkeypatch):
+    """On a cluster of one node, with a storage; `tests.faults.clusters` has two, and kills a node."""
+
+    def kill():
+        for process in psutil.Process().children(recursive=True):
+            if process.name().startswith("ray::_run"):
+                process.kill()
+
+    here, url = tmp_path / "here", f"file://{tmp_path}/storage"
+    engine = on_ray.make_ray(storage=url)
+    try:
+        found = []
+        for each in engine.run(two_jobs(here)):
+            found.append(each)
+            if len(found) == 1:
+                kill()
+        check_outcomes(found, alone, here)
+    finally:
+        ray.shutdown()
