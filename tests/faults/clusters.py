@@ -1,7 +1,7 @@
 """Sweeps on clusters of this machine: python -m tests.faults.clusters (needs the extras ray and slurm).
 
-- `ray`: a Ray cluster of two nodes is started on the loopback, and one is killed in the middle of a sweep.
-- `ray_storage`: the same where the nodes share no folder, only a storage, each with its own scratch folder.
+- `ray`: a Ray cluster of two nodes is started on the loopback, and one is killed during a sweep.
+- `ray_storage`: the same where the nodes share a storage but no folder.
 - `ray_driver`: the program that has started the sweep is killed, and started again.
 - `slurm`: a sweep through submitit's executor of local processes.
 
@@ -12,19 +12,21 @@ trial that had finished may be started again, and no step before a checkpoint ma
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
+import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import psutil
 
-from kfrtrl_jax.training import metrics
+from kfrtrl_jax.training import checkpoints, metrics, workdir
 from tests.faults import programs
 from tests.faults.damage import outcome_of_sweep
 
@@ -100,18 +102,33 @@ def tasks() -> list[psutil.Process]:
 
 
 def finished(folder: Path) -> dict[str, int]:
-    """When the summaries of trials were written."""
-    found = (folder / "trials").glob("*/summary.json")
-    return {path.parent.name: path.stat().st_mtime_ns for path in found}
+    """When the summaries of the trials were written that have a result."""
+    results = folder / "sweep.json"
+    rows = workdir.read_document(results)["trials"] if results.exists() else []
+    names = [row["trial"] for row in rows if row["result"] is not None]
+    return {n: (folder / "trials" / n / "summary.json").stat().st_mtime_ns for n in names}
 
 
-def wait_for_saves(process: subprocess.Popen[str], folder: Path, pattern: str) -> bool:
-    """Until two groups have saved and a trial is finished, so that something else is half done."""
-    while len({path.parts[-2:] for path in folder.glob(pattern)}) < 2:
-        if process.poll() is not None:
-            return False
-        time.sleep(0.05)
-    return True
+def is_halfway(home: Path, name: str, node: subprocess.Popen[str]) -> bool:
+    """Whether a node runs a group that has saved and is not near its end."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        pids = {str(child.pid) for child in psutil.Process(node.pid).children(recursive=True)}
+        for groups in [home / name / "groups", *home.glob("*/kfrtrl_jax-*/groups")]:
+            for lock in groups.glob("*/.lock"):
+                step = checkpoints.last_written(lock.parent) or 0
+                if lock.read_text().strip() in pids and 0 < step < STEPS // 2:
+                    return True
+    return False
+
+
+def wait_until_halfway(
+    process: subprocess.Popen[str], home: Path, name: str, nodes: Sequence[subprocess.Popen[str]]
+) -> None:
+    """Until a trial is finished, and the nodes are in the middle of others; or until the sweep ends."""
+    while process.poll() is None:
+        if finished(home / name) and all(is_halfway(home, name, node) for node in nodes):
+            return
+        time.sleep(0.01)
 
 
 def compare(home: Path, name: str) -> bool:
@@ -159,14 +176,11 @@ def ended_well(process: subprocess.Popen[str], home: Path, name: str) -> bool:
     return code == 0
 
 
-def lose_a_node(home: Path, name: str, engine: str, saves: str) -> bool:
-    """A sweep on two nodes, one of which is killed when both have saved and a trial is finished."""
+def lose_a_node(home: Path, name: str, engine: str) -> bool:
+    """A sweep on two nodes, one of which is killed in the middle of a group."""
     with cluster(home) as (_, second):
         process = swept(home, name, engine)
-        if not wait_for_saves(process, home, saves):
-            return ended_well(process, home, name)
-        while process.poll() is None and not finished(home / name):
-            time.sleep(0.05)
+        wait_until_halfway(process, home, name, [second])
         before = finished(home / name)
         kill_tree(second)
         print(f"{name}: killed a node when {len(before)} of 8 trials were finished", flush=True)
@@ -176,42 +190,37 @@ def lose_a_node(home: Path, name: str, engine: str, saves: str) -> bool:
 
 def on_ray(home: Path) -> bool:
     """A node is lost; both see the sweep's folder."""
-    return lose_a_node(home, "ray", f"ray(address='{ADDRESS}')", "ray/groups/*/checkpoint.json")
+    return lose_a_node(home, "ray", f"ray(address='{ADDRESS}')")
 
 
 def on_ray_with_storage(home: Path) -> bool:
     """A node is lost; they share nothing but the storage."""
     engine = f"ray(address='{ADDRESS}', storage='file://{home}/bucket')"
-    saves = "bucket/groups/*/files/groups/*/checkpoint.json.*"
-    well = lose_a_node(home, "ray_storage", engine, saves)
-    used = [len(list((home / node).glob("kfrtrl_jax-*"))) for node in ("head", "node")]
-    print(f"ray_storage: scratch folders left by the nodes: {used}", flush=True)
-    return well and used == [0, 1]
+    well = lose_a_node(home, "ray_storage", engine)
+    left = [len(list((home / node).glob("kfrtrl_jax-*"))) for node in ("head", "node")]
+    print(f"ray_storage: scratch folders left on the nodes: {left}", flush=True)
+    return well and left == [0, 1]
 
 
 def after_a_lost_driver(home: Path) -> bool:
     """The program that waits for the sweep is killed, and started again at once."""
     name = "ray_driver"
     engine = f"ray(address='{ADDRESS}', storage='file://{home}/bucket_driver')"
-    saves = "bucket_driver/groups/*/files/groups/*/checkpoint.json.*"
-    with cluster(home):
+    with cluster(home) as nodes:
         process = swept(home, name, engine)
-        if not wait_for_saves(process, home, saves):
-            return ended_well(process, home, name)
-        while process.poll() is None and not finished(home / name):
-            time.sleep(0.05)
+        wait_until_halfway(process, home, name, nodes)
         before, old = finished(home / name), tasks()
         process.kill()
-        killed_at = time.monotonic()
         process.wait()
+        killed_at = time.monotonic()
         process = swept(home, name, engine)
-        psutil.wait_procs(old, timeout=60)
+        _, alive = psutil.wait_procs(old, timeout=60)
         print(
-            f"{name}: killed when {len(before)} of 8 trials were finished; its {len(old)} tasks ended "
-            f"within {time.monotonic() - killed_at:.1f} s",
+            f"{name}: killed when {len(before)} of 8 trials were finished; of its {len(old)} tasks "
+            f"{len(alive)} were alive after {time.monotonic() - killed_at:.1f} s",
             flush=True,
         )
-        well = ended_well(process, home, name)
+        well = ended_well(process, home, name) and not alive
     return well and compare(home, name) and none_twice(home, name, before, 1)
 
 
@@ -223,6 +232,8 @@ def on_slurm(home: Path) -> bool:
 
 def main(names: Sequence[str]) -> int:
     """Runs the sweep on the named engines, all by default."""
+    # Ray's nodes and programs know each other by a token.
+    os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=uuid.uuid4().hex)
     engines = {
         "ray": on_ray,
         "ray_storage": on_ray_with_storage,

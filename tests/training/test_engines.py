@@ -339,6 +339,8 @@ def test_a_ray_task_whose_worker_is_killed_is_started_again(alone, tmp_path, mon
             if process.name().startswith("ray::_run"):
                 process.kill()
 
+    # Otherwise Ray makes a token, and leaves it in the user's home.
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "0" * 64)
     here, url = tmp_path / "here", f"file://{tmp_path}/storage"
     engine = on_ray.make_ray(storage=url)
     try:
