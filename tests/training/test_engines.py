@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
+import os
 import re
 import shutil
 import signal
@@ -19,6 +20,7 @@ from kfrtrl_jax.errors import ConfigError, DataError, WorkdirError
 from kfrtrl_jax.training import loop, made_with, sweep, trials, workdir
 from kfrtrl_jax.training.engines import jobs, remote, storage
 from kfrtrl_jax.training.engines.local import make_local
+from tests.helpers import stand_in_slurm
 from tests.training.small import nested, records, small, timeless
 
 # Imported here, as submitit takes handlers of logging away that a test has made.
@@ -292,10 +294,15 @@ def when_logged(folder, act):
     return thread
 
 
-def submitted():
-    """The processes of submitit's jobs."""
-    children = psutil.Process().children(recursive=True)
-    return [process for process in children if "submitit.core._submit" in process.cmdline()]
+def submitted(folder):
+    """The processes of the jobs of a sweep."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            command = process.cmdline()
+            if command[1:4] == ["-u", "-m", "submitit.core._submit"] and str(folder) in command[4]:
+                found.append(process)
+    return found
 
 
 def check_outcomes(found, alone, folder):
@@ -311,7 +318,7 @@ def check_outcomes(found, alone, folder):
 @needs_submitit
 @pytest.mark.parametrize("minutes", [1, 600], ids=["out of time", "preempted"])
 def test_a_slurm_job_that_is_preempted_saves_its_state_and_goes_on(minutes, alone, tmp_path):
-    when_logged(tmp_path, lambda: [job.send_signal(signal.SIGUSR2) for job in submitted()])
+    when_logged(tmp_path, lambda: [job.send_signal(signal.SIGUSR2) for job in submitted(tmp_path)])
     engine = on_slurm.make_slurm(minutes=minutes, cluster="local")
     check_outcomes(engine.run(two_jobs(tmp_path)), alone, tmp_path)
     logs = "".join(path.read_text() for path in (tmp_path / "slurm").glob("*.out"))
@@ -322,9 +329,34 @@ def test_a_slurm_job_that_is_preempted_saves_its_state_and_goes_on(minutes, alon
 
 
 @needs_submitit
+def test_a_slurm_array_is_submitted_with_its_options_and_requeued(alone, tmp_path, monkeypatch):
+    """By commands that stand in for Slurm's."""
+    stand_in_slurm.install(tmp_path / "bin")
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    here = tmp_path / "here"
+    when_logged(here, lambda: [job.send_signal(signal.SIGUSR2) for job in submitted(here)])
+    options = {"partition": "cpu", "minutes": 30, "cpus": 2, "at_once": 2, "setup": ["export A=1"]}
+    check_outcomes(on_slurm.make_slurm(**options).run(two_jobs(here)), alone, here)
+    script = (tmp_path / "bin/script").read_text()
+    for line in (
+        "#SBATCH --array=0-1%2",
+        "#SBATCH --cpus-per-task=2",
+        "#SBATCH --partition=cpu",
+        "#SBATCH --requeue",
+        "#SBATCH --signal=USR2@90",
+        "#SBATCH --time=30",
+        "export A=1",
+    ):
+        assert f"{line}\n" in script
+    assert not (here / "trials/000/set_aside").exists()
+    logs = "".join(path.read_text() for path in (here / "slurm").glob("*.out"))
+    assert len(re.findall(r"continuing \S+ at step", logs)) == 1
+
+
+@needs_submitit
 def test_a_slurm_job_that_is_lost_is_submitted_again(alone, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(submitit.Job, "_results_timeout_s", 0)
-    when_logged(tmp_path, lambda: [process.kill() for process in submitted()])
+    when_logged(tmp_path, lambda: [process.kill() for process in submitted(tmp_path)])
     ((_, results),) = on_slurm.make_slurm(cluster="local").run(two_jobs(tmp_path)[:1])
     assert ([timeless(result) for result in results], records(tmp_path / "trials/000")) == alone
     assert "note: group 000: lost (FINISHED), submitted again" in capsys.readouterr().out
