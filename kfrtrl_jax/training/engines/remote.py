@@ -8,6 +8,7 @@ from typing import Any
 
 from kfrtrl_jax.errors import WorkdirError
 from kfrtrl_jax.training import checkpoints, made_with, workdir
+from kfrtrl_jax.training.config import completed
 from kfrtrl_jax.training.engines.jobs import Engine, Job, Outcome
 from kfrtrl_jax.training.engines.storage import GROUPS, Group, Storage, StorageError
 from kfrtrl_jax.training.loop import FREE_FIELDS
@@ -64,7 +65,9 @@ def gather(storage: Storage, folder: Path) -> None:
 
 def _refuse_another(url: str, there: dict[str, Any], here: dict[str, Any]) -> None:
     for trial in there.keys() & here.keys():
-        if different := workdir.differences(there[trial], here[trial], FREE_FIELDS):
+        if different := workdir.differences(
+            *map(completed, (there[trial], here[trial])), FREE_FIELDS
+        ):
             raise WorkdirError(
                 f"storage {url} is that of another sweep: its trial {trial} is another one "
                 f"({different}); choose another storage"
