@@ -65,9 +65,8 @@ def gather(storage: Storage, folder: Path) -> None:
 
 def _refuse_another(url: str, there: dict[str, Any], here: dict[str, Any]) -> None:
     for trial in there.keys() & here.keys():
-        if different := workdir.differences(
-            *map(completed, (there[trial], here[trial])), FREE_FIELDS
-        ):
+        before, now = completed(there[trial]), completed(here[trial])
+        if different := workdir.differences(before, now, FREE_FIELDS):
             raise WorkdirError(
                 f"storage {url} is that of another sweep: its trial {trial} is another one "
                 f"({different}); choose another storage"
