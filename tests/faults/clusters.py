@@ -142,6 +142,9 @@ def compare(home: Path, name: str) -> bool:
 def none_twice(home: Path, name: str, before: dict[str, int], losses: int) -> bool:
     """Whether what had been done was not done again.
 
+    Without a storage, lines of chunks that are run again are in set_aside/. With one they were in the
+    scratch folder of the process that was killed.
+
     Args:
       home: of the sweeps.
       name: of the sweep.
