@@ -1,7 +1,8 @@
-"""Compares runs: python -m experiments.compare --runs=NAME=WORKDIR,... --out=PREFIX.
+"""Compares runs and sweeps: python -m experiments.compare --runs=NAME=WORKDIR,... --out=PREFIX.
 
-Runs of the same name, such as seeds, are one curve: their mean and range. Writes PREFIX.png, PREFIX.csv
-(run, step and the fields) and PREFIX.json (configs and summaries).
+Runs of the same name, such as seeds, are one curve: their mean and range. A sweep has a curve for each
+of its settings, over its seeds. Writes PREFIX.png, PREFIX.csv (run, step and the fields) and
+PREFIX.json (configs and summaries).
 """
 
 from __future__ import annotations
@@ -14,13 +15,16 @@ if __name__ == "__main__":
 import csv
 import pathlib
 import sys
+from collections.abc import Mapping, Sequence
 
 from absl import flags
 
 from kfrtrl_jax.errors import ConfigError
-from kfrtrl_jax.training import command_line, display, finished, metrics, plots, workdir
+from kfrtrl_jax.training import command_line, display, finished, plots, workdir
 
-_RUNS = flags.DEFINE_list("runs", [], "NAME=WORKDIR pairs of `experiments.train`.")
+_RUNS = flags.DEFINE_list(
+    "runs", [], "NAME=WORKDIR pairs of `experiments.train` or `experiments.sweep`."
+)
 _OUT = flags.DEFINE_string("out", "comparison", "Prefix of the files to write.")
 _FIELDS = flags.DEFINE_list(
     "fields", ["running_loss"], "Fields of metrics.jsonl, one panel each, such as sequence_length."
@@ -33,30 +37,47 @@ def main() -> int:
     pairs = [pair.partition("=")[::2] for pair in _RUNS.value]
     if not pairs or not all(folder for _, folder in pairs):
         raise ConfigError("--runs takes NAME=WORKDIR pairs, for example --runs=kf_rtrl=runs/copy")
-    about, records = {}, {}
-    groups: dict[str, list[list[metrics.Record]]] = {}
+    groups: dict[str, list[finished.Finished]] = {}
     for name, folder in pairs:
-        path = pathlib.Path(folder)
-        run = finished.read_run(path, lambda line: print(f"warning: {line}", file=sys.stderr))
-        alone = sum(other == name for other, _ in pairs) == 1
-        label = name if alone else f"{name}, seed {run.config['seed']}"
-        if label in about:
-            raise ConfigError(f"--runs has {label!r} twice: give runs that differ other names")
-        about[label] = {"config": run.config, "summary": run.summary}
-        records[label] = run.records
-        groups.setdefault(name, []).append(records[label])
+        found = finished.read_settings(pathlib.Path(folder), _warn)
+        for setting, runs in found.items():
+            label = ": ".join(filter(None, [name, setting]))
+            groups.setdefault(label, []).extend(runs)
+    named = _named(groups)
+    about = {name: {"config": run.config, "summary": run.summary} for name, run in named.items()}
     out = pathlib.Path(_OUT.value)
     out.parent.mkdir(parents=True, exist_ok=True)
-    words = display.common_words([each["summary"] for each in about.values()])
-    plots.plot_groups(groups, out.with_suffix(".png"), _FIELDS.value, _TITLE.value, words)
+    words = display.common_words([run.summary for run in named.values()])
+    curves = {label: [run.records for run in runs] for label, runs in groups.items()}
+    plots.plot_groups(curves, out.with_suffix(".png"), _FIELDS.value, _TITLE.value, words)
     workdir.write_json(out.with_suffix(".json"), about)
     with open(out.with_suffix(".csv"), "w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["run", "step", *_FIELDS.value])
-        for name, lines in records.items():
-            for line in lines:
+        for name, run in named.items():
+            for line in run.records:
                 writer.writerow([name, line["step"], *(line.get(f, "") for f in _FIELDS.value)])
     return 0
+
+
+def _named(groups: Mapping[str, Sequence[finished.Finished]]) -> dict[str, finished.Finished]:
+    """The runs by names of their own: those of their groups, with the seed where there are several.
+
+    Raises:
+      ConfigError: if two have the same.
+    """
+    named: dict[str, finished.Finished] = {}
+    for group, runs in groups.items():
+        for run in runs:
+            name = group if len(runs) == 1 else f"{group}, seed {run.config['seed']}"
+            if name in named:
+                raise ConfigError(f"--runs has {name!r} twice: give runs that differ other names")
+            named[name] = run
+    return named
+
+
+def _warn(line: str) -> None:
+    print(f"warning: {line}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -37,7 +37,12 @@ def run(invocation: command_line.Invocation) -> None:
     if not _ONLY_COLLECT.value:
         engine = engines.make(_ENGINE.value)
         sweep.run_sweep(
-            chosen.config, chosen.trials, invocation.workdir, invocation.overrides, engine
+            chosen.config,
+            chosen.trials,
+            invocation.workdir,
+            invocation.overrides,
+            engine,
+            wandb=invocation.wandb,
         )
     record = records.collect(_STUDY.value, invocation.workdir, invocation.overrides)
     path = pathlib.Path(_RECORDS.value or invocation.workdir / "records.json")
@@ -46,5 +51,5 @@ def run(invocation: command_line.Invocation) -> None:
 
 
 if __name__ == "__main__":
-    command_line.define_flags(dry_run=True)
+    command_line.define_flags(trains=True)
     command_line.run(run, config_of=lambda: study.path_of(_STUDY.value))

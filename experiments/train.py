@@ -18,9 +18,9 @@ def run(invocation: command_line.Invocation) -> dict[str, Any]:
     if invocation.dry_run:
         print(dry_run.describe(resolved))
         return {}
-    return train.train(resolved, invocation.workdir)
+    return train.train(resolved, invocation.workdir, invocation.wandb)
 
 
 if __name__ == "__main__":
-    command_line.define_flags(dry_run=True)
+    command_line.define_flags(trains=True)
     command_line.run(run)

@@ -316,10 +316,12 @@ class Score(NamedTuple):
       name: such as "accuracy".
       function: (prediction, target) -> scalar of one lane at one time step; the score is its mean over
         the steps and lanes whose loss counts, weighted as the loss is.
+      higher_is_better: False for a score that is an error.
     """
 
     name: str
     function: Callable[[Any, Any], Array]
+    higher_is_better: bool = True
 
 
 class Readout(NamedTuple):

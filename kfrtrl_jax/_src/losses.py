@@ -57,7 +57,7 @@ def accuracy() -> Score:
 
 def normalized_square(variance: float = 1.0) -> Score:
     """The normalized mean square error: the mean square divided by the targets' variance."""
-    return Score("NMSE", lambda y, target: jnp.mean(jnp.square(y - target)) / variance)
+    return Score("NMSE", lambda y, target: jnp.mean(jnp.square(y - target)) / variance, False)
 
 
 def _require_same(name: str, value: Array, like: Array) -> None:

@@ -22,7 +22,7 @@ from absl import app, flags, logging
 
 from kfrtrl_jax._src import jax_internals
 from kfrtrl_jax.errors import ConfigError, DataError, UnsupportedCellError, WorkdirError
-from kfrtrl_jax.training import faults, help
+from kfrtrl_jax.training import faults, help, on_wandb
 from kfrtrl_jax.training.checkpoints import SaveError
 from kfrtrl_jax.training.config import call, resolve
 from kfrtrl_jax.training.metrics import NonFiniteError
@@ -40,7 +40,8 @@ _PROCESSOR_LINES = (
 )
 
 _HELP = ("--help", "-help", "-h", "--h", "-?", "--?", "--helpshort", "-helpshort")
-_DRY_RUN = "shows the network, the memory and the program of the run, and stops"
+# What each program has; --help says more of these.
+_COMMON = ("config", "workdir")
 
 REFUSED = (ConfigError, DataError, WorkdirError, UnsupportedCellError)
 
@@ -54,6 +55,7 @@ class Invocation(NamedTuple):
       path: of the config file.
       workdir: the folder for the results.
       dry_run: whether to show what would run, and stop.
+      wandb: the W&B project that is told of the runs; "" for none.
     """
 
     config: Any
@@ -61,13 +63,14 @@ class Invocation(NamedTuple):
     path: str
     workdir: Path
     dry_run: bool = False
+    wandb: str = ""
 
 
-def define_flags(*, dry_run: bool = False) -> None:
+def define_flags(*, trains: bool = False) -> None:
     """Defines --config and --workdir; overrides such as --config.seed=1 need no definition.
 
     Args:
-      dry_run: whether the program can show what it would do: defines --dry_run too.
+      trains: whether the program trains networks: defines --dry_run and --wandb too.
     """
     flags.DEFINE_string(
         "config", None, "Config file; override fields by --config.section.field=value."
@@ -75,8 +78,13 @@ def define_flags(*, dry_run: bool = False) -> None:
     flags.DEFINE_string(
         "workdir", None, "Folder for the results; runs/NAME for configs/NAME.py by default."
     )
-    if dry_run:
-        flags.DEFINE_bool("dry_run", False, _DRY_RUN)
+    if trains:
+        flags.DEFINE_bool(
+            "dry_run", False, "shows the network, the memory and the program of the run, and stops"
+        )
+        flags.DEFINE_string(
+            "wandb", "", "W&B project that is told of the runs; WANDB_MODE=offline to send it later"
+        )
 
 
 def run(program: Callable[[Invocation], Any], config_of: Callable[[], str] | None = None) -> None:
@@ -218,8 +226,12 @@ def _read(argv: Sequence[str], config_of: Callable[[], str] | None = None) -> In
         print(_help(path, config, overrides))
         sys.exit(0)
     workdir = flags.FLAGS.workdir or f"runs/{Path(path).stem}"
-    dry_run = bool(_further_flags()) and flags.FLAGS.dry_run
-    return Invocation(config, overrides, path, Path(workdir), dry_run)
+    invocation = Invocation(config, overrides, path, Path(workdir))
+    if "wandb" not in flags.FLAGS:
+        return invocation
+    if flags.FLAGS.wandb and not flags.FLAGS.dry_run:
+        on_wandb.require()
+    return invocation._replace(dry_run=flags.FLAGS.dry_run, wandb=flags.FLAGS.wandb)
 
 
 def _help(path: str, config: Any, overrides: dict[str, Any]) -> str:
@@ -229,7 +241,9 @@ def _help(path: str, config: Any, overrides: dict[str, Any]) -> str:
 
 
 def _further_flags() -> dict[str, str]:
-    return {"--dry_run": _DRY_RUN} if "dry_run" in flags.FLAGS else {}
+    """What the flags do that this program has beside those of all programs."""
+    own = flags.FLAGS.get_key_flags_for_module(sys.argv[0])
+    return {f"--{flag.name}": flag.help or "" for flag in own if flag.name not in _COMMON}
 
 
 def split_overrides(argv: Sequence[str]) -> tuple[list[str], dict[str, Any]]:

@@ -36,7 +36,7 @@ NAMELESS = Words()
 
 
 def common_words(results: Sequence[Mapping[str, Any]]) -> Words:
-    """The words of runs' summaries where they agree."""
+    """The unit of losses and the name of scores in runs' summaries, where they agree."""
     units, scores = ({result.get(key) for result in results} for key in ("loss_unit", "score_name"))
     return Words(
         str(units.pop() or "") if len(units) == 1 else "",

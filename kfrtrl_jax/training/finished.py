@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from kfrtrl_jax.errors import WorkdirError
-from kfrtrl_jax.training import metrics, workdir
+from kfrtrl_jax.training import metrics, outcomes, trials, workdir
 
 
 class Finished(NamedTuple):
@@ -40,3 +40,32 @@ def read_run(folder: Path, warn: Callable[[str], None]) -> Finished:
     summary = workdir.read_document(folder / workdir.SUMMARY)
     records = metrics.read_for(folder, summary.get("step", 0), config["log_every"], warn)
     return Finished(config, summary, records)
+
+
+def read_settings(folder: Path, warn: Callable[[str], None]) -> dict[str, list[Finished]]:
+    """Reads a run, or the trials of a sweep by their setting.
+
+    Args:
+      folder: the workdir.
+      warn: called with a line if a log has lost lines, or if trials of a sweep are not finished.
+
+    Returns:
+      The runs of each setting, in words; "" for the only one.
+
+    Raises:
+      WorkdirError: if no run is finished, or a file is damaged.
+    """
+    path = folder / trials.RESULTS
+    if not path.exists():
+        return {"": [read_run(folder, warn)]}
+    found = workdir.read_document(path)["trials"]
+    done = [trial for trial in found if trial["result"] is not None]
+    if not done:
+        raise WorkdirError(f"{folder} has no finished trial")
+    if waiting := len(found) - len(done):
+        warn(f"{waiting} of {len(found)} trials of {folder} are left out, as they are not finished")
+    runs = [read_run(folder / "trials" / trial["trial"], warn) for trial in done]
+    settings = outcomes.by_setting([trial["overrides"] for trial in done])
+    if len(settings) == 1:
+        return {"": runs}
+    return {label: [runs[i] for i in members] for label, members in settings.items()}

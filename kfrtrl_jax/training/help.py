@@ -72,7 +72,8 @@ def of_config(path: str, config: Any, flags: Mapping[str, str] | None = None) ->
     for start, others in sorted(choices.items(), reverse=True):
         lines[start + 1 : start + 1] = others
     title = textwrap.shorten(f"{file}: {_title(file)}", WIDTH, placeholder="...")
-    return "\n".join([*_usage(flags or {}), "", title, *lines])
+    further = {"--help": f"alone, says what {', '.join(flags)} are for"} if flags else {}
+    return "\n".join([*_usage(further), "", title, *lines])
 
 
 def of_study(path: str, config: Mapping[str, Any]) -> str:

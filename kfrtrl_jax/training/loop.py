@@ -18,7 +18,7 @@ import jax
 import numpy as np
 
 from kfrtrl_jax._src import xla
-from kfrtrl_jax.training import checkpoints, display, evaluation, metrics, workdir
+from kfrtrl_jax.training import checkpoints, display, evaluation, metrics, sinks, workdir
 from kfrtrl_jax.training.group import Group
 from kfrtrl_jax.training.signals import SIGNALS, Interrupted, catch_signals
 
@@ -34,6 +34,8 @@ class Member:
 
     Attributes:
       folder: of its log.
+      title: what it is called in messages; "" for a run alone, whose problem ends the command.
+      others: what is told of its records beside its log.
       record: its last record.
       best_loss: the lowest validation loss so far.
       best_step: the step of that loss.
@@ -42,6 +44,8 @@ class Member:
     """
 
     folder: Path
+    title: str = ""
+    others: tuple[sinks.Opener, ...] = ()
     record: metrics.Record | None = None
     best_loss: float | None = None
     best_step: int = 0
@@ -50,7 +54,7 @@ class Member:
 
     def saved(self) -> dict[str, Any]:
         """What a checkpoint keeps of it."""
-        return {name: value for name, value in vars(self).items() if name != "folder"}
+        return {k: v for k, v in vars(self).items() if k not in ("folder", "title", "others")}
 
 
 class Place(NamedTuple):
@@ -60,14 +64,12 @@ class Place(NamedTuple):
       saved: the checkpoints.
       command_workdir: what --workdir was, for messages.
       show: the display.
-      tensorboard: whether the runs write events.
       stop_on: the signals that stop the runs with their state saved.
     """
 
     saved: checkpoints.Checkpoints
     command_workdir: Path
     show: display.Display
-    tensorboard: bool = True
     stop_on: Sequence[int] = SIGNALS
 
 
@@ -117,40 +119,46 @@ class Training:
         self._begun = time.monotonic() - self.wall_time
         self._saved_at = self._lap = time.monotonic()
 
-    def run(self) -> None:
+    def run(self) -> list[dict[str, Any]]:
         """Runs chunks until the last step, until no run is finite, or until a signal.
+
+        Returns:
+          The summaries, see `summarize`.
 
         Raises:
           Interrupted: on a signal; the state is saved.
           SaveError: if it cannot be saved.
         """
-        config = self._config
         with contextlib.ExitStack() as stack:
-            self._writers = [
-                stack.enter_context(
-                    metrics.open_writer(
-                        member.folder, self.step, self._place.tensorboard, self._warn
-                    )
-                )
-                for member in self.members
-            ]
+            self._sinks = [self._opened(member, stack) for member in self.members]
             for member in self.members:
                 last = (member.record or {}).get("step", 0)
-                metrics.read_for(member.folder, last, config.log_every, self._warn)
-            if self.step >= config.num_steps or not self._alive:
-                return
-            if self.step == 0:
-                self._place.show.note(str(self.group.about.check()))
-            chunk = self._compiled()
-            self._begun, self._lap = time.monotonic() - self.wall_time, time.monotonic()
-            with catch_signals(self._place.stop_on) as signals:
-                while self.step < config.num_steps and not signals and self._alive:
-                    self._advance(chunk)
-                self._log_pending()
-                if signals and self._alive:
-                    self._save()
+                metrics.read_for(member.folder, last, self._config.log_every, self._warn)
+            if self.step < self._config.num_steps and self._alive:
+                self._to_the_end()
+            summaries = summarize(self)
+            for sink, summary in zip(self._sinks, summaries, strict=True):
+                sink.conclude(summary)
+        return summaries
+
+    def _opened(self, member: Member, stack: contextlib.ExitStack) -> sinks.Sink:
+        """What takes the records of a run, until the stack is closed."""
+        log, records = metrics.open_log(member.folder, self.step, self._warn)
+        return sinks.together(stack, [log, *(opener(records) for opener in member.others)])
+
+    def _to_the_end(self) -> None:
+        if self.step == 0:
+            self._place.show.note(str(self.group.about.check()))
+        chunk = self._compiled()
+        self._begun, self._lap = time.monotonic() - self.wall_time, time.monotonic()
+        with catch_signals(self._place.stop_on) as signals:
+            while self.step < self._config.num_steps and not signals and self._alive:
+                self._advance(chunk)
+            self._log_pending()
             if signals and self._alive:
-                raise self._interrupted(signals[0])
+                self._save()
+        if signals and self._alive:
+            raise self._interrupted(signals[0])
 
     def evaluate(self, name: str, parameters: Any) -> evaluation.Means:
         """The means over a held-out stream, [runs] each."""
@@ -220,11 +228,11 @@ class Training:
         times = {"wall_time": round(self.wall_time, 3), "steps_per_second": round(rate, 2)}
         found = self.evaluate("valid", self.group.learned(self.state)) if evaluating else None
         improved = []
-        for i, (member, writer) in enumerate(zip(self.members, self._writers, strict=True)):
+        for i, (member, sink) in enumerate(zip(self.members, self._sinks, strict=True)):
             own = None if found is None else evaluation.Means(found.loss[i], found.score[i])
             before = member.best_step
             if member.diverged_at is None:
-                self._log(member, writer, self.group.part(fetched, i), own, at, times)
+                self._log(member, sink, self.group.part(fetched, i), own, at, times)
             improved.append(member.best_step != before)
         if any(improved):
             self.best = self._better(improved, self.group.learned(self.state), self.best)
@@ -235,7 +243,7 @@ class Training:
     def _log(
         self,
         member: Member,
-        writer: metrics.Writer,
+        sink: sinks.Sink,
         chunk: Any,
         held_out: evaluation.Means | None,
         at: int,
@@ -252,16 +260,18 @@ class Training:
                 record.update(valid_loss=loss, valid_score=score)
         except metrics.NonFiniteError as error:
             member.diverged_at, member.problem = error.step, str(error)
+            if member.title:
+                self._place.show.note(f"{member.title} diverged: {member.problem}")
             return
         loss = record.get("valid_loss")
         if loss is not None and (member.best_loss is None or loss < member.best_loss):
             member.best_loss, member.best_step = loss, at
-        writer.write(record)
+        sink.write(record)
         member.record = record
 
     def _save(self) -> None:
-        for writer in self._writers:
-            writer.sync()
+        for sink in self._sinks:
+            sink.sync()
         self.wall_time = time.monotonic() - self._begun
         info = {"wall_time": self.wall_time, "members": [m.saved() for m in self.members]}
         tree = {"state": self.state, "best": self.best}
@@ -282,7 +292,7 @@ class Training:
 def summarize(training: Training) -> list[dict[str, Any]]:
     """Writes the final and the best parameters of every run and its summary.json; the summaries."""
     group, members = training.group, training.members
-    unit, judged = group.about.words
+    words = group.about.words
     final = jax.device_get(group.learned(training.state))
     best = jax.device_get(training.best)
     tested = None
@@ -293,8 +303,9 @@ def summarize(training: Training) -> list[dict[str, Any]]:
         record = member.record or {}
         summary: dict[str, Any] = {
             **record,
-            "loss_unit": unit,
-            "score_name": judged,
+            "loss_unit": words.unit,
+            "score_name": words.score,
+            "higher_is_better": words.higher_is_better if words.score else None,
             "best_valid_loss": member.best_loss,
             "best_step": None if member.best_loss is None else member.best_step,
             "diverged_at": member.diverged_at,

@@ -1,4 +1,4 @@
-"""The log of a run: a line of JSON per record, and TensorBoard events made of the same records.
+"""The log of a run: a line of JSON per record.
 
 Every line ends with a checksum of itself, so that a line is read as it was written or not at all.
 
@@ -10,20 +10,19 @@ diagnostics under "estimator/", and valid_loss and valid_score if there was an e
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from kfrtrl_jax.training import faults, nonfinite
-from kfrtrl_jax.training.events import Events, open_events
 from kfrtrl_jax.training.program import ChunkMetrics
 from kfrtrl_jax.training.segments import RunState
+from kfrtrl_jax.training.sinks import Record, Sink, append
 from kfrtrl_jax.training.workdir import SET_ASIDE, write_text
 
 METRICS = "metrics.jsonl"
@@ -32,7 +31,8 @@ _CHECKSUM = "crc32"
 # The figures that runs are compared by.
 OUTCOMES = ("running_loss", "score", "sequence_length", "valid_loss", "valid_score")
 
-Record = dict[str, Any]
+# A line is shorter than this, unless it has hundreds of figures.
+_LONGEST_LINE = 1 << 15
 
 
 class NonFiniteError(RuntimeError):
@@ -45,18 +45,6 @@ class NonFiniteError(RuntimeError):
     def __init__(self, message: str, step: int):
         super().__init__(message)
         self.step = step
-
-
-class Writer(NamedTuple):
-    """Writes records.
-
-    Attributes:
-      write: record -> None.
-      sync: () -> None: flushes all records to disk.
-    """
-
-    write: Callable[[Record], None]
-    sync: Callable[[], None]
 
 
 def make_record(metrics: ChunkMetrics, **fields: Any) -> Record:
@@ -113,19 +101,16 @@ def check_held_out(means: Any, step: int) -> None:
         )
 
 
-@contextlib.contextmanager
-def open_writer(
-    workdir: Path, step: int = 0, tensorboard: bool = True, warn: Callable[[str], None] = print
-) -> Iterator[Writer]:
-    """Continues metrics.jsonl and the TensorBoard events after `step`.
+def open_log(
+    workdir: Path, step: int = 0, warn: Callable[[str], None] = print
+) -> tuple[Sink, list[Record]]:
+    """Continues metrics.jsonl after `step`; the sink that writes it, and the records so far.
 
-    Lines after that step, which will be written again, and damaged ones are moved to set_aside/. The
-    events are written anew from the kept lines, so that they show each step once.
+    Lines after that step, which will be written again, and damaged ones are moved to set_aside/.
 
     Args:
       workdir: of the run.
       step: from which it continues.
-      tensorboard: whether to write events.
       warn: called with a line if any were moved.
     """
     path = workdir / METRICS
@@ -138,35 +123,18 @@ def open_writer(
         parts += [f"{len(later)} of steps after {step}, which are run again"] * bool(later)
         warn(f"lines of {path} moved to {SET_ASIDE}/: {' and '.join(parts)}")
     write_text(path, "".join(_line(record) for record in kept))
-    events = _rewritten_events(workdir / "tensorboard", kept) if tensorboard else None
-
-    # The file is open only for a moment, as a sweep has one for each of its trials.
-    def write(record: Record) -> None:
-        line = _line(record).encode()
-        # Without a buffer, which would fail again when the file is closed.
-        with faults.naming(path), open(path, "ab", buffering=0, opener=_existing) as file:
-            while line:
-                line = line[file.write(line) :]
-        if events:
-            _add(events, record)
 
     def sync() -> None:
         with faults.naming(path), open(path, "rb") as file:
             os.fsync(file.fileno())
-        if events:
-            events.flush()
 
-    try:
-        yield Writer(write, sync)
-    finally:
-        sync()
-        if events:
-            events.close()
-
-
-def _existing(path: str, flags: int) -> int:
-    """Opens a file, but does not make it anew where its folder has been emptied."""
-    return os.open(path, flags & ~os.O_CREAT)
+    sink = Sink(
+        write=lambda record: append(path, _line(record).encode()),
+        sync=sync,
+        conclude=lambda _: None,
+        close=sync,
+    )
+    return sink, kept
 
 
 class Log(NamedTuple):
@@ -206,6 +174,18 @@ def read_for(workdir: Path, step: int, log_every: int, warn: Callable[[str], Non
     return records
 
 
+def last_step(workdir: Path) -> int:
+    """The step of the last whole line of a run's log, from the end of the file alone; 0 for none."""
+    try:
+        with open(workdir / METRICS, "rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - _LONGEST_LINE))
+            lines = file.read().decode(errors="replace").splitlines(keepends=True)
+    except OSError:
+        return 0
+    found = (_parsed(line) for line in reversed(lines))
+    return next((record["step"] for record in found if record is not None), 0)
+
+
 def missing(workdir: Path, records: Sequence[Record], step: int, log_every: int) -> str:
     """Says that a log has no longer a line for each `log_every` steps up to `step`; "" if it has."""
     expected = set(range(log_every, step + 1, log_every))
@@ -237,22 +217,3 @@ def _set_lines_aside(path: Path, lines: Sequence[str]) -> None:
     folder.mkdir(exist_ok=True)
     with open(folder / path.name, "a") as file:
         file.writelines(line if line.endswith("\n") else f"{line}\n" for line in lines)
-
-
-def _rewritten_events(folder: Path, records: Sequence[Record]) -> Events:
-    """A writer of events that begins with those of the records, in place of older files."""
-    for old in folder.glob("events.out.tfevents.*"):
-        old.unlink()
-    events = open_events(folder)
-    for record in records:
-        _add(events, record)
-    return events
-
-
-def _add(events: Events, record: Record) -> None:
-    shown = {
-        name: value
-        for name, value in record.items()
-        if value is not None and name not in ("step", "wall_time")
-    }
-    events.add(record["step"], shown)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib as mpl
 import matplotlib.ticker
@@ -19,6 +20,7 @@ LABELS = {
     "running_loss": "running loss",
     "sequence_length": "sequence length T*",
     "valid_loss": "validation loss",
+    "best_valid_loss": "lowest validation loss",
     "valid_score": "validation score",
 }
 
@@ -37,8 +39,13 @@ STYLE: Any = {
     "lines.solid_capstyle": "round",
     "savefig.dpi": 150,
 }
-# Okabe and Ito's colours, which the colour-blind can tell apart.
-COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000"]
+# Okabe and Ito's colours, which the colour-blind can tell apart, without their yellow, and a dark red.
+COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#882255"]
+MARKERS = ["o", "s", "^", "D", "v", "P", "X", "*"]
+# More curves are drawn in several panels, with those of the other panels in grey.
+MOST_CURVES = len(COLOURS)
+_GREY: Any = {"color": "0.85", "lw": 0.8, "zorder": 0.5}
+_MARKERS_PER_CURVE = 8
 _VALIDATION: Any = {"marker": "o", "ms": 4, "color": COLOURS[1], "label": "validation"}
 
 
@@ -56,7 +63,8 @@ def plot_run(
     """Plots one run: its loss, running loss and validation loss, its score, and T* if it has one."""
     with mpl.rc_context(STYLE):
         scored, curriculum = words.score is not None, _has(records, "sequence_length")
-        figure, (top, *rest) = _panels(1 + scored + curriculum)
+        figure, grid = _grid(1 + scored + curriculum, 1)
+        top, *rest = grid[:, 0]
         top.plot(*_series(records, "loss"), color=COLOURS[0], alpha=0.3, lw=1, label="loss")
         top.plot(*_series(records, "running_loss"), color=COLOURS[0], label="running average")
         if _has(records, "valid_loss"):
@@ -93,16 +101,38 @@ def plot_groups(
       title: above it.
       words: what losses and scores are called.
     """
+    means = {
+        (label, field): _mean_and_range(runs, field)
+        for label, runs in groups.items()
+        for field in fields
+    }
+    # A setting whose runs diverged before their first record has no curve.
+    drawn = [label for label in groups if any(means[label, field][0] for field in fields)]
+    parts = _parts(drawn)
     with mpl.rc_context(STYLE):
-        figure, panels = _panels(len(fields))
-        for axes, field in zip(panels, fields):
-            for (label, runs), colour in zip(groups.items(), _colours(len(groups))):
-                _draw_group(axes, runs, field, label, colour)
-            axes.set_ylabel(label_of(field, words))
-            if field == "sequence_length":
-                axes.yaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
-        _legend(panels[0], len(groups))
-        _finish(figure, panels, path, title)
+        many = len(parts) > 1
+        figure, grid = _grid(len(parts), len(fields), "col") if many else _grid(len(fields), 1)
+        for part, row in zip(parts, grid if many else grid.T):
+            for field, axes in zip(fields, row):
+                for label in drawn:
+                    steps, mean, *spread = means[label, field]
+                    if label not in part:
+                        axes.plot(steps, mean, **_GREY)
+                        continue
+                    style = _style(part.index(label))
+                    every = max(1, len(steps) // _MARKERS_PER_CURVE)
+                    # Not all at the same steps, so that close curves can be told apart.
+                    marked = (every * part.index(label) // len(part), every)
+                    axes.plot(steps, mean, label=label, ms=6, markevery=marked, **style)
+                    if len(groups[label]) > 1:
+                        axes.fill_between(steps, *spread, color=style["color"], alpha=0.15, lw=0)
+                axes.set_ylabel(label_of(field, words))
+                if field == "sequence_length":
+                    axes.yaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
+                elif field.endswith("loss"):
+                    _log_if_wide(axes, [mean[-1] for _, mean, *_ in means.values() if mean])
+            _legend(row[0], len(drawn))
+        _finish(figure, list(grid.flat), path, title)
 
 
 def plot_response(
@@ -121,35 +151,65 @@ def plot_response(
       y_label: the outcome.
       title: above it.
     """
+    parts = _parts(list(lines))
+    values = sorted({value for points in lines.values() for value in points})
     with mpl.rc_context(STYLE):
-        figure, (axes,) = _panels(1)
-        for (label, points), colour in zip(lines.items(), _colours(len(lines))):
-            x = sorted(points)
-            mean = [np.mean(points[value]) for value in x]
-            spread = [np.std(points[value]) for value in x]
-            axes.errorbar(x, mean, spread, color=colour, label=label, marker="o", ms=5, capsize=3)
-        values = sorted({value for points in lines.values() for value in points})
-        if values[0] > 0 and values[-1] > 4 * values[0]:
-            axes.set_xscale("log")
-        if len(values) <= 8:
-            axes.set_xticks(values, [f"{value:.3g}" for value in values])
-            axes.set_xticks([], minor=True)
-        axes.set_ylabel(y_label)
-        _legend(axes, len(lines))
-        _finish(figure, [axes], path, title, x_label)
+        columns = min(len(parts), 2)
+        figure, grid = _grid(-(-len(parts) // columns), columns, "all")
+        for part, axes in zip(parts, grid.flat):
+            for label, points in lines.items():
+                x = sorted(points)
+                mean = [np.mean(points[value]) for value in x]
+                if label not in part:
+                    axes.plot(x, mean, **_GREY)
+                    continue
+                spread = [np.std(points[value]) for value in x]
+                style = _style(part.index(label))
+                axes.errorbar(x, mean, spread, label=label, ms=5, capsize=3, **style)
+            if values[0] > 0 and values[-1] > 4 * values[0]:
+                axes.set_xscale("log")
+            if len(values) <= 8 and all(b > 1.4 * a for a, b in itertools.pairwise(values)):
+                axes.set_xticks(values, [f"{value:.3g}" for value in values])
+                axes.set_xticks([], minor=True)
+            axes.set_ylabel(y_label)
+            _log_if_wide(axes, [np.mean(v) for points in lines.values() for v in points.values()])
+            _legend(axes, len(lines))
+        for axes in grid.flat[len(parts) :]:
+            axes.set_axis_off()
+        _finish(figure, list(grid.flat), path, title, x_label)
 
 
-def _panels(count: int) -> tuple[Figure, list[Axes]]:
-    figure = Figure(figsize=(7.5, 1.4 + 2.8 * count), layout="constrained")
-    grid = figure.subplots(count, 1, sharex=True, squeeze=False)
-    return figure, list(grid[:, 0])
+def _parts(labels: Sequence[str]) -> list[list[str]]:
+    """Labels in as few panels as can hold them, about as many in each."""
+    count = -(-len(labels) // MOST_CURVES)
+    return [list(part) for part in np.array_split(np.array(labels, object), max(1, count))]
+
+
+def _style(number: int) -> dict[str, Any]:
+    return {"color": COLOURS[number], "marker": MARKERS[number]}
+
+
+def _grid(
+    rows: int, columns: int, share_y: Literal["none", "col", "all"] = "none"
+) -> tuple[Figure, Any]:
+    """A figure and its panels [rows, columns]; those that have the same y-axis."""
+    width = 7.5 if columns == 1 else 5.5 * columns
+    figure = Figure(figsize=(width, 1.4 + 2.8 * rows), layout="constrained")
+    return figure, figure.subplots(rows, columns, sharex=True, sharey=share_y, squeeze=False)
+
+
+def _log_if_wide(axes: Axes, values: Sequence[Any]) -> None:
+    """A logarithmic axis where one value would press all others to the ground."""
+    if values and min(values) > 0 and max(values) > 20 * np.median(values):
+        axes.set_yscale("log")
 
 
 def _finish(
     figure: Figure, panels: list[Axes], path: Path, title: str, x_label: str = "time steps"
 ) -> None:
-    panels[0].set_title(title)
-    panels[-1].set_xlabel(x_label)
+    if title:
+        panels[0].set_title(title)
+    figure.supxlabel(x_label, fontsize="medium")
     if x_label == "time steps":
         panels[-1].xaxis.set_major_formatter(mpl.ticker.FuncFormatter(lambda x, _: f"{x:,.0f}"))
     figure.savefig(path)
@@ -164,29 +224,20 @@ def _series(records: Sequence[Record], field: str) -> tuple[list[int], list[floa
     return [step for step, _ in points], [value for _, value in points]
 
 
-def _draw_group(
-    axes: Axes, runs: Sequence[Sequence[Record]], field: str, label: str, colour: Any
-) -> None:
+def _mean_and_range(
+    runs: Sequence[Sequence[Record]], field: str
+) -> tuple[list[int], list[float], list[float], list[float]]:
+    """The steps at which runs have a field, its mean over runs, its least and its largest value."""
     values: dict[int, list[float]] = {}
     for records in runs:
         for step, value in zip(*_series(records, field)):
             values.setdefault(step, []).append(value)
     steps = sorted(values)
-    style: Any = {"marker": "o", "ms": 4} if field == "valid_loss" else {}
-    axes.plot(steps, [np.mean(values[s]) for s in steps], color=colour, label=label, **style)
-    if len(runs) > 1:
-        low, high = [min(values[s]) for s in steps], [max(values[s]) for s in steps]
-        axes.fill_between(steps, low, high, color=colour, alpha=0.15, lw=0)
-
-
-def _colours(count: int) -> Sequence[Any]:
-    if count <= len(COLOURS):
-        return COLOURS
-    return list(mpl.colormaps["viridis"](np.linspace(0, 0.92, count)))
+    found = [(float(np.mean(values[s])), min(values[s]), max(values[s])) for s in steps]
+    mean, low, high = ([row[i] for row in found] for i in range(3))
+    return steps, mean, low, high
 
 
 def _legend(axes: Axes, count: int) -> None:
-    if count > 8:
-        axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=7)
-    elif count > 1:
-        axes.legend(fontsize=9)
+    if count > 1:
+        axes.legend(fontsize=8)

@@ -64,10 +64,12 @@ class Words(NamedTuple):
     Attributes:
       unit: of the loss.
       score: the name of the score; None if it is the loss.
+      higher_is_better: whether a higher score is.
     """
 
     unit: str = ""
     score: str | None = None
+    higher_is_better: bool = True
 
 
 class About(NamedTuple):

@@ -95,7 +95,7 @@ def make_supervised(config: Any, task: Task, make: Callable[..., Any]) -> Segmen
         about=About(
             evaluate=evaluate,
             structure=learn.linearizer.structure,
-            words=Words(task.loss.unit, task.score.name if task.score else None),
+            words=_words(task),
             held_out=task.held_out,
             check=lambda: linearization.check(cell, task.example_input),
             data=task.data,
@@ -121,3 +121,9 @@ def _sums(task: Task, segment: Batch, metrics: learning.StepMetrics) -> Sums:
         own = jnp.ones_like(scores) if segment.weight is None else segment.weight
         score = evaluation.weighted_sum(own, scores)
     return Sums(loss, weight, score, weight, metrics.gradient_norm)
+
+
+def _words(task: Task) -> Words:
+    if task.score is None:
+        return Words(task.loss.unit)
+    return Words(task.loss.unit, task.score.name, task.score.higher_is_better)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,27 +23,21 @@ from kfrtrl_jax.training import (
 from kfrtrl_jax.training.engines.jobs import Engine, Job
 from kfrtrl_jax.training.engines.local import make_local
 from kfrtrl_jax.training.group import alike
-from kfrtrl_jax.training.outcomes import Overrides
+from kfrtrl_jax.training.overrides import Overrides, grid, log_uniform, paired, product, seeds
 from kfrtrl_jax.training.program import Experiment, build
+from kfrtrl_jax.training.progress import make_progress
 from kfrtrl_jax.training.values import one_line
 
-
-def grid(**values: Iterable[Any]) -> list[Overrides]:
-    """Every combination of the values of fields: grid(**{"optimizer.learning_rate": [1e-3, 1e-4]})."""
-    return [dict(zip(values, point)) for point in itertools.product(*values.values())]
-
-
-def seeds(count: int) -> list[Overrides]:
-    """The seeds 0 to count - 1."""
-    return [{"seed": seed} for seed in range(count)]
-
-
-def product(*sweeps: Sequence[Overrides]) -> list[Overrides]:
-    """Every combination of overrides, one from each list; later ones win."""
-    return [
-        {key: value for part in parts for key, value in part.items()}
-        for parts in itertools.product(*sweeps)
-    ]
+__all__ = [
+    "describe",
+    "grid",
+    "log_uniform",
+    "paired",
+    "product",
+    "resolve",
+    "run_sweep",
+    "seeds",
+]
 
 
 def run_sweep(
@@ -53,6 +46,8 @@ def run_sweep(
     folder: Path,
     common: Overrides | None = None,
     make_engine: Callable[[Mapping[str, Experiment]], Engine] = make_local,
+    group_size: int = 0,
+    wandb: str = "",
 ) -> list[dict[str, Any]]:
     """Runs all trials that have no result yet, each from its last checkpoint.
 
@@ -70,6 +65,8 @@ def run_sweep(
       common: overrides of all trials, which those of a trial replace.
       make_engine: from the experiments that have been built, by what their trials have in common
         (`group.alike`), to what runs the groups, see `engines`.
+      group_size: the most trials that run side by side as one program; 0 for as many as fit in memory.
+      wandb: the W&B project that is told of the trials; "" for none.
 
     Returns:
       The result of each trial, as in its summary.json: its last record, the best validation loss and
@@ -95,21 +92,28 @@ def run_sweep(
         notes += made_with.bind(folder, data)
         results = trials.read_results(folder, notes.append)
         works = trials.plan(
-            folder, runs, results, lambda kind, n: _size_of(experiments[kind], n), notes.append
+            folder,
+            runs,
+            results,
+            lambda kind, n: _size_of(experiments[kind], min(n, group_size or n)),
+            notes.append,
         )
         for note in notes:
             display.say(f"note: {note}")
         jobs = [
-            _begun(work, i, works, folder, runs, overrides, data) for i, work in enumerate(works, 1)
+            _begun(work, i, works, folder, runs, overrides, data)._replace(wandb=wandb)
+            for i, work in enumerate(works, 1)
         ]
         failed = []
+        tell = make_progress(jobs, runs, results)
         for job, found in engine.run(jobs):
             if isinstance(found, Exception):
                 failed.append(f"trials {', '.join(job.work.names)}: {one_line(found)[:300]}")
                 display.say(f"error: {failed[-1]}")
-                continue
-            results.update(zip(job.work.names, found))
-            trials.write_results(folder, overrides, results)
+            else:
+                results.update(zip(job.work.names, found))
+                trials.write_results(folder, overrides, results)
+            display.say(tell(job, found))
         trials.write_results(folder, overrides, results)
         if failed:
             raise trials.SweepError(
@@ -123,13 +127,19 @@ def run_sweep(
     return ordered
 
 
-def describe(config: Any, sweep: Sequence[Overrides], common: Overrides | None = None) -> str:
+def describe(
+    config: Any,
+    sweep: Sequence[Overrides],
+    common: Overrides | None = None,
+    group_size: int = 0,
+) -> str:
     """What a sweep would run: its trials by groups, and what the first run of each group would be.
 
     Args:
       config: see `run_sweep`.
       sweep: likewise.
       common: likewise.
+      group_size: likewise.
 
     Raises:
       ConfigError, DataError, UnsupportedCellError: likewise.
@@ -140,7 +150,10 @@ def describe(config: Any, sweep: Sequence[Overrides], common: Overrides | None =
         together.setdefault(alike(trial), []).append(i)
     parts = [f"{len(configured)} trials in {len(together)} groups"]
     for members in together.values():
-        title = f"{len(members)} trials side by side: {_describe([sweep[i] for i in members])}"
+        most = f", at most {group_size} of them" if 0 < group_size < len(members) else ""
+        title = (
+            f"{len(members)} trials{most} side by side: {_describe([sweep[i] for i in members])}"
+        )
         parts += ["", title, dry_run.describe(configured[members[0]])]
     return "\n".join(parts)
 
@@ -193,8 +206,10 @@ def _begun(
         f"{_describe([overrides[name] for name in work.names])}"
     )
     configured = tuple(runs[name].to_dict() for name in work.names)
+    own = tuple(workdir.plain(overrides[name]) for name in work.names)
     digest = data[configs.shown(runs[work.names[0]], "task")]
-    return Job(work, configured, folder, title, made_with.settings(), digest)
+    job = Job(work, configured, own, folder, title, made_with.settings(), digest)
+    return job._replace(home=str(folder.absolute()))
 
 
 def _trial(config: Any, common: Overrides, own: Overrides, number: int) -> Any:

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from kfrtrl_jax.errors import ConfigError
-from kfrtrl_jax.training.outcomes import Results, figures, label_of
+from kfrtrl_jax.training.choice import Results, figures
+from kfrtrl_jax.training.outcomes import label_of
 
 
 def pivot(overrides: Sequence[Mapping[str, Any]], results: Results, rows: Sequence[str]) -> str:

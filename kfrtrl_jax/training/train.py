@@ -9,10 +9,12 @@ from typing import Any
 from kfrtrl_jax.training import (
     checkpoints,
     display,
+    events,
     loop,
     made_with,
     memory,
     metrics,
+    on_wandb,
     plots,
     workdir,
 )
@@ -23,7 +25,7 @@ from kfrtrl_jax.training.program import build
 CURVE = "learning_curve.png"
 
 
-def train(config: Any, folder: Path) -> dict[str, Any]:
+def train(config: Any, folder: Path, wandb: str = "") -> dict[str, Any]:
     """Runs an experiment, or continues it from its last checkpoint.
 
     Args:
@@ -31,6 +33,7 @@ def train(config: Any, folder: Path) -> dict[str, Any]:
       folder: the workdir. It receives config.json, made_with.json, metrics.jsonl, checkpoints/,
         tensorboard/, a picture of the learning curve, summary.json, final/ and, if there is held-out
         data, best/.
+      wandb: the W&B project that is told of the run; "" for none.
 
     Returns:
       The summary.
@@ -53,10 +56,13 @@ def train(config: Any, folder: Path) -> dict[str, Any]:
             for note in notes:
                 show.note(f"note: {note}")
             place = loop.Place(saved, folder, show)
-            training = loop.Training(group, [loop.Member(folder)], config, place)
-            training.run()
-        (member,) = training.members
-        (summary,) = loop.summarize(training)
+            home = folder.absolute()
+            named = on_wandb.Named(folder, str(home), home.name, config.to_dict())
+            (sent,) = on_wandb.connect(wandb, [named], lambda line: show.note(f"warning: {line}"))
+            others = (events.tensorboard(folder / events.FOLDER), *sent)
+            member = loop.Member(folder, others=others)
+            training = loop.Training(group, [member], config, place)
+            (summary,) = training.run()
         if member.diverged_at is not None:
             where = checkpoints.last_good(saved.last_step())
             raise metrics.NonFiniteError(f"{member.problem} ({where})", member.diverged_at)
@@ -75,7 +81,7 @@ def _show(config: Any, folder: Path, summary: dict[str, Any], training: loop.Tra
     ]
     title = ", ".join(parts)
     plots.plot_run(metrics.read(folder / metrics.METRICS), folder / CURVE, title, words)
-    unit, judged = words
+    unit, judged = words.unit, words.score
     best, test = summary.get("best_valid_loss"), summary.get("test_loss")
     rows = {
         "steps": f"{summary['step']:,}",

@@ -114,7 +114,7 @@ def differences(
     old: Mapping[str, Any], new: Mapping[str, Any], free: frozenset[str] = frozenset()
 ) -> str:
     """The first fields in which two nested dicts differ, in words; "" if they are the same."""
-    there, now = flatten(old), flatten(plain(new))
+    there, now = flatten(plain(old)), flatten(plain(new))
     different = [
         key
         for key in dict.fromkeys([*there, *now])

@@ -51,7 +51,7 @@ def start(arguments: Sequence[str], begin: Any = None) -> Outcome:
         contextlib.redirect_stderr(error),
         unittest.mock.patch.object(train, "train", begin or (lambda *_: None)),
         unittest.mock.patch.object(command_line, "_keep_compiled_programs"),
-        unittest.mock.patch.object(sys, "argv", ["train", *arguments]),
+        unittest.mock.patch.object(sys, "argv", [__name__, *arguments]),
     ):
         try:
             command_line.run(command.run)
@@ -68,9 +68,9 @@ def start(arguments: Sequence[str], begin: Any = None) -> Outcome:
 def _fresh_flags() -> Iterator[None]:
     """The flags of the programs, as before they are parsed; those of other tests are kept."""
     if "config" not in flags.FLAGS:
-        command_line.define_flags(dry_run=True)
+        command_line.define_flags(trains=True)
     before = {name: flags.FLAGS[name].value for name in flags.FLAGS}
-    for name in ("config", "workdir", "dry_run"):
+    for name in ("config", "workdir", "dry_run", "wandb"):
         flags.FLAGS[name].unparse()
     flags.FLAGS.unparse_flags()
     try:

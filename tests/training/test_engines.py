@@ -248,7 +248,7 @@ def test_a_storage_that_fails_is_tried_again_and_then_named(tmp_path, monkeypatc
 def test_other_data_on_another_machine_are_refused(tmp_path):
     run = small({"num_steps": 20}).to_dict()
     work = trials.Work(tmp_path / "groups/000", ("000",))
-    job = jobs.Job(work, (run,), tmp_path, "title", made_with.settings(), data="another")
+    job = jobs.Job(work, (run,), ({},), tmp_path, "title", made_with.settings(), data="another")
     with pytest.raises(DataError, match="is not what it read when the sweep began"):
         jobs.run(job)
 
@@ -267,7 +267,7 @@ def two_jobs(folder):
         work = trials.Work(folder / "groups" / name, (name,))
         trials.begin(work, folder / "trials", configs)
         run = configs[name].to_dict()
-        made.append(jobs.Job(work, (run,), folder, f"group {name}", made_with.settings()))
+        made.append(jobs.Job(work, (run,), ({},), folder, f"group {name}", made_with.settings()))
     workdir.write_document(made[1].work.folder / "checkpoint.json", {"step": 20})
     return made
 

@@ -1,14 +1,18 @@
 from __future__ import annotations
 
+import contextlib
 import json
+import resource
 import struct
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.proto.plugin_hparams_pb2 import HParamsPluginData
+from tensorboardX.record_writer import masked_crc32c
 
-from kfrtrl_jax.training import metrics
+from kfrtrl_jax.training import events, metrics, sinks
 from kfrtrl_jax.training.program import ChunkMetrics
 
 
@@ -47,24 +51,40 @@ def test_numbers_lose_nothing(value, dtype):
     assert dtype(metrics.number(dtype(value))) == dtype(value)
 
 
+@contextlib.contextmanager
+def opened(folder, step=0, warn=pytest.fail):
+    """A log and its events."""
+    with contextlib.ExitStack() as stack:
+        log, records = metrics.open_log(folder, step, warn)
+        yield sinks.together(stack, [log, events.tensorboard(folder / "tensorboard")(records)])
+
+
 def write(folder, steps=(10, 20, 30)):
-    with metrics.open_writer(folder, warn=pytest.fail) as writer:
+    with opened(folder) as sink:
         for step in steps:
-            writer.write({"step": step, "loss": step / 7})
+            sink.write({"step": step, "loss": step / 7})
     return (folder / metrics.METRICS).read_text().splitlines(keepends=True)
 
 
-def events(folder):
-    """The steps of the loss in the TensorBoard events, in order."""
-    (file,) = (folder / "tensorboard").glob("events*")
-    contents, steps = file.read_bytes(), []
+def read_events(folder):
+    """The TensorBoard events of a folder, in order."""
+    (file,) = folder.glob("events*")
+    contents, found = file.read_bytes(), []
     while contents:
         # A record: its length, a checksum, its bytes, a checksum.
         end = 12 + struct.unpack("<Q", contents[:8])[0]
-        event = Event.FromString(contents[12:end])
-        steps += [event.step for value in event.summary.value if value.tag == "loss"]
+        for part, checksum in ((slice(8), slice(8, 12)), (slice(12, end), slice(end, end + 4))):
+            expected = masked_crc32c(contents[part])
+            assert struct.unpack("<I", contents[checksum]) == (expected,)
+        found.append(Event.FromString(contents[12:end]))
         contents = contents[end + 4 :]
-    return steps
+    return found
+
+
+def steps_of(folder):
+    """The steps of the loss in the TensorBoard events of a run, in order."""
+    found = read_events(folder / "tensorboard")
+    return [event.step for event in found for value in event.summary.value if value.tag == "loss"]
 
 
 def test_lines_after_the_step_are_moved_when_a_run_is_resumed(tmp_path):
@@ -72,11 +92,11 @@ def test_lines_after_the_step_are_moved_when_a_run_is_resumed(tmp_path):
     path = tmp_path / metrics.METRICS
     path.write_text("".join(lines) + '{"step": 40, "lo')
     warnings = []
-    with metrics.open_writer(tmp_path, 20, warn=warnings.append) as writer:
+    with opened(tmp_path, 20, warnings.append) as sink:
         assert path.read_text() == "".join(lines[:2])
-        writer.write({"step": 30, "loss": 0.0})
+        sink.write({"step": 30, "loss": 0.0})
     assert [record["step"] for record in metrics.read(path)] == [10, 20, 30]
-    assert events(tmp_path) == [10, 20, 30]
+    assert steps_of(tmp_path) == [10, 20, 30]
     (warning,) = warnings
     assert warning.endswith("1 damaged and 1 of steps after 20, which are run again")
     aside = tmp_path / "set_aside" / metrics.METRICS
@@ -91,7 +111,7 @@ def test_a_damaged_line_costs_no_other(tmp_path, damage):
     path.write_bytes("".join([lines[0], spoiled, lines[2]]).encode("latin-1"))
     assert [record["step"] for record in metrics.read(path)] == [10, 30]
     warnings = []
-    with metrics.open_writer(tmp_path, 30, warn=warnings.append):
+    with opened(tmp_path, 30, warnings.append):
         pass
     assert path.read_text() == lines[0] + lines[2]
     assert len(warnings) == 1
@@ -100,7 +120,52 @@ def test_a_damaged_line_costs_no_other(tmp_path, damage):
 
 def test_a_run_that_starts_anew_has_each_event_once(tmp_path):
     lines = write(tmp_path, (10, 20))
-    with metrics.open_writer(tmp_path, 0, warn=lambda _: None) as writer:
-        writer.write({"step": 10, "loss": 0.0})
-    assert events(tmp_path) == [10]
+    with opened(tmp_path, warn=lambda _: None) as sink:
+        sink.write({"step": 10, "loss": 0.0})
+    assert steps_of(tmp_path) == [10]
     assert (tmp_path / "set_aside" / metrics.METRICS).read_text() == "".join(lines)
+
+
+def test_a_trial_has_its_hyper_parameters_and_its_end_in_the_events(tmp_path):
+    sink = events.tensorboard(tmp_path, {"seed": 3, "estimator": {"name": "uoro"}})([])
+    sink.write({"step": 10, "wall_time": 1.0, "loss": 0.5, "score": None})
+    assert len(read_events(tmp_path)) == 2
+    sink.conclude({"step": 10})
+    sink.close()
+    version, start, scalars, end = read_events(tmp_path)
+    assert version.file_version == "brain.Event:2"
+    values = [HParamsPluginData.FromString(plugin_of(event)) for event in (start, end)]
+    assert values[0].session_start_info.hparams["seed"].number_value == 3
+    assert "uoro" in values[0].session_start_info.hparams["estimator"].string_value
+    assert values[1].session_end_info.status == 1
+    assert [(value.tag, value.simple_value) for value in scalars.summary.value] == [("loss", 0.5)]
+
+
+def plugin_of(event):
+    (value,) = event.summary.value
+    assert value.metadata.plugin_data.plugin_name == "hparams"
+    return value.metadata.plugin_data.content
+
+
+def test_the_events_of_many_trials_need_no_open_files(tmp_path):
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (64, limits[1]))
+    try:
+        openers = [events.tensorboard(tmp_path / str(i), {"seed": i}) for i in range(100)]
+        opened_sinks = [opener([]) for opener in openers]
+        for sink in opened_sinks:
+            sink.write({"step": 10, "loss": 0.5})
+            sink.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert len(list(tmp_path.glob("*/events*"))) == 100
+
+
+def test_the_last_step_of_a_log_is_that_of_its_last_whole_line(tmp_path):
+    assert metrics.last_step(tmp_path) == 0
+    write(tmp_path, range(10, 10_000, 10))
+    path = tmp_path / metrics.METRICS
+    assert path.stat().st_size > metrics._LONGEST_LINE
+    assert metrics.last_step(tmp_path) == 9990
+    path.write_bytes(path.read_bytes()[:-3])
+    assert metrics.last_step(tmp_path) == 9980

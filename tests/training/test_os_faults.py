@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import io
 import os
@@ -109,15 +108,13 @@ def test_a_state_that_cannot_be_written_leaves_the_ones_before(tmp_path, monkeyp
 
 
 def test_a_log_that_has_vanished_is_noticed_before_the_next_checkpoint(tmp_path):
-    with contextlib.ExitStack() as stack:
-        writer = stack.enter_context(metrics.open_writer(tmp_path, tensorboard=False))
-        writer.sync()
-        (tmp_path / metrics.METRICS).unlink()
-        with pytest.raises(FileNotFoundError, match=metrics.METRICS):
-            writer.sync()
-        with pytest.raises(FileNotFoundError, match=metrics.METRICS):
-            writer.write({"step": 10})
-        (tmp_path / metrics.METRICS).touch()
+    log, _ = metrics.open_log(tmp_path)
+    log.sync()
+    (tmp_path / metrics.METRICS).unlink()
+    with pytest.raises(FileNotFoundError, match=metrics.METRICS):
+        log.sync()
+    with pytest.raises(FileNotFoundError, match=metrics.METRICS):
+        log.write({"step": 10})
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")

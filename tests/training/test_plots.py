@@ -45,6 +45,21 @@ def test_many_runs_are_drawn(tmp_path):
     assert is_picture(tmp_path / "runs.png")
 
 
+def test_a_panel_has_no_more_curves_than_can_be_told_apart():
+    assert len(set(plots.COLOURS)) == len(set(plots.MARKERS)) == plots.MOST_CURVES
+    for count, sizes in ((1, [1]), (8, [8]), (9, [5, 4]), (27, [7, 7, 7, 6])):
+        parts = plots._parts([f"run {i}" for i in range(count)])
+        assert [len(part) for part in parts] == sizes
+        assert [name for part in parts for name in part] == [f"run {i}" for i in range(count)]
+
+
+def test_a_response_of_many_methods_is_drawn(tmp_path):
+    lines = {f"method {i}": {1e-3: [1.0, 2.0], 1e-2: [1.5 + i]} for i in range(9)}
+    plots.plot_response(lines, tmp_path / "response.png", "x", "y")
+    height, width, _ = matplotlib.image.imread(tmp_path / "response.png").shape
+    assert width > 2 * height
+
+
 def test_a_response_is_drawn(tmp_path):
     lines = {"a": {1e-3: [1.0, 2.0], 1e-2: [1.5]}, "b": {1e-3: [3.0]}}
     plots.plot_response(lines, tmp_path / "response.png", "x", "y")

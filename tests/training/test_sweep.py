@@ -6,12 +6,25 @@ import shutil
 import matplotlib.image
 import numpy as np
 import pytest
+from tensorboardX.proto.plugin_hparams_pb2 import HParamsPluginData
 
 import kfrtrl_jax as kf
 from kfrtrl_jax.errors import ConfigError, WorkdirError
-from kfrtrl_jax.training import engines, loop, memory, metrics, sweep, train, trials, workdir
+from kfrtrl_jax.training import (
+    engines,
+    loop,
+    memory,
+    metrics,
+    overrides,
+    progress,
+    sweep,
+    train,
+    trials,
+    workdir,
+)
 from kfrtrl_jax.training.engines import jobs
 from tests.training.small import nested, records, small, text, timeless
+from tests.training.test_metrics import plugin_of, read_events
 
 BASE = nested({"num_steps": 40, "checkpoint_every": 0})
 TRIALS = sweep.product(
@@ -44,6 +57,30 @@ def test_products_of_grids_and_seeds():
     assert len(TRIALS) == 8
     assert TRIALS[1] == {"estimator.name": "kf_rtrl", "optimizer.learning_rate": 1e-2, "seed": 1}
     assert sweep.grid(a=[1, 2], b=[3]) == [{"a": 1, "b": 3}, {"a": 2, "b": 3}]
+
+
+def test_draws_of_a_longer_sweep_begin_with_those_of_a_shorter():
+    path = "optimizer.learning_rate"
+    short, long = (overrides.log_uniform(path, 1e-4, 1e-1, count) for count in (3, 200))
+    assert long[:3] == short
+    assert overrides.log_uniform(path, 1e-4, 1e-1, 3, seed=1) != short
+    drawn = np.log10([own[path] for own in long])
+    # The mean of 200 uniform draws from [-4, -1] has a standard error of 0.06.
+    assert abs(np.mean(drawn) + 2.5) < 0.25
+    assert drawn.min() >= -4
+    assert drawn.max() <= -1
+    other = overrides.log_uniform("optimizer.clip_norm", 1e-4, 1e-1, 3)
+    assert [*other[0].values()] != [*short[0].values()]
+    for low, high in ((0, 1), (1, 1), (-1, 1), (1, float("inf"))):
+        with pytest.raises(ConfigError, match="needs 0 < low < high"):
+            overrides.log_uniform(path, low, high, 3)
+
+
+def test_fields_that_vary_together():
+    both = sweep.paired(sweep.grid(segment_length=[1, 8]), sweep.grid(window=[5, 40]))
+    assert both == [{"segment_length": 1, "window": 5}, {"segment_length": 8, "window": 40}]
+    with pytest.raises(ConfigError, match="lists of the same length, got 1, 2 overrides"):
+        sweep.paired(sweep.seeds(1), sweep.seeds(2))
 
 
 def test_trials_that_differ_in_seed_and_floats_are_one_program(tmp_path):
@@ -105,6 +142,12 @@ def test_results_and_pictures_are_written(swept):
     assert {row["status"] for row in rows} == {"done"}
     for name in ("sweep.png", "sweep_learning_rate.png"):
         assert matplotlib.image.imread(folder / name).ndim == 3
+    for i in range(8):
+        start, *scalars, end = read_events(folder / "trials" / f"{i:03}" / "tensorboard")[1:]
+        assert [event.step for event in scalars] == [10, 20, 30, 40]
+        hparams = HParamsPluginData.FromString(plugin_of(start)).session_start_info.hparams
+        assert set(hparams) == set(TRIALS[i])
+        assert HParamsPluginData.FromString(plugin_of(end)).session_end_info.status == 1
 
 
 def test_a_finished_sweep_has_nothing_left_to_do(swept, monkeypatch):
@@ -154,7 +197,10 @@ def test_a_group_that_fails_does_not_keep_the_others_from_running(tmp_path, monk
         message = r"1 of 2 groups of trials failed \(trials 001: RuntimeError: broken here\)"
         with pytest.raises(trials.SweepError, match=message):
             sweep.run_sweep(base, changes, tmp_path)
-    assert "error: trials 001: RuntimeError: broken here" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "error: trials 001: RuntimeError: broken here" in shown
+    assert "sweep: 1 of 2 trials done, 1 waiting; about 0:" in shown
+    assert "sweep: 1 of 2 trials done, 1 failed\n" in shown
     assert [trial["result"] is None for trial in of_trials(tmp_path)] == [False, True]
     results = sweep.run_sweep(base, changes, tmp_path)
     assert [result["step"] for result in results] == [20] * 2
@@ -220,6 +266,27 @@ def test_trials_of_a_version_that_had_fewer_fields_are_the_same_trials(tmp_path)
         trials.claim(tmp_path, [small({"seed": s, "on_nonfinite": "skip"}) for s in range(2)])
 
 
+def test_progress_counts_trials_and_extrapolates(tmp_path, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    runs = {f"{i:03}": small({"seed": i, "num_steps": 40}) for i in range(7)}
+    results = {"006": {"step": 20, "diverged_at": 20}}
+    groups = [trials.Work(tmp_path / "groups" / n[0], n) for n in (("000", "001"), ("002",))]
+    groups += [trials.Work(tmp_path / "groups" / n, (n,)) for n in ("003", "004", "005")]
+    all_jobs = [jobs.Job(work, (), (), tmp_path, "", {}) for work in groups]
+    tell = progress.make_progress(all_jobs, runs, results)
+    log = tmp_path / "trials" / "003"
+    log.mkdir(parents=True)
+    metrics.open_log(log)[0].write({"step": 10})
+    now[0] = 90.0
+    results.update({"000": {"step": 40}, "001": {"step": 30, "diverged_at": 30}})
+    # 2 * 40 steps of the first group and 10 of the trial 003 took 90 s; 40 + 30 + 40 + 40 are left.
+    line = "sweep: 1 of 7 trials done, 2 diverged, 1 running, 3 waiting; about 2:30 left"
+    assert tell(all_jobs[0], []) == line
+    line = "sweep: 1 of 7 trials done, 2 diverged, 1 failed, 1 running, 2 waiting; about 1:50 left"
+    assert tell(all_jobs[1], ValueError()) == line
+
+
 def test_another_sweep_is_refused(swept):
     folder, _ = swept
     message = r"its trial 000 is not in this one \(seed \(0 there, 7 now\)\); a sweep may get more"
@@ -244,11 +311,14 @@ def test_a_trial_that_diverges_leaves_the_others_alone(tmp_path):
 def test_a_sweep_of_nothing_but_diverged_trials_has_its_rows(tmp_path, capsys):
     rates = sweep.grid(**{"optimizer.learning_rate": [1e307, 1e308]})
     changes = {"num_steps": 20, "optimizer.name": "sgd", "estimator.name": "truncated"}
-    results = sweep.run_sweep(nested(changes), rates, tmp_path)
+    results = sweep.run_sweep(nested(changes), rates, tmp_path, group_size=1)
+    assert len(list((tmp_path / "groups").iterdir())) == 2
     assert all(result["diverged_at"] >= 1 for result in results)
     with open(tmp_path / "results.csv") as file:
         assert {row["status"] for row in csv.DictReader(file)} == {"diverged"}
-    assert "diverged" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "trial 001: learning_rate 1e+308 diverged: " in shown
+    assert "sweep: 0 of 2 trials done, 2 diverged\n" in shown
 
 
 def test_a_bad_trial_is_named(tmp_path):

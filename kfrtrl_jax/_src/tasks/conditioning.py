@@ -356,7 +356,7 @@ def _task(protocol: _Protocol, batch_size: int) -> Task:
         chance_loss=protocol.rate * US_STEPS / mean_length,
         init=init,
         sample=sample,
-        score=Score("MSRE", _square_return_error),
+        score=Score("MSRE", _square_return_error, higher_is_better=False),
         around=bootstrapped,
     )
 

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from kfrtrl_jax.errors import DataError
-from kfrtrl_jax.training import checkpoints, display, made_with, workdir
+from kfrtrl_jax.training import checkpoints, display, events, made_with, on_wandb, outcomes, workdir
 from kfrtrl_jax.training import config as configs
 from kfrtrl_jax.training.engines.storage import Group, Storage
 from kfrtrl_jax.training.group import make_group
-from kfrtrl_jax.training.loop import Member, Place, Training, summarize
+from kfrtrl_jax.training.loop import Member, Place, Training
 from kfrtrl_jax.training.program import Experiment
 from kfrtrl_jax.training.trials import Work
 
@@ -29,20 +29,26 @@ class Job(NamedTuple):
     Attributes:
       work: their names, and the folder of their checkpoints.
       runs: the resolved config of each, as nested dicts.
+      overrides: of each, by path.
       folder: of the sweep.
       title: in words.
       settings: those of JAX that the numbers depend on, see `made_with`.
       data: the digest of what its task reads, "" if it reads nothing.
       storage: the URL of the storage that has its files, "" if all machines see the folder.
+      home: the absolute path of the sweep's folder where the sweep was begun.
+      wandb: the W&B project that is told of the trials; "" for none.
     """
 
     work: Work
     runs: tuple[dict[str, Any], ...]
+    overrides: tuple[dict[str, Any], ...]
     folder: Path
     title: str
     settings: dict[str, Any]
     data: str = ""
     storage: str = ""
+    home: str = ""
+    wandb: str = ""
 
 
 Outcome = Results | Exception
@@ -97,13 +103,27 @@ def run(
         show.note(job.title)
         saved = checkpoints.Checkpoints(job.work.folder, after_save=copy)
         stack.enter_context(contextlib.closing(saved))
-        members = [Member(job.folder / "trials" / name) for name in job.work.names]
-        place = Place(saved, job.folder, show, tensorboard=False, stop_on=stop_on)
-        training = Training(group, members, runs[0], place)
-        training.run()
-        results = summarize(training)
+        place = Place(saved, job.folder, show, stop_on=stop_on)
+        results = Training(group, _members(job, show.note), runs[0], place).run()
         copy()
         return results
+
+
+def _members(job: Job, note: Callable[[str], None]) -> list[Member]:
+    """The trials of a job, and what is told of their records."""
+    folders = [job.folder / "trials" / name for name in job.work.names]
+    titles = [
+        f"{name}: {outcomes.label_of(own)}" for name, own in zip(job.work.names, job.overrides)
+    ]
+    named = [
+        on_wandb.Named(folder, f"{job.home}/trials/{name}", title, config, Path(job.home).name)
+        for folder, name, title, config in zip(folders, job.work.names, titles, job.runs)
+    ]
+    sent = on_wandb.connect(job.wandb, named, lambda line: note(f"warning: {line}"))
+    return [
+        Member(folder, f"trial {title}", (events.tensorboard(folder / events.FOLDER, own), *more))
+        for folder, title, own, more in zip(folders, titles, job.overrides, sent, strict=True)
+    ]
 
 
 @contextlib.contextmanager

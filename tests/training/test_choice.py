@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+import csv
+
+import pytest
+
+from experiments import compare
+from kfrtrl_jax.errors import ConfigError
+from kfrtrl_jax.training import choice, finished, metrics, workdir
+from kfrtrl_jax.training.choice import Measure
+
+
+def results(*losses, **fields):
+    return [{"running_loss": loss, **fields} for loss in losses]
+
+
+def test_the_figure_that_counts():
+    assert choice.measure_of(results(1.0)) == Measure("running_loss")
+    assert choice.measure_of(results(1.0, score=0.5, score_name="accuracy")) == ("score", True)
+    error = results(1.0, score=0.5, score_name="NMSE", higher_is_better=False)
+    assert choice.measure_of(error) == ("score", False)
+    held_out = results(1.0, best_valid_loss=2.0, test_loss=3.0, score_name="accuracy")
+    assert choice.measure_of(held_out) == Measure("best_valid_loss")
+
+
+def test_the_best_setting_and_what_noise_cannot_tell_from_it():
+    settings = {"a": results(1.0, 1.2), "b": results(1.1, 1.3), "c": results(2.0, 2.2)}
+    # Each mean has a standard error of 0.1, a difference one of 0.14.
+    assert choice.choose(settings, Measure("running_loss")) == ("a", pytest.approx(1.1), 1, 3, 0)
+    found = choice.choose(settings, Measure("running_loss", higher_is_better=True))
+    assert found == ("c", pytest.approx(2.1), 0, 3, 0)
+    assert choice.in_words(found, "loss") == (
+        "best by loss: c (2.1); 0 of 2 others within one standard error of the difference"
+    )
+
+
+def test_one_seed_has_no_standard_error():
+    found = choice.choose({"a": results(1.0), "b": results(2.0)}, Measure("running_loss"))
+    assert (found.setting, found.close) == ("a", None)
+    assert choice.in_words(found, "loss") == "best by loss: a (1); one seed has no standard error"
+
+
+def test_a_setting_that_diverged_on_a_seed_is_not_the_best():
+    lost = {"diverged_at": 10}
+    settings = {"a": [*results(1.0), lost], "b": results(2.0, 2.1), "c": [lost, lost]}
+    found = choice.choose(settings, Measure("running_loss"))
+    assert (found.setting, found.compared, found.left_out) == ("b", 1, 2)
+    assert choice.choose({"a": settings["a"]}, Measure("running_loss")).setting == "a"
+    assert choice.choose({"c": settings["c"]}, Measure("running_loss")) is None
+
+
+def write_run(folder, seed):
+    folder.mkdir(parents=True)
+    workdir.write_document(folder / "config.json", {"seed": seed, "log_every": 10})
+    workdir.write_document(folder / "summary.json", {"step": 20, "loss_unit": "bits"})
+    log, _ = metrics.open_log(folder)
+    for step in (10, 20):
+        log.write({"step": step, "running_loss": 1.0 / step})
+
+
+@pytest.fixture
+def swept(tmp_path):
+    """A sweep of two estimators and two seeds, of which the last trial is not finished."""
+    trials = []
+    for i, (name, seed) in enumerate([("uoro", 0), ("uoro", 1), ("rflo", 0), ("rflo", 1)]):
+        result = {"step": 20} if i < 3 else None
+        own = {"estimator": name, "seed": seed}
+        trials.append({"trial": f"{i:03}", "overrides": own, "result": result})
+        write_run(tmp_path / "sweep" / "trials" / f"{i:03}", seed)
+    workdir.write_document(tmp_path / "sweep" / "sweep.json", {"trials": trials})
+    return tmp_path / "sweep"
+
+
+def test_a_sweep_is_read_by_its_settings(swept):
+    warnings = []
+    found = finished.read_settings(swept, warnings.append)
+    assert {label: len(runs) for label, runs in found.items()} == {"uoro": 2, "rflo": 1}
+    (warning,) = warnings
+    assert warning.startswith("1 of 4 trials of ")
+    assert [*finished.read_settings(swept / "trials" / "000", pytest.fail)] == [""]
+
+
+def test_runs_and_sweeps_are_compared(swept, tmp_path, monkeypatch):
+    write_run(tmp_path / "run", 0)
+    pairs = [f"s={swept}", f"alone={tmp_path / 'run'}"]
+    for flag, value in (("_RUNS", pairs), ("_OUT", str(tmp_path / "both")), ("_TITLE", "")):
+        monkeypatch.setattr(compare, flag, Flag(value))
+    monkeypatch.setattr(compare, "_FIELDS", Flag(["running_loss"]))
+    assert compare.main() == 0
+    with open(tmp_path / "both.csv") as file:
+        names = [row["run"] for row in csv.DictReader(file)]
+    expected = ["s: uoro, seed 0", "s: uoro, seed 1", "s: rflo", "alone"]
+    assert names == [name for name in expected for _ in range(2)]
+    monkeypatch.setattr(compare, "_RUNS", Flag([pairs[1], pairs[1]]))
+    with pytest.raises(ConfigError, match="--runs has 'alone, seed 0' twice"):
+        compare.main()
+
+
+class Flag:
+    def __init__(self, value):
+        self.value = value
