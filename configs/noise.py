@@ -3,7 +3,7 @@
 python -m experiments.noise --config=configs/noise.py --workdir=runs/noise
 
 With --config.trained=WORKDIR along the stream of a trained network, in place of an untrained cell on
-random inputs; --config.task="copy(batch_size=2, initial_length=9)" takes another stream than that of
+random inputs; --config.stream="copy(batch_size=2, initial_length=9)" takes another stream than that of
 its run.
 """
 
@@ -20,7 +20,7 @@ def get_config() -> ConfigDict:
     config.batch_size = 2
     # Of a finished run; "" for an untrained cell. The four fields above are then not used.
     config.trained = ""
-    config.task = ""
+    config.stream = ""
     config.estimators = ("uoro", "kf_rtrl", "ok(rank=8)")
     # Each divides num_steps.
     config.segment_lengths = (1, 4, 8, 16)

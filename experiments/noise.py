@@ -55,7 +55,7 @@ def _untrained(given: dict[str, Any]) -> gradient_noise.Setting:
 
 def _trained(given: dict[str, Any]) -> gradient_noise.Setting:
     return gradient_noise.trained(
-        given["trained"], given["task"], steps=given["num_steps"], seed=given["seed"]
+        given["trained"], given["stream"], steps=given["num_steps"], seed=given["seed"]
     )
 
 

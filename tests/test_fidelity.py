@@ -355,7 +355,7 @@ def test_a_bad_theory_config_is_refused(fields, message, tmp_path):
 
 def test_the_noise_along_the_stream_of_a_trained_network(tmp_path, capsys):
     train.train(small({"num_steps": 20}), tmp_path / "run")
-    fields = {"trained": str(tmp_path / "run"), "task": "copy(batch_size=3, initial_length=2)",
+    fields = {"trained": str(tmp_path / "run"), "stream": "copy(batch_size=3, initial_length=2)",
               "estimators": ("rtrl",), "segment_lengths": (2,), "estimated": True, "num_steps": 8,
               "draws": 2}  # fmt: skip
     noise_program.run(invocation(noise_config, tmp_path / "noise", **fields))

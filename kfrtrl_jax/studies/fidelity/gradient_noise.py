@@ -122,7 +122,7 @@ def trained(folder: str | Path, task: str, *, steps: int, seed: int) -> Setting:
     chosen = configs.make(config, "task", floats=None)
     if (chosen.input_size, chosen.output_size) != (loaded.task.input_size, loaded.task.output_size):
         raise ConfigError(
-            f"config.task: {task} has other inputs or outputs than the task of {folder}"
+            f"config.stream: {task} has other inputs or outputs than the task of {folder}"
         )
     network = make_network(chosen, functools.partial(configs.make, config, floats=None))
 
