@@ -104,16 +104,7 @@ def run_sweep(
             _begun(work, i, works, folder, runs, overrides, data)._replace(wandb=wandb)
             for i, work in enumerate(works, 1)
         ]
-        failed = []
-        tell = make_progress(jobs, runs, results)
-        for job, found in engine.run(jobs):
-            if isinstance(found, Exception):
-                failed.append(f"trials {', '.join(job.work.names)}: {one_line(found)[:300]}")
-                display.say(f"error: {failed[-1]}")
-            else:
-                results.update(zip(job.work.names, found))
-                trials.write_results(folder, overrides, results)
-            display.say(tell(job, found))
+        failed = _run_jobs(engine, jobs, runs, overrides, results)
         trials.write_results(folder, overrides, results)
         if failed:
             raise trials.SweepError(
@@ -232,6 +223,27 @@ def _describe(overrides: Sequence[Overrides]) -> str:
         if all(key in own and own[key] == value for own in overrides)
     }
     return outcomes.label_of(shared) or f"{len(overrides)} trials"
+
+
+def _run_jobs(
+    engine: Engine,
+    jobs: Sequence[Job],
+    runs: Mapping[str, Any],
+    overrides: Mapping[str, Overrides],
+    results: dict[str, Any],
+) -> list[str]:
+    """Runs jobs, and writes down and shows what each has come to as soon as it has; what failed."""
+    failed = []
+    tell = make_progress(jobs, runs, results)
+    for job, found in engine.run(jobs):
+        if isinstance(found, Exception):
+            failed.append(f"trials {', '.join(job.work.names)}: {one_line(found)[:300]}")
+            display.say(f"error: {failed[-1]}")
+        else:
+            results.update(zip(job.work.names, found))
+            trials.write_results(job.folder, overrides, results)
+        display.say(tell(job, found))
+    return failed
 
 
 def _log(folder: Path, config: Any, result: Mapping[str, Any]) -> list[metrics.Record]:
