@@ -26,7 +26,7 @@ _OUT = flags.DEFINE_string("out", "runs/sharding", "Prefix of the files to write
 _CELL = flags.DEFINE_string("cell", "recurrent_highway(hidden_size=128)", "The cell.")
 _LANES = flags.DEFINE_integer("lanes", 16, "The number of lanes.")
 _ESTIMATORS = flags.DEFINE_multi_string(
-    "estimator", ["kf_rtrl", "ok(rank=8)", "uoro", "snap", "truncated"], "The estimators."
+    "estimator", ["kf_rtrl", "ok(rank=8)", "uoro", "snap", "rtrl", "truncated"], "The estimators."
 )
 
 

@@ -41,16 +41,16 @@ def run_segment(
       segment: the batches of its steps, [K, B].
       key: for the estimator.
     """
-    inside, credit_state = _with_credit(model, credit, share, state, segment)
-    gradient, influence = inside.gradient, state.influence
+    unrolled = Unrolled(model, state.parameters, state.carry, segment)
+    inside, credit_state = _with_credit(unrolled, credit, share, state)
+    sites, influence = inside.sites, state.influence
     begins = segment.reset.at[0].set(segment.reset[0] | state.fresh)
     if share != 1:
         cotangent = jnp.where(state.fresh[:, None], 0, inside.cotangent)
         past = Past(model, influence, None, cotangent, begins, jnp.asarray(0))
         pulled, _ = past.pulled()
         influence = model.estimator.observe(pulled.influence, pulled.cotangent[None])
-        by_past = model.linearizer.gradient(state.parameters["cell"], pulled.gradients)
-        gradient = {**gradient, "cell": trees.add(gradient["cell"], by_past)}
+        sites = trees.add(sites, pulled.gradients)
     steps = linearized(model, state.parameters, inside.seen.starts, segment, begins)
     new = state._replace(
         carry=inside.seen.carry,
@@ -58,19 +58,15 @@ def run_segment(
         fresh=jnp.zeros_like(state.fresh),
         credit=credit_state,
     )
+    gradient = unrolled.by_parameters(sites, inside.others)
     return gradient, new, Outcome(inside.losses, inside.seen.predictions)
 
 
 def _with_credit(
-    model: Model,
-    credit: CreditEstimator,
-    share: float | None,
-    state: LearnerState,
-    segment: Batch,
+    unrolled: Unrolled, credit: CreditEstimator, share: float | None, state: LearnerState
 ) -> tuple[SegmentGradient, Any]:
     """The gradient inside the segment with the credit's part, and the updated credit state."""
-    unrolled = Unrolled(model, state.parameters, state.carry, segment)
-    flatten = model.linearizer.flatten
+    segment, flatten = unrolled.segment, unrolled.model.linearizer.flatten
 
     def ends(
         variables: Any, floats: Any
@@ -95,5 +91,5 @@ def _with_credit(
     # At the first step of a run it may be infinite; the credit there is never used.
     target = jnp.where(state.fresh[:, None] & ~jnp.isfinite(target), 0, target)
     new = credit.update(state.credit, flatten(state.carry), target)
-    gradient = unrolled.by_parameters(trees.scaled(gradient, each), seen.data)
-    return SegmentGradient(gradient, unrolled.by_state(past), losses, seen), new
+    sites, others = unrolled.by_sites(trees.scaled(gradient, each), seen.data)
+    return SegmentGradient(sites, others, unrolled.by_state(past), losses, seen), new

@@ -11,9 +11,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float
 
-from kfrtrl_jax._src.base import Array, Batch, Key, SiteGradients
+from kfrtrl_jax._src.base import Array, Batch, Key
 from kfrtrl_jax._src.lanes import restarted
 from kfrtrl_jax._src.learning import trees, weighted
+from kfrtrl_jax._src.learning.groups import GroupedGradients, together
 from kfrtrl_jax._src.learning.recovery import recovered
 from kfrtrl_jax._src.learning.types import LearnerState, Model, Outcome
 
@@ -33,21 +34,22 @@ def run_step(
     keep = 1 - begins.astype(linearizer.structure.dtype)
     step = linearizer.linearize(parameters["cell"], start, batch.inputs, keep)
 
-    def advance(influence: Any) -> tuple[Any, SiteGradients]:
+    def advance(influence: Any) -> tuple[Any, GroupedGradients]:
         influence = model.estimator.push(influence, step, key)
-        return influence, model.estimator.pull(influence, cotangent)
+        return influence, model.pull(influence, cotangent)
 
-    def without_lost_lanes() -> tuple[Any, SiteGradients]:
+    def without_lost_lanes() -> tuple[Any, GroupedGradients]:
         forget = model.forget
         if forget is None:
             return advance(state.influence)
         unused = jnp.all(cotangent == 0, axis=1)
         influence, _ = advance(forget(state.influence, begins))
-        return influence, model.estimator.pull(forget(influence, unused), cotangent)
+        return influence, model.pull(forget(influence, unused), cotangent)
 
     (influence, pulled), _ = recovered(advance(state.influence), without_lost_lanes)
     influence = model.estimator.observe(influence, cotangent[None])
-    gradient = {"cell": linearizer.gradient(parameters["cell"], pulled), "readout": by_readout}
+    by_cell = linearizer.gradient(parameters["cell"], together(pulled))
+    gradient = {"cell": by_cell, "readout": by_readout}
     new = state._replace(carry=carry, influence=influence, fresh=jnp.zeros_like(state.fresh))
     return gradient, new, jax.tree.map(lambda x: x[None], outcome)
 

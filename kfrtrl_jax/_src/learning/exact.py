@@ -75,13 +75,14 @@ def run_segment(
         state, ring = carry
         batches, count = interval
         begins = batches.reset.at[0].set(batches.reset[0] | state.fresh)
-        inside = backpropagate(Unrolled(model, state.parameters, state.carry, batches))
+        unrolled = Unrolled(model, state.parameters, state.carry, batches)
+        inside = backpropagate(unrolled)
         # Nothing precedes a run's first step: the cotangent is 0, even if the derivative is infinite.
         cotangent = jnp.where(state.fresh[:, None], 0, inside.cotangent)
         past = Past(model, influence, ring, cotangent, begins, count)
         pulled, lost = past.pulled()
-        by_past = model.linearizer.gradient(state.parameters["cell"], pulled.gradients)
-        gradient = {**inside.gradient, "cell": trees.add(inside.gradient["cell"], by_past)}
+        sites = trees.add(inside.sites, pulled.gradients)
+        gradient = unrolled.by_parameters(sites, inside.others)
         steps = linearized(model, state.parameters, inside.seen.starts, batches, begins)
         state = state._replace(carry=inside.seen.carry, fresh=jnp.zeros_like(state.fresh))
         state, report = update(state, gradient)

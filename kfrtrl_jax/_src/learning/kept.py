@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from kfrtrl_jax._src.base import Array, Linearization, SiteGradients, SiteJacobian
+from kfrtrl_jax._src.base import Array, Linearization, SiteJacobian
 from kfrtrl_jax._src.lanes import along
+from kfrtrl_jax._src.learning.groups import GroupedGradients, grouped
 from kfrtrl_jax._src.learning.recovery import lanes_lost
 from kfrtrl_jax._src.learning.types import Model
 
@@ -98,16 +99,18 @@ class Backward(NamedTuple):
 
     Attributes:
       cotangent: by the state before them, [B, n].
-      gradients: for every site what the steps themselves give, [m, g].
+      gradients: for every site what the steps themselves give, by groups of lanes, [P, m, g].
       started: the lanes that start anew in one of the steps, [B].
     """
 
     cotangent: Array
-    gradients: SiteGradients
+    gradients: GroupedGradients
     started: Array
 
 
-def backpropagate(kept: Kept, cotangent: Array, count: Any, careful: bool) -> Backward:
+def backpropagate(
+    kept: Kept, cotangent: Array, count: Any, careful: bool, groups: int = 1
+) -> Backward:
     """Backward along the newest `count` steps of a ring, for a derivative by the state after them.
 
     Args:
@@ -116,10 +119,14 @@ def backpropagate(kept: Kept, cotangent: Array, count: Any, careful: bool) -> Ba
       count: how many steps; may be traced: the loop takes as many rounds.
       careful: whether to choose 0 where nothing depends on a lane's state any more, as derivatives may
         be infinite there; without, 0 is multiplied.
+      groups: P, the groups of lanes that gradients are summed over.
     """
     size = len(kept.steps.keep)
     sites = kept.steps.sites
     run = min(_RUN, size)
+
+    def products(inputs: list[Array], deltas: list[Array]) -> GroupedGradients:
+        return tuple(jnp.einsum("lbtm,lbtg->mg", x, d) for x, d in zip(inputs, deltas))
 
     def back(i: Any, state: tuple[Array, list[Array], list[Array]]) -> Any:
         c, inputs, deltas = state
@@ -142,7 +149,7 @@ def backpropagate(kept: Kept, cotangent: Array, count: Any, careful: bool) -> Ba
         deltas = write(deltas, [site.derivatives.vector_times(c) for site in step.sites])
         return choose(step.jacobian.vector_times(c)), inputs, deltas
 
-    def back_a_run(j: Any, state: tuple[Array, SiteGradients]) -> tuple[Array, SiteGradients]:
+    def back_a_run(j: Any, state: tuple[Array, GroupedGradients]) -> Any:
         c, gradients = state
         inputs = [jnp.zeros((run, *s.inputs.shape[1:]), s.inputs.dtype) for s in sites]
         deltas = [
@@ -151,11 +158,12 @@ def backpropagate(kept: Kept, cotangent: Array, count: Any, careful: bool) -> Ba
         ]
         stop = jnp.minimum((j + 1) * run, count)
         c, inputs, deltas = jax.lax.fori_loop(j * run, stop, back, (c, inputs, deltas))
-        new = (jnp.einsum("lbtm,lbtg->mg", x, delta) for x, delta in zip(inputs, deltas))
+        new = grouped(products, (1, 1), groups)(inputs, deltas)
         return c, tuple(map(jnp.add, gradients, new))
 
     zeros = tuple(
-        jnp.zeros((s.inputs.shape[-1], s.derivatives.shape[1]), cotangent.dtype) for s in sites
+        jnp.zeros((groups, s.inputs.shape[-1], s.derivatives.shape[1]), cotangent.dtype)
+        for s in sites
     )
     cotangent, gradients = jax.lax.fori_loop(
         0, (count + run - 1) // run, back_a_run, (cotangent, zeros)

@@ -24,7 +24,8 @@ from kfrtrl_jax._src.base import (
 from kfrtrl_jax._src.errors import UnsupportedCellError
 from kfrtrl_jax._src.lanes import along, initial_lanes, restarted
 from kfrtrl_jax._src.learning import credited, estimated, exact, kept, trees, weighted
-from kfrtrl_jax._src.learning.recovery import lanes_lost, make_forget, make_lost
+from kfrtrl_jax._src.learning.groups import grouped
+from kfrtrl_jax._src.learning.recovery import axes_of_lanes, lanes_lost, make_forget, make_lost
 from kfrtrl_jax._src.learning.types import (
     Learner,
     LearnerState,
@@ -61,6 +62,7 @@ def make_learner(
     credit: CreditEstimator | None = None,
     loss: Loss | Callable[[Any, Any], Array] | None = None,
     check: bool = True,
+    lane_groups: int = 1,
 ) -> Learner:
     """Makes a learner.
 
@@ -101,17 +103,22 @@ def make_learner(
         reported; the cross-entropy of logits with integer labels, in bits, if None.
       check: whether to compare the cell's linearization with `jax.vjp` first, once, which takes a
         second or two (see `linearization.check`). Inside a function that JAX is tracing it is skipped.
+      lane_groups: of so many groups of consecutive lanes each sums up its own part of the gradient
+        before the groups are added. Where lanes are spread over so many devices, the gradient crosses
+        between them once. It divides B, and changes rounding alone.
 
     Returns:
       The learner. Its `step` and `gradient` raise ValueError for a segment of wrong shapes or types.
 
     Raises:
-      ValueError: if the lengths do not fit together, if immediate is unknown or is "estimated" beside a
-        credit, or if the credit's share is outside [0, 1].
+      ValueError: if the lengths or groups do not fit together, if immediate is unknown or is
+        "estimated" beside a credit, or if the credit's share is outside [0, 1].
       UnsupportedCellError: if the cell has no structure that the estimator can use, cannot be
         linearized, or fails the check.
     """
     lengths = _lengths(segment_length, update_every, window)
+    if lane_groups < 1 or batch_size % lane_groups:
+        raise ValueError(f"lane_groups must divide batch_size, got {lane_groups} and {batch_size}")
     share = _check_forms(immediate, credit, lengths)
     linearizer = make_linearizer(cell, example_input, batch_size)
     # This calls the estimator's init, which refuses unsupported cells: now, not when training starts.
@@ -129,7 +136,11 @@ def make_learner(
     loss = loss or cross_entropy()
     loss = loss if isinstance(loss, Loss) else Loss(loss)
     reported = loss.scale
-    model = Model(cell, linearizer, readout, loss.function, estimator, forget, batch_size)
+    axes = axes_of_lanes(estimator, linearizer.structure), 0
+    pull = grouped(estimator.pull, axes, lane_groups)
+    model = Model(
+        cell, linearizer, readout, loss.function, estimator, forget, batch_size, lane_groups, pull
+    )
 
     def init(key: Key) -> LearnerState:
         require_key("key", key)

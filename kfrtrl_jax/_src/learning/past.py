@@ -6,8 +6,9 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from kfrtrl_jax._src.base import Array, SiteGradients
+from kfrtrl_jax._src.base import Array
 from kfrtrl_jax._src.learning import kept, trees
+from kfrtrl_jax._src.learning.groups import GroupedGradients
 from kfrtrl_jax._src.learning.recovery import recovered
 from kfrtrl_jax._src.learning.types import Model
 
@@ -17,12 +18,12 @@ class Pulled(NamedTuple):
 
     Attributes:
       influence: the influence to go on with.
-      gradients: for every site, [m, g].
+      gradients: for every site by groups of lanes, [P, m, g].
       cotangent: that the influence was pulled with, [B, n].
     """
 
     influence: Any
-    gradients: SiteGradients
+    gradients: GroupedGradients
     cotangent: Array
 
 
@@ -58,15 +59,15 @@ class Past(NamedTuple):
 
     def _sum(self, careful: bool) -> Pulled:
         influence, cotangent, begun = self.influence, self.cotangent, self.begins[0]
-        along: SiteGradients | None = None
+        along: GroupedGradients | None = None
         if self.ring is not None:
-            back = kept.backpropagate(self.ring, cotangent, self.steps, careful)
+            back = kept.backpropagate(self.ring, cotangent, self.steps, careful, self.model.groups)
             cotangent, along, begun = back.cotangent, back.gradients, begun | back.started
         pulled_from = influence
         if careful and self.model.forget is not None:
             # Lanes that nothing depends on contribute nothing, even if infinite.
             pulled_from = self.model.forget(influence, begun | jnp.all(cotangent == 0, axis=1))
             influence = self.model.forget(influence, begun | jnp.any(self.begins, axis=0))
-        pulled = self.model.estimator.pull(pulled_from, cotangent)
+        pulled = self.model.pull(pulled_from, cotangent)
         gradients = pulled if along is None else trees.add(pulled, along)
         return Pulled(influence, gradients, cotangent)

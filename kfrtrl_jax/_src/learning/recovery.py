@@ -26,7 +26,7 @@ def make_forget(estimator: InfluenceEstimator, structure: Structure) -> Forget |
 
     None for a state without lanes.
     """
-    axes = _axes_of_lanes(estimator, structure)
+    axes = axes_of_lanes(estimator, structure)
     if all(axis < 0 for axis in jax.tree.leaves(axes)):
         return None
 
@@ -45,7 +45,7 @@ def make_forget(estimator: InfluenceEstimator, structure: Structure) -> Forget |
 
 def make_lost(estimator: InfluenceEstimator, structure: Structure) -> Lost:
     """A function estimator's state -> [B], the lanes in which it is not finite."""
-    axes = _axes_of_lanes(estimator, structure)
+    axes = axes_of_lanes(estimator, structure)
 
     def lost(state: Any) -> Bool[Array, " B"]:
         pairs = zip(jax.tree.leaves(axes), jax.tree.leaves(state), strict=True)
@@ -64,7 +64,7 @@ def lanes_lost(pairs: Iterable[tuple[int, Array]], batch_size: int) -> Bool[Arra
     return found
 
 
-def _axes_of_lanes(estimator: InfluenceEstimator, structure: Structure) -> Any:
+def axes_of_lanes(estimator: InfluenceEstimator, structure: Structure) -> Any:
     """For every leaf of the estimator's state the axis of the lanes: that which grows with B; or -1."""
     one_more = structure._replace(batch_size=structure.batch_size + 1)
     shapes, larger = (jax.eval_shape(lambda s=s: estimator.init(s)) for s in (structure, one_more))

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from jaxtyping import Bool, Float
 
 from kfrtrl_jax._src.base import Array, Cell, InfluenceEstimator, Key, Readout
+from kfrtrl_jax._src.learning.groups import GroupedGradients
 from kfrtrl_jax._src.learning.recovery import Forget
 from kfrtrl_jax._src.linearization.linearizer import Linearizer
 
@@ -112,6 +113,8 @@ class Model(NamedTuple):
       estimator: of the cell's influence matrix.
       forget: from `recovery.make_forget`, for the estimator.
       batch_size: B.
+      groups: P, the groups of lanes over which gradients are summed first, see `groups`.
+      pull: that of the estimator, for every site [P, m, g].
     """
 
     cell: Cell
@@ -121,3 +124,5 @@ class Model(NamedTuple):
     estimator: InfluenceEstimator
     forget: Forget | None
     batch_size: int
+    groups: int
+    pull: Callable[[Any, Float[Array, "B n"]], GroupedGradients]

@@ -16,6 +16,7 @@ from jaxtyping import Float
 from kfrtrl_jax._src.base import Array, Batch
 from kfrtrl_jax._src.lanes import restarted
 from kfrtrl_jax._src.learning import trees, weighted
+from kfrtrl_jax._src.learning.groups import GroupedGradients, grouped, together
 from kfrtrl_jax._src.learning.types import Model, Parameters
 
 
@@ -39,13 +40,16 @@ class SegmentGradient(NamedTuple):
     """Backpropagation through a segment of U steps.
 
     Attributes:
-      gradient: of the weighted mean loss over lanes and steps, by the parameters, inside the segment.
+      sites: of the weighted mean loss over lanes and steps inside the segment, for every site by groups
+        of lanes.
+      others: likewise by all other variables, see `Unrolled.variables`, by their names.
       cotangent: the derivative of that loss by the state before the segment, [B, n].
       losses: [U, B].
       seen: the other results of the segment.
     """
 
-    gradient: Parameters
+    sites: GroupedGradients
+    others: Any
     cotangent: Float[Array, "B n"]
     losses: Float[Array, "U B"]
     seen: Seen
@@ -116,12 +120,18 @@ class Unrolled:
         losses = weighted.losses_of(model, predictions, self.segment)
         return losses, Seen(carry, starts, data, predictions)
 
-    def by_parameters(self, gradient: Any, data: Any) -> Parameters:
-        """The gradient with respect to the parameters, from that with respect to the variables."""
-        linearizer = self.model.linearizer
-        sites = linearizer.taps.site_gradients(data, gradient["taps"])
-        cell = linearizer.gradient(self.parameters["cell"], sites, gradient["live"])
-        return {"cell": cell, "readout": gradient["readout"]}
+    def by_sites(self, gradient: Any, data: Any) -> tuple[GroupedGradients, Any]:
+        """(the gradient by sites, by groups of lanes; that by the variables other than taps)."""
+        site_gradients = self.model.linearizer.taps.site_gradients
+        others = {name: gradient[name] for name in ("live", "readout")}
+        return grouped(site_gradients, (1, 1), self.model.groups)(data, gradient["taps"]), others
+
+    def by_parameters(self, sites: GroupedGradients, others: Any) -> Parameters:
+        """The gradient with respect to the parameters."""
+        cell = self.model.linearizer.gradient(
+            self.parameters["cell"], together(sites), others["live"]
+        )
+        return {"cell": cell, "readout": others["readout"]}
 
     def by_state(self, floats: Any) -> Float[Array, "B n"]:
         """The derivatives by the state, [B, n], from those by the floats of the carry."""
@@ -141,5 +151,5 @@ def backpropagate(unrolled: Unrolled) -> SegmentGradient:
     (by_variables, by_floats), (losses, seen) = jax.grad(mean, argnums=(0, 1), has_aux=True)(
         unrolled.variables, unrolled.floats
     )
-    gradient = unrolled.by_parameters(by_variables, seen.data)
-    return SegmentGradient(gradient, unrolled.by_state(by_floats), losses, seen)
+    sites, others = unrolled.by_sites(by_variables, seen.data)
+    return SegmentGradient(sites, others, unrolled.by_state(by_floats), losses, seen)

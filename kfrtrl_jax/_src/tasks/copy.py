@@ -91,19 +91,19 @@ def copy(
     def sample(state: CopyState, key: Key) -> tuple[CopyState, Batch]:
         # One split in place of several draws, each of which costs as much as a small product on a CPU:
         # a new key is itself random bits.
-        fresh = jax.random.split(key, 2 * batch_size)
+        fresh, of_lengths = jax.random.split(key, (2, batch_size))
         position = state.position + 1
         reset = position >= 2 * state.length + 2
         up = jnp.any(reset) & (state.running_loss < threshold)
         sequence_length = state.sequence_length + up
         running_loss = jnp.where(up, restart, state.running_loss).astype(state.running_loss.dtype)
         # Biased, as 2^32 is no multiple of the number of lengths, but negligibly so.
-        shorter = (_words(fresh[batch_size:]) % (shortening + 1)).astype(jnp.int32)
+        shorter = (_words(of_lengths) % (shortening + 1)).astype(jnp.int32)
         drawn = jnp.maximum(1, sequence_length - shorter)
         length = jnp.where(reset, drawn, state.length)
         position = jnp.where(reset, 0, position)
         # Mapped over lanes, as raw keys have one more axis.
-        bits = jax.vmap(jnp.where)(reset, fresh[:batch_size], state.bits)
+        bits = jax.vmap(jnp.where)(reset, fresh, state.bits)
 
         presenting = position <= length
         place = jnp.where(presenting, position - 1, position - length - 2)

@@ -14,10 +14,10 @@ from kfrtrl_jax.training.group import make_group
 
 # An instruction such as: (f32[128,4], f32[4]) all-reduce(...).
 _COLLECTIVE = re.compile(
-    r"= (\([^=]*?\)|\S+) (all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter)"
+    r"= (\(.*?\)|\S+) (all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter)"
     r"\("
 )
-_SHAPE = re.compile(r"([a-z]+\d+)\[([\d,]*)\]")
+_SHAPE = re.compile(r"(pred|[a-z]+\d+)\[([\d,]*)\]")
 
 
 class Row(NamedTuple):
@@ -67,11 +67,16 @@ def collectives(program: str) -> dict[str, int]:
     found: dict[str, int] = {}
     for shapes, kind in _COLLECTIVE.findall(program):
         sizes = [
-            int(re.sub(r"\D", "", dtype)) // 8 * math.prod(int(n) for n in shape.split(",") if n)
+            _bytes_of(dtype) * math.prod(int(n) for n in shape.split(",") if n)
             for dtype, shape in _SHAPE.findall(shapes)
         ]
         found[kind] = found.get(kind, 0) + sum(sizes)
     return found
+
+
+def _bytes_of(dtype: str) -> int:
+    """Of one number of a type such as f32; a truth value, pred, takes a byte."""
+    return 1 if dtype == "pred" else int(re.sub(r"\D", "", dtype)) // 8
 
 
 def as_table(rows: list[Row]) -> str:
