@@ -9,18 +9,20 @@ if __name__ == "__main__":
 
 from typing import Any
 
-from kfrtrl_jax.training import command_line, config, dry_run, train
+from kfrtrl_jax.training import command_line, config, dry_run, processes, train
 
 
 def run(invocation: command_line.Invocation) -> dict[str, Any]:
     """Runs the experiment, or continues it from its last checkpoint; or shows what it would be."""
     resolved = config.resolve(invocation.config, invocation.overrides)
     if invocation.dry_run:
-        print(dry_run.describe(resolved))
+        described = dry_run.describe(resolved)
+        if processes.is_first():
+            print(described)
         return {}
     return train.train(resolved, invocation.workdir, invocation.wandb)
 
 
 if __name__ == "__main__":
     command_line.define_flags(trains=True)
-    command_line.run(run)
+    command_line.run(run, joins=True)

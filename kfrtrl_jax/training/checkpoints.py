@@ -22,6 +22,7 @@ import orbax.checkpoint as ocp
 from kfrtrl_jax._src.lanes import is_key
 from kfrtrl_jax.errors import WorkdirError
 from kfrtrl_jax.training import faults, workdir
+from kfrtrl_jax.training.sharding import whole
 from kfrtrl_jax.training.values import one_line
 
 # Of the layout of what is saved; a checkpoint of another one is refused by name.
@@ -68,10 +69,15 @@ class Checkpoints:
         """
         self._home, self._after_save = home, after_save
         self._folder = home / FOLDER
+        # With a set of processes Orbax does not create it.
+        self._folder.mkdir(parents=True, exist_ok=True)
         self._manager = ocp.CheckpointManager(
             self._folder.absolute(),
             options=ocp.CheckpointManagerOptions(
-                max_to_keep=keep, create=True, enable_async_checkpointing=False
+                max_to_keep=keep,
+                create=False,
+                enable_async_checkpointing=False,
+                multiprocessing_options=_alone(),
             ),
         )
 
@@ -175,7 +181,7 @@ def save_parameters(folder: Path, parameters: Any) -> None:
     try:
         for left in (new, old):
             shutil.rmtree(left, ignore_errors=True)
-        with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+        with _checkpointer() as checkpointer:
             checkpointer.save(new.absolute(), args=_saved(parameters, {}))
         _seal(new)
         if folder.exists():
@@ -200,7 +206,7 @@ def load_parameters(folder: Path, like: Any) -> Any:
     """
     try:
         _check_seal(folder)
-        with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+        with _checkpointer() as checkpointer:
             arrays, _ = _checked(checkpointer.restore(folder.absolute(), args=_both()))
         return _fitted(arrays, like, f"what is in {folder}")
     except WorkdirError:
@@ -208,6 +214,20 @@ def load_parameters(folder: Path, like: Any) -> Any:
     except Exception as error:
         message = f"no parameters can be read from {folder}: {one_line(error)[:200]}"
         raise WorkdirError(message) from error
+
+
+def _alone() -> Any:
+    """Options by which Orbax waits for no other process: each has folders of its own."""
+    own = jax.process_index()
+    return ocp.options.MultiprocessingOptions(
+        primary_host=own, active_processes={own}, barrier_sync_key_prefix=f"process{own}"
+    )
+
+
+def _checkpointer() -> ocp.Checkpointer:
+    options = ocp.CompositeOptions(multiprocessing_options=_alone())
+    handler = ocp.CompositeCheckpointHandler(composite_options=options)
+    return ocp.Checkpointer(handler, multiprocessing_options=_alone())
 
 
 def _seal(folder: Path) -> None:
@@ -282,14 +302,20 @@ def _fitted(arrays: Mapping[str, np.ndarray], like: Any, what: str) -> Any:
 
 def to_arrays(tree: Any) -> dict[str, np.ndarray]:
     """A pytree as named arrays on the host: typed keys as their data, without empty arrays."""
+    # A copy: the device's buffer may be donated to the next chunk.
+    return {name: np.array(whole(data)) for name, data in to_data(tree).items()}
+
+
+def to_data(tree: Any) -> dict[str, Any]:
+    """The same, where they are."""
     named, _ = jax.tree_util.tree_flatten_with_path(tree)
-    arrays = {}
-    for path, leaf in named:
-        if leaf.size:
-            data = jax.random.key_data(leaf) if is_key(leaf) else leaf
-            # A copy: the device's buffer may be donated to the next chunk.
-            arrays[jax.tree_util.keystr(path, simple=True, separator=".")] = np.array(data)
-    return arrays
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="."): (
+            jax.random.key_data(leaf) if is_key(leaf) else leaf
+        )
+        for path, leaf in named
+        if leaf.size
+    }
 
 
 def from_arrays(arrays: Mapping[str, np.ndarray], like: Any) -> Any:

@@ -13,7 +13,7 @@ import re
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +22,7 @@ from absl import app, flags, logging
 
 from kfrtrl_jax._src import jax_internals
 from kfrtrl_jax.errors import ConfigError, DataError, UnsupportedCellError, WorkdirError
-from kfrtrl_jax.training import faults, help, on_wandb
+from kfrtrl_jax.training import faults, help, on_wandb, processes
 from kfrtrl_jax.training.checkpoints import SaveError
 from kfrtrl_jax.training.config import call, resolve
 from kfrtrl_jax.training.metrics import NonFiniteError
@@ -42,6 +42,11 @@ _PROCESSOR_LINES = (
 _HELP = ("--help", "-help", "-h", "--h", "-?", "--?", "--helpshort", "-helpshort")
 # What each program has; --help says more of these.
 _COMMON = ("config", "workdir")
+_PROCESSES = {
+    "coordinator": "HOST:PORT of process 0, for one run in several processes; or auto",
+    "processes": "how many there are",
+    "process": "which one this is, from 0",
+}
 
 REFUSED = (ConfigError, DataError, WorkdirError, UnsupportedCellError)
 
@@ -70,7 +75,8 @@ def define_flags(*, trains: bool = False) -> None:
     """Defines --config and --workdir; overrides such as --config.seed=1 need no definition.
 
     Args:
-      trains: whether the program trains networks: defines --dry_run and --wandb too.
+      trains: whether the program trains networks: defines --dry_run, --wandb and those of a run in
+        several processes too.
     """
     flags.DEFINE_string(
         "config", None, "Config file; override fields by --config.section.field=value."
@@ -85,15 +91,24 @@ def define_flags(*, trains: bool = False) -> None:
         flags.DEFINE_string(
             "wandb", "", "W&B project that is told of the runs; WANDB_MODE=offline to send it later"
         )
+        flags.DEFINE_string("coordinator", None, _PROCESSES["coordinator"])
+        flags.DEFINE_integer("processes", None, _PROCESSES["processes"])
+        flags.DEFINE_integer("process", None, _PROCESSES["process"])
 
 
-def run(program: Callable[[Invocation], Any], config_of: Callable[[], str] | None = None) -> None:
+def run(
+    program: Callable[[Invocation], Any],
+    config_of: Callable[[], str] | None = None,
+    *,
+    joins: bool = False,
+) -> None:
     """Parses the command line, runs the program and exits.
 
     Args:
       program: what to run.
       config_of: from the program's own flags to the config file, where --config is not given. It may
         raise ConfigError.
+      joins: whether it can be one of several processes.
     """
 
     def main(invocation: Invocation) -> int:
@@ -101,10 +116,13 @@ def run(program: Callable[[Invocation], Any], config_of: Callable[[], str] | Non
         _tolerate_broken_cache()
 
         def run_on_device() -> None:
+            _join(joins)
             require_device()
             program(invocation)
 
-        return exit_code(run_on_device, invocation.workdir)
+        code = exit_code(run_on_device, invocation.workdir)
+        processes.part(code)
+        return code
 
     app.run(main, flags_parser=lambda argv: _parse(argv, config_of))
 
@@ -152,9 +170,11 @@ def exit_code(program: Callable[[], int | None], workdir: Path | None = None) ->
         reason = str(error)
     except OSError as error:
         reason = faults.in_words(error)
-    except (RuntimeError, MemoryError) as error:
+    except (RuntimeError, MemoryError, ValueError) as error:
         message = str(error)
-        if isinstance(error, MemoryError) or message.startswith("RESOURCE_EXHAUSTED"):
+        if processes.is_lost(error):
+            reason = "another process of the run has ended"
+        elif isinstance(error, MemoryError) or message.startswith("RESOURCE_EXHAUSTED"):
             reason = f"out of memory: {message[:200]}"
         elif message.startswith("can't start new thread"):
             reason = message
@@ -162,6 +182,26 @@ def exit_code(program: Callable[[], int | None], workdir: Path | None = None) ->
             raise
     saved = f"; {faults.what_is_saved(workdir)}" if workdir else ""
     return _complain(f"{reason}{saved}", 1)
+
+
+def _join(allowed: bool) -> None:
+    """Joins the other processes of the run, if there are any.
+
+    Raises:
+      ConfigError: see `processes.join`; or if the program runs in one process alone.
+    """
+    given = [flags.FLAGS[name].value if name in flags.FLAGS else None for name in _PROCESSES]
+    if given == [None, None, None]:
+        return
+    coordinator, count, number = given
+    if not allowed:
+        raise ConfigError(
+            "--coordinator, --processes and --process are for one run of experiments.train; a sweep "
+            "has its trials run in several processes by --engine=ray or --engine=slurm"
+        )
+    if coordinator is None:
+        raise ConfigError("--processes and --process need --coordinator=HOST:PORT of process 0")
+    processes.join(coordinator, count, number)
 
 
 def require_device() -> None:
@@ -237,13 +277,14 @@ def _read(argv: Sequence[str], config_of: Callable[[], str] | None = None) -> In
 def _help(path: str, config: Any, overrides: dict[str, Any]) -> str:
     if "task" not in config and "optimizer" not in config:
         return help.of_study(path, plain("config", config))
-    return help.of_config(path, resolve(config, overrides), _further_flags())
+    return help.of_config(path, resolve(config, overrides), _further_flags(hidden=_PROCESSES))
 
 
-def _further_flags() -> dict[str, str]:
-    """What the flags do that this program has beside those of all programs."""
+def _further_flags(hidden: Collection[str] = ()) -> dict[str, str]:
+    """What the flags do that this program has beside those of all programs, and some others."""
     own = flags.FLAGS.get_key_flags_for_module(sys.argv[0])
-    return {f"--{flag.name}": flag.help or "" for flag in own if flag.name not in _COMMON}
+    hidden = (*_COMMON, *hidden)
+    return {f"--{flag.name}": flag.help or "" for flag in own if flag.name not in hidden}
 
 
 def split_overrides(argv: Sequence[str]) -> tuple[list[str], dict[str, Any]]:

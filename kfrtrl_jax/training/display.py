@@ -32,6 +32,8 @@ class Display(NamedTuple):
     close: Callable[[], None]
 
 
+# Shows nothing.
+SILENT = Display(lambda record: None, lambda text: None, lambda: None)
 NAMELESS = Words()
 
 

@@ -96,12 +96,13 @@ def make_group(runs: Sequence[Any], base: Experiment | None = None) -> Group:
 
     Args:
       runs: the configs.
-      base: the experiment of the first, if it has been built.
+      base: the experiment of the first, if it has been built; of a run alone for `devices_of_lanes`.
 
     Raises:
       ConfigError, DataError, UnsupportedCellError: see `program.build`.
     """
-    build_at = make_builder(runs[0])
+    devices = devices_of_lanes(runs[0]) if len(runs) == 1 else 1
+    build_at = make_builder(runs[0], devices)
     base = base or build_at()
     if len(runs) == 1:
         return Group(
@@ -111,7 +112,7 @@ def make_group(runs: Sequence[Any], base: Experiment | None = None) -> Group:
             runs=lambda state: state,
             evaluate=base.about.evaluate,
             about=base.about,
-            devices=_devices_of_lanes(runs[0]),
+            devices=devices,
             lane_axes=functools.cache(functools.partial(_lane_axes, runs[0], base)),
         )
     flat = [workdir.flatten(run.to_dict()) for run in runs]
@@ -145,7 +146,8 @@ def make_group(runs: Sequence[Any], base: Experiment | None = None) -> Group:
     )
 
 
-def _devices_of_lanes(run: Any) -> int:
+def devices_of_lanes(run: Any) -> int:
+    """The number of devices over which the lanes of a run alone are spread, see `devices_of`."""
     return devices_of(run, run.task.get("batch_size", 1), "lanes")
 
 

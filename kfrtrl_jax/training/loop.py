@@ -18,7 +18,16 @@ import jax
 import numpy as np
 
 from kfrtrl_jax._src import xla
-from kfrtrl_jax.training import checkpoints, display, evaluation, metrics, sinks, workdir
+from kfrtrl_jax.training import (
+    checkpoints,
+    display,
+    evaluation,
+    metrics,
+    processes,
+    sharding,
+    sinks,
+    workdir,
+)
 from kfrtrl_jax.training.group import Group
 from kfrtrl_jax.training.signals import SIGNALS, Interrupted, catch_signals
 
@@ -67,7 +76,7 @@ class Place(NamedTuple):
       stop_on: the signals that stop the runs with their state saved.
     """
 
-    saved: checkpoints.Checkpoints
+    saved: checkpoints.Checkpoints | processes.FirstCheckpoints
     command_workdir: Path
     show: display.Display
     stop_on: Sequence[int] = SIGNALS
@@ -110,7 +119,7 @@ class Training:
         if restored is None:
             tree = jax.jit(self._initial, out_shardings=lie)()
         else:
-            tree, self.step = jax.device_put(restored.state, lie), restored.step
+            tree, self.step = sharding.placed(restored.state, lie), restored.step
             self.wall_time = restored.info["wall_time"]
             for member, saved in zip(members, restored.info["members"], strict=True):
                 vars(member).update(saved)
@@ -151,9 +160,11 @@ class Training:
             self._place.show.note(str(self.group.about.check()))
         chunk = self._compiled()
         self._begun, self._lap = time.monotonic() - self.wall_time, time.monotonic()
-        with catch_signals(self._place.stop_on) as signals:
+        with catch_signals(self._place.stop_on) as received:
+            signals = processes.agreed(received)
             while self.step < self._config.num_steps and not signals and self._alive:
                 self._advance(chunk)
+                signals = processes.agreed(received)
             self._log_pending()
             if signals and self._alive:
                 self._save()
@@ -214,7 +225,9 @@ class Training:
 
     def _overdue(self) -> bool:
         waited = time.monotonic() - self._saved_at
-        return self._config.checkpoint_every == 0 and waited > SECONDS_BETWEEN_CHECKPOINTS
+        if self._config.checkpoint_every:
+            return False
+        return processes.in_first(lambda: waited > SECONDS_BETWEEN_CHECKPOINTS)
 
     def _log_pending(self, evaluating: bool = False) -> None:
         """Waits for the last chunk and writes its records, with an evaluation if it is time for one."""

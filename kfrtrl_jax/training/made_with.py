@@ -45,6 +45,13 @@ def now(data: Mapping[str, str]) -> dict[str, Any]:
     }
 
 
+def numbers(data: Mapping[str, str]) -> dict[str, Any]:
+    """That of it on which the numbers depend, on any machine; with the commit of the code."""
+    made = now(data)
+    same = {name: made[name] for name in ("settings", "data", "versions")}
+    return {**same, "commit": made["sittings"][0]["commit"]}
+
+
 def commit() -> str:
     """The commit of the code, with "+" if files differ from it; "" outside of a repository."""
     # Installed inside somebody's repository, the code is not of that repository.

@@ -39,9 +39,11 @@ _SMALL_SIZES = (32, 64, 96, 128, 160)
 
 
 def available() -> int:
-    """Bytes that all devices can hold; for CPUs, the memory that the system has available."""
+    """Bytes that all devices can hold; for CPUs, the memory that the systems have available."""
     limits = [(device.memory_stats() or {}).get("bytes_limit", 0) for device in jax.local_devices()]
-    return sum(map(int, limits)) or psutil.virtual_memory().available
+    own = sum(map(int, limits)) or psutil.virtual_memory().available
+    # Each of several processes is on a host like this one.
+    return own * jax.process_count()
 
 
 def needed(experiment: Experiment) -> tuple[int, int]:

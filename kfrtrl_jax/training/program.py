@@ -57,23 +57,24 @@ class Experiment(NamedTuple):
     about: About
 
 
-def build(config: Any, floats: Mapping[str, Any] | None = None) -> Experiment:
+def build(config: Any, floats: Mapping[str, Any] | None = None, devices: int = 1) -> Experiment:
     """Builds the experiment of a resolved config.
 
     Args:
       config: from `config.resolve`.
       floats: JAX scalars that replace float fields of the config, by path ("optimizer.learning_rate").
         They may be tracers: that is how one program runs many trials.
+      devices: over which the lanes will be spread.
 
     Raises:
       ConfigError: if a factory refuses its arguments.
       DataError: if the task's data is missing or broken.
       UnsupportedCellError: if the cell has no structure that the estimator can use.
     """
-    return make_builder(config)(floats)
+    return make_builder(config, devices)(floats)
 
 
-def make_builder(config: Any) -> Callable[..., Experiment]:
+def make_builder(config: Any, devices: int = 1) -> Callable[..., Experiment]:
     """`build` for one config and any number of floats.
 
     What a section describes is made once, and its data read once, unless one of the floats is in it.
@@ -96,7 +97,7 @@ def make_builder(config: Any) -> Callable[..., Experiment]:
             task = own_make("task")
             if not floats:
                 memory.check_before(config, task, own_make, lambda *parts: _segments(*parts).init)
-            run = _segments(config, task, own_make)
+            run = _segments(config, task, own_make, devices)
 
         def init(seed: Any) -> RunState:
             return jax.tree.map(_strongly_typed, run.init(jax.random.key(seed)))
@@ -109,9 +110,10 @@ def make_builder(config: Any) -> Callable[..., Experiment]:
     return built
 
 
-def _segments(config: Any, task: Any, make: Callable[..., Any]) -> Segments:
-    kind = make_acting if isinstance(task, Control) else make_supervised
-    return kind(config, task, make)
+def _segments(config: Any, task: Any, make: Callable[..., Any], devices: int = 1) -> Segments:
+    if isinstance(task, Control):
+        return make_acting(config, task, make)
+    return make_supervised(config, task, make, devices)
 
 
 def _run_chunk(run: Segments, state: RunState, count: int) -> tuple[RunState, ChunkMetrics]:

@@ -1,6 +1,7 @@
 """Runs spread over devices: the lanes of one run, or the runs of a group.
 
-The compiler divides the program by where its arrays lie. Lanes meet in the gradient, runs nowhere.
+The devices may be those of several processes, as many in each. The compiler divides the program by
+where its arrays lie. Lanes meet in the gradient, runs nowhere.
 """
 
 from __future__ import annotations
@@ -8,9 +9,12 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from kfrtrl_jax._src.lanes import is_key
 from kfrtrl_jax.errors import ConfigError
 
 _AXIS = "devices"
@@ -27,7 +31,7 @@ def devices_of(config: Any, count: int, what: str) -> int:
     Raises:
       ConfigError: if there are fewer devices than asked for, or if they cannot have equal shares.
     """
-    there, asked = jax.local_device_count(), config.devices
+    there, asked, processes = jax.device_count(), config.devices, jax.process_count()
     if asked > there:
         raise ConfigError(
             f"config.devices must be at most {there}, as many as there are, got {asked}"
@@ -37,7 +41,12 @@ def devices_of(config: Any, count: int, what: str) -> int:
             f"config.devices must divide the number of {what} ({count}), got {asked}; 0 takes as many "
             f"as possible"
         )
-    return asked or max(n for n in range(1, there + 1) if count % n == 0)
+    for name, number in ((f"the number of {what}", count), ("config.devices", asked)):
+        if number % processes:
+            raise ConfigError(
+                f"{name} must be a multiple of the number of processes ({processes}), got {number}"
+            )
+    return asked or max(n for n in range(processes, there + 1, processes) if count % n == 0)
 
 
 def spread(axes: Any, devices: int) -> Any:
@@ -47,9 +56,33 @@ def spread(axes: Any, devices: int) -> Any:
       axes: of each array, -1 for those that are whole on each device.
       devices: how many.
     """
-    mesh = Mesh(np.array(jax.local_devices()[:devices]), (_AXIS,))
+    of_each = devices // jax.process_count()
+    chosen = [d for i in range(jax.process_count()) for d in jax.local_devices(i)[:of_each]]
+    mesh = Mesh(np.array(chosen), (_AXIS,))
 
     def leaf(axis: int) -> NamedSharding:
         return NamedSharding(mesh, PartitionSpec(*[None] * axis, *[_AXIS] * (axis >= 0)))
 
     return jax.tree.map(leaf, axes)
+
+
+def placed(tree: Any, lie: Any) -> Any:
+    """Arrays, the same in all processes, where they are to lie; None for one device."""
+    if jax.process_count() == 1:
+        return jax.device_put(tree, lie)
+
+    def leaf(x: Any, sharding: NamedSharding) -> Any:
+        data = np.asarray(jax.random.key_data(x) if is_key(x) else x)
+        put = jax.make_array_from_callback(data.shape, sharding, lambda index: data[index])
+        return jax.random.wrap_key_data(put) if is_key(x) else put
+
+    # Copied, as what is put may share memory with an array on the host, and then be donated.
+    copied = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=lie)
+    return copied(jax.tree.map(leaf, tree, lie))
+
+
+def whole(x: Any) -> Any:
+    """An array with all its parts in this process, also if some are in others; all must call this."""
+    if not isinstance(x, jax.Array) or x.is_fully_addressable or x.is_fully_replicated:
+        return x
+    return multihost_utils.process_allgather(x, tiled=True)

@@ -15,13 +15,16 @@ from kfrtrl_jax.training import composed, evaluation, nonfinite
 from kfrtrl_jax.training.segments import About, RunState, Segments, Sums, Words, averaged
 
 
-def make_supervised(config: Any, task: Task, make: Callable[..., Any]) -> Segments:
+def make_supervised(
+    config: Any, task: Task, make: Callable[..., Any], devices: int = 1
+) -> Segments:
     """The run of a learner on a task.
 
     Args:
       config: the resolved config.
       task: of its section.
       make: (section, **supplied) -> what the section names.
+      devices: over which the lanes will be spread.
     """
     cell, readout = make_network(task, make)
     length, skips = config.segment_length, config.on_nonfinite == "skip"
@@ -42,6 +45,7 @@ def make_supervised(config: Any, task: Task, make: Callable[..., Any]) -> Segmen
         example_input=task.example_input,
         loss=task.loss,
         check=False,
+        lane_groups=devices,
     )
 
     def init(key: Array) -> RunState:

@@ -16,10 +16,11 @@ from kfrtrl_jax.training import (
     metrics,
     on_wandb,
     plots,
+    processes,
     workdir,
 )
 from kfrtrl_jax.training import config as configs
-from kfrtrl_jax.training.group import make_group
+from kfrtrl_jax.training.group import Group, devices_of_lanes, make_group
 from kfrtrl_jax.training.program import build
 
 CURVE = "learning_curve.png"
@@ -44,30 +45,50 @@ def train(config: Any, folder: Path, wandb: str = "") -> dict[str, Any]:
       SaveError: if the run cannot be saved.
       Interrupted: on a signal; the run is saved.
     """
-    experiment = build(config)
-    memory.check(experiment, config)
-    group = make_group([config], experiment)
-    with workdir.hold(folder), contextlib.ExitStack() as stack:
-        notes = workdir.claim(folder, config.to_dict(), loop.FREE_FIELDS, configs.completed)
-        notes += made_with.bind(folder, {configs.shown(config, "task"): group.about.data})
-        saved = stack.enter_context(contextlib.closing(checkpoints.Checkpoints(folder)))
-        show = display.make_display(config.num_steps, 0, group.about.words)
+    group = processes.in_all(lambda: _group(config))
+    data = {configs.shown(config, "task"): group.about.data}
+    processes.require_same({"config": config.to_dict(), "made_with": made_with.numbers(data)})
+    first = processes.is_first()
+    with contextlib.ExitStack() as stack:
+        own = stack.enter_context(processes.own_folder(folder))
+
+        def claimed() -> list[str]:
+            stack.enter_context(workdir.hold(own))
+            notes = workdir.claim(own, config.to_dict(), loop.FREE_FIELDS, configs.completed)
+            return notes + made_with.bind(own, data)
+
+        notes = processes.in_all(claimed)
+        saved = stack.enter_context(contextlib.closing(processes.checkpoints_of(own)))
+        show = display.SILENT
+        if first:
+            show = display.make_display(config.num_steps, 0, group.about.words)
         with contextlib.closing(show):
             for note in notes:
                 show.note(f"note: {note}")
             place = loop.Place(saved, folder, show)
             home = folder.absolute()
             named = on_wandb.Named(folder, str(home), home.name, config.to_dict())
-            (sent,) = on_wandb.connect(wandb, [named], lambda line: show.note(f"warning: {line}"))
-            others = (events.tensorboard(folder / events.FOLDER), *sent)
-            member = loop.Member(folder, others=others)
+            told = wandb if first else ""
+            (sent,) = processes.in_all(
+                lambda: on_wandb.connect(told, [named], lambda line: show.note(f"warning: {line}"))
+            )
+            others = (events.tensorboard(own / events.FOLDER), *sent)
+            member = loop.Member(own, others=others)
             training = loop.Training(group, [member], config, place)
             (summary,) = training.run()
         if member.diverged_at is not None:
             where = checkpoints.last_good(saved.last_step())
             raise metrics.NonFiniteError(f"{member.problem} ({where})", member.diverged_at)
-        _show(config, folder, summary, training)
+        if first:
+            _show(config, folder, summary, training)
     return summary
+
+
+def _group(config: Any) -> Group:
+    """The run as a program, if it fits in memory."""
+    experiment = build(config, devices=devices_of_lanes(config))
+    memory.check(experiment, config)
+    return make_group([config], experiment)
 
 
 def _show(config: Any, folder: Path, summary: dict[str, Any], training: loop.Training) -> None:

@@ -36,12 +36,13 @@ class Started(Exception):  # noqa: N818 - not an error
     """A run would begin now."""
 
 
-def start(arguments: Sequence[str], begin: Any = None) -> Outcome:
+def start(arguments: Sequence[str], begin: Any = None, joins: bool = True) -> Outcome:
     """What a command does.
 
     Args:
       arguments: of the command.
       begin: (resolved config, workdir) -> anything, called in place of the run.
+      joins: whether the program can be one of several processes.
     """
     out, error = io.StringIO(), io.StringIO()
     begun = time.process_time()
@@ -54,7 +55,7 @@ def start(arguments: Sequence[str], begin: Any = None) -> Outcome:
         unittest.mock.patch.object(sys, "argv", [__name__, *arguments]),
     ):
         try:
-            command_line.run(command.run)
+            command_line.run(command.run, joins=joins)
             code: Any = 0
         except SystemExit as end:
             code = end.code or 0
@@ -70,7 +71,7 @@ def _fresh_flags() -> Iterator[None]:
     if "config" not in flags.FLAGS:
         command_line.define_flags(trains=True)
     before = {name: flags.FLAGS[name].value for name in flags.FLAGS}
-    for name in ("config", "workdir", "dry_run", "wandb"):
+    for name in ("config", "workdir", "dry_run", "wandb", *command_line._PROCESSES):
         flags.FLAGS[name].unparse()
     flags.FLAGS.unparse_flags()
     try:

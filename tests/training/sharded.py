@@ -10,6 +10,7 @@ import jax
 
 from kfrtrl_jax import linearization
 from kfrtrl_jax.errors import ConfigError
+from kfrtrl_jax.studies.benchmarking import sharding
 from kfrtrl_jax.training import loop, plots, sweep, train
 from kfrtrl_jax.training.engines import jobs
 from tests.training.small import nested, records, small
@@ -32,9 +33,10 @@ def main(home: Path) -> None:
     nothing = linearization.Check("float64", 0.0, {}, 0.0, 0.0, 0, 0.0)
     linearization.check = lambda *_, **__: nothing
     figures = {}
-    for devices, steps in ((0, 20), (2, 40)):
-        train.train(small({**LENGTHS, "devices": devices, "num_steps": steps}), home / "run")
-    figures["run"] = [record["running_loss"] for record in records(home / "run")]
+    for name, orders in {"run": (0, 2), "back": (2, 0)}.items():
+        for devices, steps in zip(orders, (20, 40)):
+            train.train(small({**LENGTHS, "devices": devices, "num_steps": steps}), home / name)
+        figures[name] = [record["running_loss"] for record in records(home / name)]
     trials = sweep.run_sweep(nested(LENGTHS), sweep.seeds(3), home / "sweep")
     figures["sweep"] = trials[0]["running_loss"]
     refused = []
@@ -43,7 +45,12 @@ def main(home: Path) -> None:
             train.train(small({**LENGTHS, "devices": devices}), home / "refused")
         except ConfigError as error:
             refused.append(str(error))
-    print(json.dumps({"figures": figures, "layouts": seen, "refused": refused}))
+    # Kept steps, and an estimator that reads lanes one by one.
+    lanes = {"estimator.name": "snap", "window": 4, "task.batch_size": 8, "checkpoint_every": 0}
+    row = sharding.measure(nested(lanes), 8)
+    crossing = {"gradient": row.gradient_bytes, "all": sum(row.collectives.values())}
+    found = {"figures": figures, "layouts": seen, "refused": refused, "crossing": crossing}
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":

@@ -42,13 +42,15 @@ def test_the_number_of_devices_changes_rounding_alone(result, tmp_path, monkeypa
     monkeypatch.setattr(plots, "plot_run", lambda *_: None)
     train.train(small({**LENGTHS, "devices": 1}), tmp_path)
     expected = [record["running_loss"] for record in records(tmp_path)]
-    np.testing.assert_allclose(result["figures"]["run"], expected, rtol=1e-9)
+    # A checkpoint of eight devices is continued on two, and one of two on eight.
+    for name in ("run", "back"):
+        np.testing.assert_allclose(result["figures"][name], expected, rtol=1e-9)
     np.testing.assert_allclose(result["figures"]["sweep"], expected[-1], rtol=1e-6)
 
 
 def test_lanes_and_trials_lie_on_all_devices_that_can_have_equal_shares(result):
-    # Eight devices and then two; three trials on three of them.
-    assert result["layouts"] == [8, 2, 3]
+    # Eight devices and then two, and the other way; three trials on three of them.
+    assert result["layouts"] == [8, 2, 2, 8, 3]
 
 
 def test_unequal_shares_and_missing_devices_are_refused(result):
@@ -56,3 +58,9 @@ def test_unequal_shares_and_missing_devices_are_refused(result):
         "config.devices must divide the number of lanes (8), got 3; 0 takes as many as possible",
         "config.devices must be at most 8, as many as there are, got 9",
     ]
+
+
+def test_the_gradient_crosses_once_and_little_else(result):
+    crossing = result["crossing"]
+    # The loss, and flags of what is finite, come on top.
+    assert crossing["gradient"] < crossing["all"] < crossing["gradient"] + 200
