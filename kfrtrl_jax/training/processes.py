@@ -38,6 +38,7 @@ SECONDS_TO_MEET = 300.0
 # How long at the end, for those that have failed alone.
 _SECONDS_TO_PART = 10
 _SECONDS_BETWEEN_CALLS = 0.1
+_SECONDS_TO_SPEAK = 5.0
 AUTO = "auto"
 # What is said of it by the library that connects processors (Gloo) and by that which watches over all.
 _SIGNS_OF_LOSS = ("Connection closed by peer", "Gloo", "coordination service")
@@ -135,14 +136,20 @@ def _receive(port: int, count: int, seconds: float, deadline: float) -> None:
         while len(calls) < count - 1 and not problem:
             server.settimeout(max(0.01, deadline - time.monotonic()))
             try:
-                line = stack.enter_context(server.accept()[0]).makefile("rw")
+                connection = stack.enter_context(server.accept()[0])
             except TimeoutError:
                 missing = ", ".join(str(i) for i in range(1, count) if i not in calls)
                 problem = (
                     f"of {count} processes these have not come within {seconds:g} s: {missing}"
                 )
                 break
-            number, of = (int(word) for word in line.readline().split())
+            # Whatever else finds the port does not hold this up.
+            connection.settimeout(_SECONDS_TO_SPEAK)
+            line = connection.makefile("rw")
+            try:
+                number, of = (int(word) for word in line.readline(100).split())
+            except (OSError, ValueError):
+                continue
             problem = _disagreement(number, of, count, calls)
             calls[number if number not in calls else -1] = line
         for line in calls.values():

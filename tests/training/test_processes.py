@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -111,6 +113,24 @@ def meeting(*callers, seconds=20.0):
 
 def test_processes_meet_in_any_order():
     assert meeting((3, 2), (3, 0), (3, 1)) == ["", "", ""]
+
+
+@pytest.mark.parametrize("sent", ["GET / HTTP/1.1\n", "1\n", "\n", ""])
+def test_a_stranger_at_the_port_is_passed_over(sent):
+    port, found = free_port(), []
+    first = threading.Thread(
+        target=lambda: found.append(processes.meet(f"127.0.0.1:{port}", 2, 0, 20.0))
+    )
+    first.start()
+    for _ in range(100):
+        with contextlib.suppress(ConnectionRefusedError):
+            with socket.create_connection(("127.0.0.1", port)) as stranger:
+                stranger.sendall(sent.encode())
+            break
+        time.sleep(0.05)
+    processes.meet(f"127.0.0.1:{port}", 2, 1, 20.0)
+    first.join(20)
+    assert found == [None]
 
 
 def test_processes_that_do_not_fit_together_are_told_why():
