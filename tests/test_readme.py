@@ -16,7 +16,7 @@ def examples(path):
 
 
 def test_examples_of_the_readme_run(capsys):
-    found = examples("README.md")
+    found = [*examples("README.md"), *examples("docs/blocks.md")]
     assert len(found) == 3
     names: dict = {}
     with jax.enable_x64(False):
