@@ -1,7 +1,7 @@
 """Renders what the studies have come to: python -m experiments.report --out=DIR.
 
-Reads the committed records alone (experiments/results) and writes DIR/RESULTS.md and
-DIR/index.html, a page that opens without a network.
+Reads the committed records alone (experiments/results) and writes DIR/RESULTS.md, DIR/index.html, a
+page that opens without a network, and a picture of each study that has curves.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ def main() -> int:
     for name, render in (("RESULTS.md", report.render), ("index.html", page.render)):
         workdir.write_text(out / name, render(results))
         display.say(f"results: {out / name}")
+    for path in report.draw(results, out):
+        display.say(f"picture: {path}")
     return 0
 
 

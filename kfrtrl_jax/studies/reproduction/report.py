@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from kfrtrl_jax.studies.reproduction import records, runs, tables
+from kfrtrl_jax.studies.reproduction import pictures, records, runs, tables
 from kfrtrl_jax.studies.reproduction.runs import Run
 
 RECORDS, REFERENCE = "reproduction", "reference"
@@ -37,6 +37,7 @@ class Chapter(NamedTuple):
       protocol: in words.
       figures: the first is the one that methods are compared by.
       baseline: the method that others are compared with.
+      drawn: the methods in the picture.
       by_task: whether it is several tasks, of which the last figures count.
     """
 
@@ -44,6 +45,7 @@ class Chapter(NamedTuple):
     protocol: str
     figures: Sequence[Figure]
     baseline: str
+    drawn: Sequence[str] = ()
     by_task: bool = False
 
 
@@ -63,6 +65,16 @@ once in eight. TBPTT(L) is exact along the last L steps, with an update at every
             Figure("running_loss", "running loss, bits per character", 3),
         ),
         "TBPTT(25)",
+        drawn=(
+            "16-OK",
+            "KF-RTRL",
+            "UORO",
+            "16-OK, blocks of 8",
+            "KF-RTRL, blocks of 8",
+            "TBPTT(25)",
+            "TBPTT(5)",
+            "TBPTT(1)",
+        ),
     ),
     "ptb": Chapter(
         "Penn Treebank, characters",
@@ -76,6 +88,16 @@ reset every 100 characters. Methods are named as in the copy task.
             Figure("valid_loss", "validation loss, bits per character", 3),
         ),
         "TBPTT(25)",
+        drawn=(
+            "8-OK, blocks of 8",
+            "KF-RTRL, blocks of 8",
+            "UORO, blocks of 8",
+            "TBPTT(25)",
+            "TBPTT(5)",
+            "TBPTT(1)",
+            "SnAp-1",
+            "8-OK",
+        ),
     ),
     "long": Chapter(
         "Dependencies longer than the window",
@@ -127,6 +149,23 @@ def render(results: Path) -> str:
         public = runs.of_public_logs(results / REFERENCE, name)
         parts.append(_chapter(CHAPTERS[name], record, runs.of_record(record), public))
     return "\n".join(parts)
+
+
+def draw(results: Path, out: Path) -> list[Path]:
+    """Draws a picture of each study that has curves, and gives their paths.
+
+    Args:
+      results: the folder experiments/results.
+      out: the folder of the pictures.
+    """
+    paths = []
+    for name, record in load(results).items():
+        chapter, own = CHAPTERS[name], runs.of_record(record)
+        if chapter.drawn and set(chapter.drawn) & set(runs.methods_of(own)):
+            figure, public = chapter.figures[0], runs.of_public_logs(results / REFERENCE, name)
+            paths.append(out / f"{name}.png")
+            pictures.draw(paths[-1], own, public, figure.field, figure.words, chapter.drawn)
+    return paths
 
 
 def table(results: Path, study: str, field: str) -> str:
