@@ -279,7 +279,7 @@ def test_cells_without_layers_that_feed_forward_are_refused_by_name(cell, messag
 
 
 def test_a_jacobian_of_which_no_zeros_are_known_is_refused_with_that_reason():
-    structure, _ = along("stack")
+    structure, _ = along("mixed")
     with pytest.raises(UnsupportedCellError, match="either all entries of J can be non-zero, or"):
         estimators.layerwise(estimators.rtrl()).init(structure._replace(jacobian_mask=None))
 

@@ -470,7 +470,7 @@ def check(
     return kind, ""
 
 
-def _begin(config: Any, workdir: Path) -> None:
+def _begin(config: Any, workdir: Path, wandb: str = "") -> None:
     del workdir
     experiment = program.build(config)
     memory.check(experiment, config)

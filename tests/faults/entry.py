@@ -41,7 +41,7 @@ def start(arguments: Sequence[str], begin: Any = None, joins: bool = True) -> Ou
 
     Args:
       arguments: of the command.
-      begin: (resolved config, workdir) -> anything, called in place of the run.
+      begin: (resolved config, workdir, W&B project) -> anything, called in place of the run.
       joins: whether the program can be one of several processes.
     """
     out, error = io.StringIO(), io.StringIO()

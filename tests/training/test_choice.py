@@ -4,9 +4,8 @@ import csv
 
 import pytest
 
-from experiments import compare
 from kfrtrl_jax.errors import ConfigError
-from kfrtrl_jax.training import choice, finished, metrics, workdir
+from kfrtrl_jax.training import choice, comparison, finished, metrics, workdir
 from kfrtrl_jax.training.choice import Measure
 
 
@@ -80,22 +79,18 @@ def test_a_sweep_is_read_by_its_settings(swept):
     assert [*finished.read_settings(swept / "trials" / "000", pytest.fail)] == [""]
 
 
-def test_runs_and_sweeps_are_compared(swept, tmp_path, monkeypatch):
+def test_runs_and_sweeps_are_compared(swept, tmp_path):
     write_run(tmp_path / "run", 0)
     pairs = [f"s={swept}", f"alone={tmp_path / 'run'}"]
-    for flag, value in (("_RUNS", pairs), ("_OUT", str(tmp_path / "both")), ("_TITLE", "")):
-        monkeypatch.setattr(compare, flag, Flag(value))
-    monkeypatch.setattr(compare, "_FIELDS", Flag(["running_loss"]))
-    assert compare.main() == 0
+    out, fields = tmp_path / "both", ["running_loss"]
+    warnings = []
+    comparison.compare(pairs, out, fields, "", warnings.append)
+    assert len(warnings) == 1
     with open(tmp_path / "both.csv") as file:
         names = [row["run"] for row in csv.DictReader(file)]
     expected = ["s: uoro, seed 0", "s: uoro, seed 1", "s: rflo", "alone"]
     assert names == [name for name in expected for _ in range(2)]
-    monkeypatch.setattr(compare, "_RUNS", Flag([pairs[1], pairs[1]]))
     with pytest.raises(ConfigError, match="--runs has 'alone, seed 0' twice"):
-        compare.main()
-
-
-class Flag:
-    def __init__(self, value):
-        self.value = value
+        comparison.compare([pairs[1], pairs[1]], out, fields, "", pytest.fail)
+    with pytest.raises(ConfigError, match="--runs takes NAME=WORKDIR pairs"):
+        comparison.compare(["alone"], out, fields, "", pytest.fail)

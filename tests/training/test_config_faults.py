@@ -33,7 +33,7 @@ def started(tmp_path, body, *arguments):
     workdir = tmp_path / "run"
     outcome = entry.start(
         [f"--config={file}", f"--workdir={workdir}", *arguments],
-        lambda config, _: begun.append(config),
+        lambda config, *_: begun.append(config),
     )
     assert not workdir.exists()
     return outcome, begun
