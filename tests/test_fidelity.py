@@ -377,15 +377,13 @@ def test_the_noise_along_the_stream_of_a_trained_network(tmp_path, capsys):
 
 
 def test_the_noise_of_a_gradient_falls_with_the_segment(tmp_path, capsys):
-    fields = {"estimators": ("kf_rtrl", "rtrl"), "segment_lengths": (1, 4), "hidden_size": 4,
+    fields = {"estimators": ("kf_rtrl",), "segment_lengths": (1, 4), "hidden_size": 4,
              "input_size": 3, "num_steps": 8, "draws": 32}  # fmt: skip
     noise_program.run(invocation(noise_config, tmp_path, **fields))
     rows = json.loads((tmp_path / "noise.json").read_text())
-    one, four, *exact = rows
+    one, four = rows
     assert (one["estimator"], one["segment_length"], four["segment_length"]) == ("kf_rtrl", 1, 4)
     assert 0 < four["relative_noise"] < 0.8 * one["relative_noise"]
-    assert all(row["relative_noise"] < 1e-9 for row in exact)
-    assert all(row["cosine"] == pytest.approx(1) for row in exact)
     assert 0 < one["cosine"] < four["cosine"] < 1
     assert (tmp_path / "noise.md").read_text() == capsys.readouterr().out
     with pytest.raises(ConfigError, match="multiple of each of segment_lengths, got 8 and 3"):

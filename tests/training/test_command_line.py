@@ -29,7 +29,11 @@ SMALL = [
 
 def start(*arguments: str, cache=None) -> subprocess.Popen[str]:
     """Starts experiments.train from the repository's root."""
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    environment = {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+    }
     if cache is not None:
         environment["JAX_COMPILATION_CACHE_DIR"] = str(cache)
     return subprocess.Popen(
