@@ -100,3 +100,8 @@ def test_a_table_by_task_marks_what_is_beyond_noise_and_tells_what_diverged():
     assert lines[2] == "| base | 0.51 ± 0.01 (3) |"
     assert lines[3] == "| better | 0.91 ± 0.01 (3) ↑ |"
     assert lines[4] == "| lost | 0.55 ± 0.07 (2) 1 diverged |"
+
+
+def test_the_committed_results_are_those_of_the_committed_records():
+    root = invented.RESULTS.parents[1]
+    assert (root / "RESULTS.md").read_text() == report.render(invented.RESULTS)
