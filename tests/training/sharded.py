@@ -12,7 +12,6 @@ from kfrtrl_jax import linearization
 from kfrtrl_jax.errors import ConfigError
 from kfrtrl_jax.studies.benchmarking import sharding
 from kfrtrl_jax.training import loop, plots, sweep, train
-from kfrtrl_jax.training.engines import jobs
 from tests.training.small import nested, records, small
 
 LENGTHS = {"segment_length": 2, "update_every": 1, "task.batch_size": 8, "num_steps": 40}
@@ -28,7 +27,6 @@ def main(home: Path) -> None:
     seen = []
     finish = loop.summarize
     train.loop.summarize = lambda training: (seen.append(layout(training)), finish(training))[1]
-    jobs.summarize = train.loop.summarize
     plots.plot_run = plots.plot_groups = lambda *_, **__: None
     nothing = linearization.Check("float64", 0.0, {}, 0.0, 0.0, 0, 0.0)
     linearization.check = lambda *_, **__: nothing

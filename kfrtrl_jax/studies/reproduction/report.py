@@ -168,15 +168,6 @@ def draw(results: Path, out: Path) -> list[Path]:
     return paths
 
 
-def table(results: Path, study: str, field: str) -> str:
-    """The table of a study's figure at given steps, with the public logs below, for other pages."""
-    chapter = CHAPTERS[study]
-    (figure,) = (figure for figure in chapter.figures if figure.field == field)
-    own = runs.of_record(load(results)[study])
-    public = runs.of_public_logs(results / REFERENCE, study)
-    return tables.at_steps([*own, *public], figure.field, STEPS, figure.digits)
-
-
 def _chapter(
     chapter: Chapter, record: Mapping[str, Any], own: Sequence[Run], public: Sequence[Run]
 ) -> str:
