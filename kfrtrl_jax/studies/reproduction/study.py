@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from kfrtrl_jax.errors import ConfigError
 from kfrtrl_jax.training import config as configs
 
-NAMES = ("copy", "ptb", "long")
+NAMES = ("copy", "ptb", "long", "budget")
 SCALES = ("smoke", "cpu", "full")
 
 
