@@ -11,7 +11,7 @@ from typing import Any
 
 from configs import noise as default
 from kfrtrl_jax.studies.fidelity import gradient_noise, named, settings
-from kfrtrl_jax.training import command_line, workdir
+from kfrtrl_jax.training import command_line, made_with, workdir
 
 
 def run(invocation: command_line.Invocation) -> None:
@@ -32,7 +32,12 @@ def run(invocation: command_line.Invocation) -> None:
             seed=given["seed"],
         )
         table = gradient_noise.markdown(rows)
-        workdir.write_json(folder / "noise.json", [row._asdict() for row in rows])
+        record = {
+            "config": given,
+            "made_with": made_with.numbers({}),
+            "rows": [row._asdict() for row in rows],
+        }
+        workdir.write_json(folder / "noise.json", record)
         workdir.write_text(folder / "noise.md", table)
     print(table, end="")
 

@@ -2,7 +2,8 @@
 
 A study is a sweep (`configs/reproduce_NAME.py`) and can be stopped and continued like one; a larger
 scale continues a smaller one. At the end, and at any moment with --only_collect, what it has come to is
-written to a small file, DIR/records.json, which `experiments.report` renders.
+written to a small file, DIR/records.json, which `experiments.report` renders. With --time_methods a
+step of each method is timed alone, which methods of different costs are compared by.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ import pathlib
 
 from absl import flags
 
-from kfrtrl_jax.studies.reproduction import records, study
-from kfrtrl_jax.training import command_line, display, engines, sweep
+from kfrtrl_jax.studies.reproduction import records, study, times
+from kfrtrl_jax.training import command_line, display, engines, sweep, workdir
 
 _STUDY = flags.DEFINE_string("study", "copy", f"One of {', '.join(study.NAMES)}.")
 _SCALE = flags.DEFINE_string("scale", "cpu", f"One of {', '.join(study.SCALES)}.")
@@ -25,6 +26,11 @@ _ENGINE = flags.DEFINE_string(
     "engine", "local", "Where groups of trials run, see experiments.sweep."
 )
 _ONLY_COLLECT = flags.DEFINE_bool("only_collect", False, "Runs nothing; the sweep may be running.")
+_TIME = flags.DEFINE_bool(
+    "time_methods",
+    False,
+    "Times a step of each method alone, in turns, on a machine left in peace.",
+)
 _RECORDS = flags.DEFINE_string("records", "", "The file to write; WORKDIR/records.json by default.")
 
 
@@ -44,6 +50,9 @@ def run(invocation: command_line.Invocation) -> None:
             engine,
             wandb=invocation.wandb,
         )
+    if _TIME.value:
+        measured = times.measure(chosen, invocation.overrides)
+        workdir.write_json(invocation.workdir / times.FILE, measured)
     record = records.collect(_STUDY.value, invocation.workdir, invocation.overrides)
     path = pathlib.Path(_RECORDS.value or invocation.workdir / "records.json")
     records.write(path, record)

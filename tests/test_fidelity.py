@@ -359,7 +359,7 @@ def test_the_noise_along_the_stream_of_a_trained_network(tmp_path, capsys):
               "estimators": ("rtrl",), "segment_lengths": (2,), "estimated": True, "num_steps": 8,
               "draws": 2}  # fmt: skip
     noise_program.run(invocation(noise_config, tmp_path / "noise", **fields))
-    rows = json.loads((tmp_path / "noise" / "noise.json").read_text())
+    rows = json.loads((tmp_path / "noise" / "noise.json").read_text())["rows"]
     assert [(row["segment_length"], row["immediate"]) for row in rows] == [
         (2, "exact"),
         (1, "estimated"),
@@ -380,7 +380,7 @@ def test_the_noise_of_a_gradient_falls_with_the_segment(tmp_path, capsys):
     fields = {"estimators": ("kf_rtrl",), "segment_lengths": (1, 4), "hidden_size": 4,
              "input_size": 3, "num_steps": 8, "draws": 32}  # fmt: skip
     noise_program.run(invocation(noise_config, tmp_path, **fields))
-    rows = json.loads((tmp_path / "noise.json").read_text())
+    rows = json.loads((tmp_path / "noise.json").read_text())["rows"]
     one, four = rows
     assert (one["estimator"], one["segment_length"], four["segment_length"]) == ("kf_rtrl", 1, 4)
     assert 0 < four["relative_noise"] < 0.8 * one["relative_noise"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,42 @@ def long_trials() -> list[Any]:
     ]
 
 
+def budget_trials() -> list[Any]:
+    """Two methods at two rates each, with an error of 0.4 at the better one of KF-RTRL."""
+    task = "adding(batch_size=8, length=20)"
+    return [
+        trial(
+            method,
+            seed,
+            2 * STEP,
+            task=task,
+            overrides={"task": task, "optimizer.learning_rate": rate, "seed": seed},
+            curve={"step": [STEP, 2 * STEP], "score": [0.9, error + 0.1 * seed]},
+        )
+        for method, rate, error in (
+            ("TBPTT(1)", 1e-3, 0.8),
+            ("TBPTT(1)", 1e-2, 0.7),
+            ("KF-RTRL", 1e-3, 0.4),
+            ("KF-RTRL", 1e-2, 0.6),
+        )
+        for seed in range(2)
+    ]
+
+
+def noise() -> dict[str, Any]:
+    """A record of `experiments.noise`, of a trained network."""
+    measured = {"relative_noise": 4.0, "standard_error": 0.5, "cosine": 0.25, "cosine_error": 0.01}
+    given = {"cell": "gru", "trained": "runs/one", "stream": "", "num_steps": 8, "draws": 3}
+    return {
+        "config": {**given, "estimators": ["kf_rtrl"], "segment_lengths": [8], "estimated": True},
+        "made_with": {"versions": {"jax": "1.2.3"}, "commit": "abc"},
+        "rows": [
+            {"estimator": "kf_rtrl", "segment_length": 8, "immediate": "exact", **measured},
+            {"estimator": "kf_rtrl", "segment_length": 1, "immediate": "estimated", **measured},
+        ],
+    }
+
+
 def record(study: str, trials: list[Any]) -> dict[str, Any]:
     """A record of a study."""
     return {
@@ -99,7 +136,14 @@ def results(folder: Path) -> Path:
     """A folder of results with all studies, the public logs and the cosines."""
     shutil.copytree(RESULTS / "reference", folder / "reference")
     shutil.copy(RESULTS / "fidelity_segments.json", folder)
-    made = {"copy": copy_trials(), "ptb": [ptb_trial()], "long": long_trials()}
+    made = {
+        "copy": copy_trials(),
+        "ptb": [ptb_trial()],
+        "long": long_trials(),
+        "budget": budget_trials(),
+    }
     for study, trials in made.items():
         records.write(folder / "reproduction" / f"{study}.json", record(study, trials))
+    (folder / "reproduction" / "noise").mkdir()
+    (folder / "reproduction" / "noise" / "copy.json").write_text(json.dumps(noise()))
     return folder

@@ -115,6 +115,14 @@ def test_each_task_of_a_study_has_its_own_scores(content):
     assert f"'--config.task={invented.CHAINS[1]}'" in second["methods"][0]["command"]
 
 
+def test_of_several_learning_rates_the_best_is_shown(content):
+    (task,) = (task for task in content["tasks"] if task["study"].startswith("What is worth"))
+    (own,) = (method for method in task["methods"] if method["name"] == "KF-RTRL")
+    assert own["scores"]["last"]["score"]["mean"] == pytest.approx(0.45)
+    assert "--config.optimizer.learning_rate=0.001" in own["command"]
+    assert [figure["words"] for figure in task["figures"]] == ["mean square"]
+
+
 def test_public_logs_are_marked(content):
     public = [m for m in content["tasks"][0]["methods"] if m["public"]]
     assert [m["name"] for m in public] == [f"16-{name}, {runs.SOURCE}" for name in ("KTP", "OK")]

@@ -79,6 +79,21 @@ def test_the_report_tells_seeds_unfinished_runs_and_diverged_ones(tmp_path):
     assert any(line.startswith("| KF-RTRL | 2.100 (1) | 2.000 (1) |") for line in lines)
 
 
+def test_the_report_has_budgets_and_the_noise_along_trained_networks(tmp_path):
+    lines = report.render(invented.results(tmp_path)).splitlines()
+    assert "| KF-RTRL |  | 1.0 | **0.45 ± 0.071 at 10^-3** |" in lines
+    assert "| TBPTT(1) |  | 2.0 | 0.75 ± 0.071 at 10^-2 |" in lines
+    assert "At the same wall time:" not in lines
+    start = lines.index("| noise | K = 8 | papers' form |")
+    assert lines[start + 2] == "| KF-RTRL | 4 ± 0.5 | 4 ± 0.5 |"
+    command = (
+        "`python -m experiments.noise --config.trained=runs/one --config.num_steps=8 "
+        "--config.draws=3 '--config.estimators=[\"kf_rtrl\"]' '--config.segment_lengths=[8]' "
+        "--config.estimated=True --workdir=runs/noise`"
+    )
+    assert command in lines
+
+
 def test_a_run_that_diverged_before_its_first_line_is_told():
     lost = invented.trial("UORO", 0, 0, "diverged", ms_per_step=0.0)
     found = runs.of_record(invented.record("copy", [lost]))

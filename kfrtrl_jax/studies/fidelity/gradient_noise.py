@@ -70,7 +70,8 @@ class Noise(NamedTuple):
       relative_noise: E|g~ - g|^2 / |g|^2 of the cell's part of the gradient, with numerator and
         denominator each summed over the second half of the steps.
       standard_error: of that, over draws.
-      cosine: between g~ and g, the mean over draws and the second half of the steps.
+      cosine: between g~ and g, the mean over draws and those steps of the second half whose exact
+        gradient is not 0, as it is where no loss counts.
       cosine_error: its standard error, over draws.
     """
 
@@ -156,6 +157,7 @@ def measure_noise(
     key = jax.random.split(jax.random.key(seed), 4)[3]
     exact = _gradients(setting, rtrl(), Form(1), key)(key)
     size = float(jnp.sum(exact**2))
+    counts = jnp.any(exact != 0, axis=1)
     rows = []
     for name, estimator in estimators.items():
         for form in forms:
@@ -164,13 +166,18 @@ def measure_noise(
             for draw in jax.random.split(jax.random.key(seed + 1), draws):
                 found = run(draw)
                 off.append(float(jnp.sum((found - exact) ** 2)) / size)
-                cosines.append(float(jnp.mean(_cosine(found, exact))))
+                cosines.append(float(jnp.mean(_cosine(found, exact), where=counts)))
             rows.append(Noise(name, *form, *_mean(off), *_mean(cosines)))
     return rows
 
 
-def markdown(rows: Sequence[Noise]) -> str:
-    """Two tables with a line per estimator and a column per form: the noise, and the cosine."""
+def markdown(rows: Sequence[Noise], names: Mapping[str, str] | None = None) -> str:
+    """Two tables with a line per estimator and a column per form: the noise, and the cosine.
+
+    Args:
+      rows: of each estimator in each form.
+      names: of estimators, where they are to be called otherwise.
+    """
     forms = list(dict.fromkeys((row.segment_length, row.immediate) for row in rows))
     heads = [f"K = {k}" if kind == "exact" else "papers' form" for k, kind in forms]
 
@@ -178,7 +185,7 @@ def markdown(rows: Sequence[Noise]) -> str:
         lines = [[title, *heads], ["---"] * (1 + len(forms))]
         for name in dict.fromkeys(row.estimator for row in rows):
             own = {(r.segment_length, r.immediate): r for r in rows if r.estimator == name}
-            lines.append([name, *(shown(own[form]) for form in forms)])
+            lines.append([(names or {}).get(name, name), *(shown(own[form]) for form in forms)])
         return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
     noise = table("noise", lambda r: f"{r.relative_noise:.3g} ± {r.standard_error:.1g}")
@@ -222,7 +229,7 @@ def _gradients(
 
 
 def _cosine(one: Array, other: Array) -> Array:
-    """Between the rows of two matrices; 0 where one is 0, as where no loss counts."""
+    """Between the rows of two matrices; 0 where one is 0."""
     product = jnp.sum(one * other, axis=1)
     norms = jnp.linalg.norm(one, axis=1) * jnp.linalg.norm(other, axis=1)
     return jnp.where(norms > 0, product / jnp.where(norms > 0, norms, 1), 0)

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from kfrtrl_jax.errors import ConfigError
-from kfrtrl_jax.studies.reproduction import report, runs, tables
-from kfrtrl_jax.studies.reproduction.report import Chapter
+from kfrtrl_jax.studies.reproduction import budget, report, runs, tables
+from kfrtrl_jax.studies.reproduction.chapters import CHAPTERS, Chapter
 from kfrtrl_jax.studies.reproduction.runs import Run
 
 _PACKAGE = "kfrtrl_jax.studies.reproduction"
@@ -73,7 +73,7 @@ def content(results: Path) -> dict[str, Any]:
       curves, the differences between its configs, and what it was made with.
     """
     found = report.load(results)
-    own = {name: runs.of_record(record) for name, record in found.items()}
+    own = {name: _shown(CHAPTERS[name], runs.of_record(record)) for name, record in found.items()}
     colours = _colours([runs.methods_of(of_study) for of_study in own.values()])
     cosines = _cosines(results)
     tasks = []
@@ -82,13 +82,18 @@ def content(results: Path) -> dict[str, Any]:
         for task in dict.fromkeys(run.task for run in own[name]):
             here = [run for run in own[name] if run.task == task]
             methods = [
-                _method(report.CHAPTERS[name], of_one, cosines)
+                _method(CHAPTERS[name], of_one, cosines)
                 for of_one in [*_by_method(here), *_by_method(public)]
             ]
             for method in methods:
                 method["colour"] = colours.get(method["name"])
-            tasks.append(_task(report.CHAPTERS[name], record, here, methods))
+            tasks.append(_task(CHAPTERS[name], record, here, methods))
     return {"tasks": tasks}
+
+
+def _shown(chapter: Chapter, own: Sequence[Run]) -> Sequence[Run]:
+    """The runs of a study that the page shows: of several learning rates those at the best."""
+    return budget.at_best_rates(own, chapter.tasks) if chapter.tasks else own
 
 
 def _colours(studies: Sequence[Sequence[str]]) -> dict[str, int]:
@@ -108,7 +113,7 @@ def _task(
 ) -> dict[str, Any]:
     figures = [
         figure._asdict()
-        for figure in chapter.figures
+        for figure in chapter.figures_of(own[0].task)
         if any(method["curves"][figure.field]["seeds"] for method in methods)
     ]
     steps = [str(step) for step in report.STEPS]
@@ -134,7 +139,7 @@ def _by_method(of_study: Sequence[Run]) -> Iterator[list[Run]]:
 def _method(chapter: Chapter, own: Sequence[Run], cosines: _Cosines) -> dict[str, Any]:
     """What is known of a method, whose runs these are."""
     first = own[0]
-    fields = [figure.field for figure in chapter.figures]
+    fields = [figure.field for figure in chapter.figures_of(first.task)]
     key = (
         str(first.overrides.get("estimator")),
         first.cell,

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from kfrtrl_jax.studies.reproduction import times
 from kfrtrl_jax.studies.reproduction.study import SCALES, Study, load, path_of
 from kfrtrl_jax.training import config as configs
 from kfrtrl_jax.training import made_with, memory, metrics, sweep, trials, workdir
@@ -17,6 +18,8 @@ from kfrtrl_jax.training.program import build
 
 # Of a curve at most, beside its evaluations; a picture is some hundred points wide.
 _POINTS = 100
+# With so many trials each is kept with fewer points.
+_MANY, _FEW_POINTS = 200, 20
 _FIELDS = ("step", "wall_time", "running_loss", "sequence_length", "valid_loss", "score")
 # What a summary has beside the last record.
 _RESULTS = ("best_valid_loss", "best_step", "test_loss", "diverged_at", "problem")
@@ -40,6 +43,7 @@ def collect(name: str, folder: Path, common: Mapping[str, Any] | None = None) ->
         trials.identity(config): (number, config["num_steps"])
         for number, config in workdir.read_document(folder / workdir.CONFIG).items()
     }
+    points = _POINTS if len(known) <= _MANY else _FEW_POINTS
     made = workdir.read_document(folder / made_with.FILE)
     found, units = [], {}
     for study, overrides in _trials(name):
@@ -47,7 +51,7 @@ def collect(name: str, folder: Path, common: Mapping[str, Any] | None = None) ->
         number, planned = known.pop(trials.identity(config.to_dict()), (None, 0))
         if number is None:
             continue
-        record = _trial(folder / "trials" / number, planned)
+        record = _trial(folder / "trials" / number, planned, points)
         if record is None:
             continue
         method, task = study.method_of(overrides), overrides.get("task", config.task.name)
@@ -65,6 +69,7 @@ def collect(name: str, folder: Path, common: Mapping[str, Any] | None = None) ->
                 **record,
             }
         )
+    measured = folder / times.FILE
     return {
         "study": name,
         "config": path_of(name),
@@ -72,6 +77,7 @@ def collect(name: str, folder: Path, common: Mapping[str, Any] | None = None) ->
         "data": made["data"],
         "versions": made["versions"],
         "sittings": made.get("sittings", []),
+        **({"times": workdir.read_document(measured)} if measured.exists() else {}),
         "trials": found,
     }
 
@@ -99,7 +105,7 @@ def _trials(name: str) -> Iterator[tuple[Study, dict[str, Any]]]:
             yield study, overrides
 
 
-def _trial(folder: Path, planned: int) -> dict[str, Any] | None:
+def _trial(folder: Path, planned: int, points: int) -> dict[str, Any] | None:
     """The curve and the summary of a trial; None if it has come to nothing yet."""
     log = metrics.read(folder / metrics.METRICS)
     path = folder / workdir.SUMMARY
@@ -118,17 +124,17 @@ def _trial(folder: Path, planned: int) -> dict[str, Any] | None:
         # A run shares its machine with others: the median is less disturbed than the mean.
         "ms_per_step": round(1000 / float(np.median(rates)), 4) if rates else 0.0,
         **{key: summary[key] for key in _RESULTS if (done or diverged) and key in summary},
-        "curve": _curve(log),
+        "curve": _curve(log, points),
     }
 
 
-def _curve(log: Sequence[metrics.Record]) -> dict[str, list[Any]]:
+def _curve(log: Sequence[metrics.Record], points: int) -> dict[str, list[Any]]:
     """Some records of a log: every first, second, fifth, tenth, ..., the last, all evaluations.
 
     So the curves of runs of all lengths have steps in common, and round ones.
     """
     strides = (factor * 10**power for power in itertools.count() for factor in (1, 2, 5))
-    stride = next(stride for stride in strides if len(log) <= stride * _POINTS)
+    stride = next(stride for stride in strides if len(log) <= stride * points)
     kept = {*range(stride - 1, len(log), stride), *range(len(log))[-1:]}
     kept |= {i for i, record in enumerate(log) if record.get("valid_loss") is not None}
     chosen = [log[i] for i in sorted(kept)]

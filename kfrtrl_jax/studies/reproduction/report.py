@@ -2,117 +2,22 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from kfrtrl_jax.studies.reproduction import pictures, records, runs, tables
+from kfrtrl_jax.studies.fidelity import gradient_noise
+from kfrtrl_jax.studies.reproduction import budget, chapters, pictures, records, runs, tables
+from kfrtrl_jax.studies.reproduction.chapters import CHAPTERS, Chapter
 from kfrtrl_jax.studies.reproduction.runs import Run
 
+# Fields of configs/noise.py that describe an untrained cell.
+_OF_UNTRAINED = ("cell", "init_scale", "input_size", "hidden_size", "batch_size")
 RECORDS, REFERENCE = "reproduction", "reference"
 STEPS = (10_000, 30_000, 60_000, 100_000, 200_000, 300_000, 500_000, 1_000_000)
 
 
-class Figure(NamedTuple):
-    """A figure that a study is about.
-
-    Attributes:
-      field: in the log.
-      words: what it is.
-      digits: behind the point.
-      rises: whether more of it is better.
-    """
-
-    field: str
-    words: str
-    digits: int
-    rises: bool = False
-
-
-class Chapter(NamedTuple):
-    """What is said of a study, as plain text.
-
-    Attributes:
-      title: of the study.
-      protocol: in words.
-      figures: the first is the one that methods are compared by.
-      baseline: the method that others are compared with.
-      drawn: the methods in the picture.
-      by_task: whether it is several tasks, of which the last figures count.
-    """
-
-    title: str
-    protocol: str
-    figures: Sequence[Figure]
-    baseline: str
-    drawn: Sequence[str] = ()
-    by_task: bool = False
-
-
-CHAPTERS = {
-    "copy": Chapter(
-        "Copy task",
-        """
-A recurrent highway network n = 128 memorizes strings of bits whose length T* grows with its
-success; batch 16, Adam 10^-3.5, the gradient of the cell clipped at norm 1, an update at every
-step. The score is T*, which needs memory over T* + 1 steps. KF-RTRL, 16-OK, UORO, AVG and
-16-KTP are in the papers' form: pushed at every step, the immediate derivative within the
-estimate. In blocks of 8 steps the last one to eight steps are exact, and the influence is pushed
-once in eight. TBPTT(L) is exact along the last L steps, with an update at every step.
-""",
-        (
-            Figure("sequence_length", "T*", 1, rises=True),
-            Figure("running_loss", "running loss, bits per character", 3),
-        ),
-        "TBPTT(25)",
-        drawn=(
-            "16-OK",
-            "KF-RTRL",
-            "UORO",
-            "16-OK, blocks of 8",
-            "KF-RTRL, blocks of 8",
-            "TBPTT(25)",
-            "TBPTT(5)",
-            "TBPTT(1)",
-        ),
-    ),
-    "ptb": Chapter(
-        "Penn Treebank, characters",
-        """
-A recurrent highway network n = 256 predicts the next character; batch 32, Adam 10^-3.5, the
-gradient of the cell clipped at norm 1, an update at every step, state and influence of a lane
-reset every 100 characters. Methods are named as in the copy task.
-""",
-        (
-            Figure("running_loss", "running training loss, bits per character", 3),
-            Figure("valid_loss", "validation loss, bits per character", 3),
-        ),
-        "TBPTT(25)",
-        drawn=(
-            "8-OK, blocks of 8",
-            "KF-RTRL, blocks of 8",
-            "UORO, blocks of 8",
-            "TBPTT(25)",
-            "TBPTT(5)",
-            "TBPTT(1)",
-            "SnAp-1",
-            "8-OK",
-        ),
-    ),
-    "long": Chapter(
-        "Dependencies longer than the window",
-        """
-An LSTM of 32 units whose forget gates start open, so that it has a memory of some 50 steps,
-recalls a bit at the end of a chain of given length (memory_chain), or three symbols after a delay
-(copy_fixed). Batch 16, Adam 10^-3 unless said, an update at every step. The score is the accuracy
-over the last 800 steps; guessing has 0.5 on the chains and 0.125 on the symbols. TBPTT(8) is
-exact along the same steps as the blocks of 8, without an influence beyond them.
-""",
-        (Figure("score", "accuracy", 2, rises=True),),
-        "TBPTT(8)",
-        by_task=True,
-    ),
-}
 INTRODUCTION = f"""# Results
 
 Made by `python -m experiments.report` from the records in
@@ -148,6 +53,12 @@ def render(results: Path) -> str:
     for name, record in found.items():
         public = runs.of_public_logs(results / REFERENCE, name)
         parts.append(_chapter(CHAPTERS[name], record, runs.of_record(record), public))
+    noises = {
+        name: path for name in chapters.NOISE if (path := _noise_file(results, name)).exists()
+    }
+    if noises:
+        parts += [f"## {chapters.NOISE_TITLE}\n", chapters.NOISE_PROTOCOL.lstrip()]
+        parts += [_noise(chapters.NOISE[name], records.read(path)) for name, path in noises.items()]
     return "\n".join(parts)
 
 
@@ -172,6 +83,8 @@ def _chapter(
     chapter: Chapter, record: Mapping[str, Any], own: Sequence[Run], public: Sequence[Run]
 ) -> str:
     parts = [f"## {chapter.title}\n", f"{_markdown(chapter.protocol.strip())}\n"]
+    if chapter.tasks:
+        return "\n".join([*parts, *_budgets(chapter, record, own)])
     if chapter.by_task:
         (figure,) = chapter.figures
         parts.append(f"↑ is above {chapter.baseline} beyond noise, ↓ below it:\n")
@@ -196,6 +109,48 @@ def _chapter(
     parts.append(tables.costs(own))
     parts.append(f"Made with {'; '.join(made_with(record))}.\n")
     return "\n".join(parts)
+
+
+def _budgets(chapter: Chapter, record: Mapping[str, Any], own: Sequence[Run]) -> list[str]:
+    times = record.get("times", {})
+    parts = []
+    if times:
+        by_time = budget.same_time(own, chapter.tasks, times)
+        parts.append("At the same wall time:\n")
+        parts.append(budget.table(by_time, chapter.tasks, times))
+    by_steps = budget.same_steps(own, chapter.tasks)
+    parts.append("At the same number of time steps:\n")
+    parts.append(budget.table(by_steps, chapter.tasks, times))
+    parts.append(f"Made with {'; '.join(made_with(record))}.\n")
+    return parts
+
+
+def _noise_file(results: Path, name: str) -> Path:
+    return results / RECORDS / "noise" / f"{name}.json"
+
+
+def _noise(words: str, record: Mapping[str, Any]) -> str:
+    rows = [gradient_noise.Noise(**row) for row in record["rows"]]
+    given, made = record["config"], record["made_with"]
+    where = (
+        f"on {given['stream'] or 'the stream of its run'}"
+        if given["trained"]
+        else f"{given['cell']} n = {given['hidden_size']}, batch {given['batch_size']}, random inputs"
+    )
+    draws = f"{given['num_steps']} steps, {given['draws']} draws"
+    versions = ", ".join(f"{name} {version}" for name, version in made["versions"].items())
+    unused = _OF_UNTRAINED if given["trained"] else ()
+    kept = {name: value for name, value in given.items() if name not in unused and value != ""}
+    options = [f"--config.{name}={runs.written(value)}" for name, value in kept.items()]
+    command = shlex.join(["python", "-m", "experiments.noise", *options, "--workdir=runs/noise"])
+    return "\n".join(
+        [
+            f"{words} ({where}; {draws}):\n",
+            gradient_noise.markdown(rows, chapters.PAPER_NAMES),
+            f"`{command}`\n",
+            f"Made with {versions}; commit {made['commit']}.\n",
+        ]
+    )
 
 
 def _last_common(own: Sequence[Run], field: str, baseline: str) -> int:

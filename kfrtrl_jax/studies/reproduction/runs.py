@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -113,12 +114,18 @@ def of_public_logs(folder: Path, study: str) -> list[Run]:
 def command(config: str, overrides: Mapping[str, Any], steps: int) -> str:
     """The command that makes a run alone."""
     fields = {**overrides, "num_steps": steps}
-    options = [f"--config.{path}={_written(value)}" for path, value in fields.items()]
+    options = [f"--config.{path}={written(value)}" for path, value in fields.items()]
     words = ["python", "-m", "experiments.train", f"--config={config}", *options]
     return shlex.join([*words, "--workdir=runs/one"])
 
 
-def _written(value: Any) -> str:
+def written(value: Any) -> str:
+    """A value as it is given on a command line, with all digits."""
+    if isinstance(value, list | tuple):
+        # With double quotes, which a shell leaves alone between its single ones.
+        return json.dumps(value)
+    if isinstance(value, float):
+        return repr(value)
     return value if isinstance(value, str) else notation.written(value)
 
 

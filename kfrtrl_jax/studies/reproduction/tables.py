@@ -92,7 +92,11 @@ def paired(runs: Sequence[Run], method: str, other: str, field: str, step: int) 
         for name in (method, other)
     }
     common = sorted(by_method[method].keys() & by_method[other].keys())
-    differences = [by_method[method][key] - by_method[other][key] for key in common]
+    return difference([by_method[method][key] - by_method[other][key] for key in common])
+
+
+def difference(differences: Sequence[float]) -> Difference:
+    """The mean of differences, one per seed, and its margin."""
     found = spread(differences)
     if found.runs < 2:
         return Difference(found.mean, math.nan, found.runs)

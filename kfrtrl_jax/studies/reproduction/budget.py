@@ -1,0 +1,195 @@
+"""What methods come to at the same wall time and at the same number of time steps.
+
+Each method is read at the learning rate that is best for it there, by the mean over its seeds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+from kfrtrl_jax.studies.reproduction import tables
+from kfrtrl_jax.studies.reproduction.chapters import Figure
+from kfrtrl_jax.studies.reproduction.runs import Run, methods_of
+
+RATE = "optimizer.learning_rate"
+
+
+class Reading(NamedTuple):
+    """A method on a task at its best learning rate.
+
+    Attributes:
+      method: by its name.
+      step: at which it is read.
+      rate: the learning rate.
+      values: the score of each seed.
+    """
+
+    method: str
+    step: int
+    rate: float
+    values: Mapping[int, float]
+
+    @property
+    def mean(self) -> float:
+        """Over the seeds."""
+        return sum(self.values.values()) / len(self.values)
+
+    def text(self) -> str:
+        """In words, such as 0.036 ± 0.01 at 10^-2.5."""
+        found = tables.spread(list(self.values.values()))
+        deviation = f" ± {found.deviation:.2g}" if found.runs > 1 else ""
+        return f"{found.mean:.3g}{deviation} at 10^{math.log10(self.rate):.2g}"
+
+
+class Comparison(NamedTuple):
+    """All methods on all tasks under one budget.
+
+    Attributes:
+      limits: the budget of each task, by its name in configs, in words.
+      readings: of each task, one per method that can be read there.
+    """
+
+    limits: Mapping[str, str]
+    readings: Mapping[str, Sequence[Reading]]
+
+
+def same_steps(runs: Sequence[Run], scores: Mapping[str, Figure]) -> Comparison:
+    """All methods after as many time steps as the shortest runs of a task have.
+
+    Args:
+      runs: of all methods, tasks, rates and seeds.
+      scores: of the tasks, by name without arguments.
+    """
+    prices = dict.fromkeys(methods_of(runs), 1.0)
+    return _compare(runs, scores, prices, lambda steps: f"{steps:,.0f} steps")
+
+
+def same_time(
+    runs: Sequence[Run], scores: Mapping[str, Figure], times: Mapping[str, float]
+) -> Comparison:
+    """All methods after the time that the runs of the method with the least of it have.
+
+    Args:
+      runs: of all methods, tasks, rates and seeds; methods without a time are left out.
+      scores: of the tasks, by name without arguments.
+      times: milliseconds per time step, by method.
+    """
+    known = [run for run in runs if run.method in times]
+    return _compare(known, scores, times, lambda spent: f"{spent / 1000:.1f} s")
+
+
+def _compare(
+    runs: Sequence[Run],
+    scores: Mapping[str, Figure],
+    prices: Mapping[str, float],
+    words: Callable[[float], str],
+) -> Comparison:
+    """All methods at the largest budget that the runs of all have, at a price per time step each.
+
+    Runs that have not ended are left out, so that a method that has just begun does not make the budget
+    small.
+    """
+    runs = [run for run in runs if run.status in ("done", "diverged")]
+    limits, readings = {}, {}
+    for task in dict.fromkeys(run.task for run in runs):
+        score, here = scores[base(task)], [run for run in runs if run.task == task]
+        own = {method: [run for run in here if run.method == method] for method in methods_of(here)}
+        ends = {method: tables.last_common_step(its, score.field) for method, its in own.items()}
+        limit = min(prices[method] * end for method, end in ends.items())
+        found = [_reading(m, its, score, limit / prices[m]) for m, its in own.items()]
+        limits[task] = words(limit)
+        readings[task] = [reading for reading in found if reading is not None]
+    return Comparison(limits, readings)
+
+
+def _reading(method: str, runs: Sequence[Run], score: Figure, until: float) -> Reading | None:
+    """A method at its best rate, among those at which no seed has diverged."""
+    found = []
+    for rate in dict.fromkeys(run.overrides[RATE] for run in runs):
+        own = [run for run in runs if run.overrides[RATE] == rate]
+        steps = [s for s in own[0].series.get(score.field, {}) if s <= until * (1 + 1e-9)]
+        if not steps or any(max(steps) not in run.series.get(score.field, {}) for run in own):
+            continue
+        values = {run.seed: run.series[score.field][max(steps)] for run in own}
+        reading = Reading(method, max(steps), rate, values)
+        loss = tables.spread(tables.values_at(own, "running_loss", max(steps))).mean
+        # A score of whole numbers, such as T*, often ties.
+        found.append((reading.mean if score.rises else -reading.mean, -loss, reading))
+    return max(found, key=lambda each: each[:2])[2] if found else None
+
+
+def at_best_rates(runs: Sequence[Run], scores: Mapping[str, Figure]) -> list[Run]:
+    """Of each method and task the runs at the rate that is best at their last common step."""
+    kept = []
+    for task, method in dict.fromkeys((run.task, run.method) for run in runs):
+        own = [run for run in runs if run.task == task and run.method == method]
+        reading = _reading(method, own, scores[base(task)], math.inf)
+        kept += [run for run in own if reading and run.overrides[RATE] == reading.rate]
+    return kept
+
+
+def base(task: str) -> str:
+    """The name of a task without its arguments."""
+    return task.partition("(")[0]
+
+
+def ranks(comparison: Comparison, scores: Mapping[str, Figure]) -> dict[str, float]:
+    """The mean over tasks of each method's place, 1 for the best; of those read on all tasks."""
+    places: dict[str, list[float]] = {}
+    for task, readings in comparison.readings.items():
+        sign = -1 if scores[base(task)].rises else 1
+        for reading in readings:
+            better = sum(sign * other.mean < sign * reading.mean for other in readings)
+            equal = sum(other.mean == reading.mean for other in readings)
+            places.setdefault(reading.method, []).append(better + (equal + 1) / 2)
+    full = {name: own for name, own in places.items() if len(own) == len(comparison.limits)}
+    means = {name: sum(own) / len(own) for name, own in full.items()}
+    return dict(sorted(means.items(), key=lambda item: item[1]))
+
+
+def table(comparison: Comparison, scores: Mapping[str, Figure], times: Mapping[str, float]) -> str:
+    """A row per method, by mean place. A task's best is bold, and all within noise of it.
+
+    Args:
+      comparison: of all methods.
+      scores: of the tasks, by name without arguments.
+      times: milliseconds per time step, by method.
+    """
+    mean_places = ranks(comparison, scores)
+    methods = dict.fromkeys(
+        [*mean_places, *(r.method for t in comparison.limits for r in comparison.readings[t])]
+    )
+    bold = {
+        task: _best(comparison.readings[task], scores[base(task)]) for task in comparison.limits
+    }
+    rows = []
+    for method in methods:
+        cells = [method, f"{times[method]:.2g}" if method in times else ""]
+        cells.append(f"{mean_places[method]:.1f}" if method in mean_places else "")
+        for task in comparison.limits:
+            found = [r for r in comparison.readings[task] if r.method == method]
+            text = found[0].text() if found else ""
+            cells.append(f"**{text}**" if method in bold[task] else text)
+        rows.append(cells)
+    heads = [
+        f"`{task}`: {scores[base(task)].words}, after {limit}"
+        for task, limit in comparison.limits.items()
+    ]
+    return tables.markdown(["", "ms a step", "mean place", *heads], rows)
+
+
+def _best(readings: Sequence[Reading], score: Figure) -> set[str]:
+    """The best method and those that are not beyond noise behind it, paired over seeds."""
+    if not readings:
+        return set()
+    best = (max if score.rises else min)(readings, key=lambda reading: reading.mean)
+    names = {best.method}
+    for reading in readings:
+        common = best.values.keys() & reading.values.keys()
+        gaps = [reading.values[seed] - best.values[seed] for seed in sorted(common)]
+        difference = tables.difference(gaps)
+        if difference.seeds > 1 and not difference.beyond_noise:
+            names.add(reading.method)
+    return names
