@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 # In the papers' form the estimate includes the immediate derivative of each step.
 PAPER = {"segment_length": 1, "immediate": "estimated"}
+SMALL = {"cell.hidden_size": 32}
 METHODS: dict[str, dict[str, Any]] = {
     "KF-RTRL": {"estimator": "kf_rtrl", **PAPER},
     "16-OK": {"estimator": "ok(rank=16)", **PAPER},
@@ -28,6 +29,11 @@ METHODS: dict[str, dict[str, Any]] = {
         "update_every": 25,
     },
     "SnAp-1": {"estimator": "snap", "segment_length": 1},
+    # Small enough for exact RTRL.
+    "RTRL, n = 32": {"estimator": "rtrl", "segment_length": 8, **SMALL},
+    "KF-RTRL, n = 32": {"estimator": "kf_rtrl", **PAPER, **SMALL},
+    "16-OK, n = 32": {"estimator": "ok(rank=16)", **PAPER, **SMALL},
+    "UORO, n = 32": {"estimator": "uoro", **PAPER, **SMALL},
     "AVG of 16": {"estimator": "average(kf_rtrl, copies=16)", **PAPER},
     "16-KTP": {"estimator": "ktp(rank=16)", **PAPER},
 }

@@ -149,7 +149,22 @@ def test_cosines_are_of_the_same_estimator_cell_and_k(content, results):
         and row["segment_length"] == 1
     )
     found = method_of(content, "UORO")["cosine"]
-    assert found == {"value": expected, "cell": "recurrent_highway", "K": 1}
+    along = "a small untrained recurrent_highway"
+    assert found == {"value": expected, "along": along, "K": 1}
+    # Along a network that was trained on the task, where it has been measured there.
+    found = page._cosine(
+        runs.Run(
+            "KF-RTRL",
+            "copy(batch_size=8)",
+            0,
+            "done",
+            {},
+            "gru",
+            overrides={"estimator": "kf_rtrl", "immediate": "estimated"},
+        ),
+        page._cosines(results),
+    )
+    assert found == {"value": 0.25, "along": "a network trained on this task", "K": 1}
     # Truncation estimates nothing, whatever its window.
     assert method_of(content, "TBPTT(25)")["cosine"] is None
 

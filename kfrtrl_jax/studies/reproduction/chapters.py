@@ -59,7 +59,8 @@ success; batch 16, Adam 10^-3.5, the gradient of the cell clipped at norm 1, an 
 step. The score is T*, which needs memory over T* + 1 steps. KF-RTRL, 16-OK, UORO, AVG and
 16-KTP are in the papers' form: pushed at every step, the immediate derivative within the
 estimate. In blocks of 8 steps the last one to eight steps are exact, and the influence is pushed
-once in eight. TBPTT(L) is exact along the last L steps, with an update at every step.
+once in eight. TBPTT(L) is exact along the last L steps, with an update at every step. Exact RTRL
+is too expensive for n = 128, and is compared at n = 32.
 """,
         (
             Figure("sequence_length", "T*", 1, rises=True),

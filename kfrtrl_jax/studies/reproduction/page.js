@@ -402,11 +402,11 @@ function options(id, pairs, chosen) {
 }
 
 function cosineNote(task) {
-  const cells = new Set(task.methods.flatMap((method) => method.cosine ? [method.cosine.cell] : []));
-  if (!cells.size) return "";
+  const places = new Set(task.methods.flatMap((method) => method.cosine ? [method.cosine.along] : []));
+  if (!places.size) return "";
   return ` Cosine: of the gradients that the estimate of the influence gives with those of exact RTRL, ` +
-    `on a small untrained network of the same cell (${[...cells].join(", ")}) and the same K steps ` +
-    `between pushes; truncation estimates no influence. See docs/fidelity.md.`;
+    `along ${[...places].join(" or ")}, with the same K steps between pushes; truncation estimates ` +
+    `no influence. See docs/fidelity.md.`;
 }
 
 /** A button for each study; a study of several tasks has a list of them too. */

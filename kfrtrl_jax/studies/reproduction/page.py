@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from kfrtrl_jax.errors import ConfigError
-from kfrtrl_jax.studies.reproduction import budget, report, runs, tables
+from kfrtrl_jax.studies.reproduction import budget, records, report, runs, tables
 from kfrtrl_jax.studies.reproduction.chapters import CHAPTERS, Chapter
 from kfrtrl_jax.studies.reproduction.runs import Run
 
@@ -25,8 +25,7 @@ _PACKAGE = "kfrtrl_jax.studies.reproduction"
 _BYTES_PER_KIB = 1024
 # The choice of the leaderboard that compares every method at its own last step.
 LAST = "last"
-# Estimates by estimator, cell and K.
-_Cosines = Mapping[tuple[str, str, int], float]
+_Cosines = Mapping[tuple[str, str, int, str], float]
 
 
 def render(results: Path) -> str:
@@ -140,12 +139,7 @@ def _method(chapter: Chapter, own: Sequence[Run], cosines: _Cosines) -> dict[str
     """What is known of a method, whose runs these are."""
     first = own[0]
     fields = [figure.field for figure in chapter.figures_of(first.task)]
-    key = (
-        str(first.overrides.get("estimator")),
-        first.cell,
-        int(first.overrides.get("segment_length", 1)),
-    )
-    cosine = cosines.get(key)
+    cosine = None if first.status == "public" else _cosine(first, cosines)
     milliseconds = [run.ms_per_step for run in own if run.ms_per_step]
     return {
         "name": first.method,
@@ -158,7 +152,7 @@ def _method(chapter: Chapter, own: Sequence[Run], cosines: _Cosines) -> dict[str
             name: _spread([run.results[name] for run in own if name in run.results])
             for name in ("best_valid_loss", "test_loss")
         },
-        "cosine": None if cosine is None else {"value": cosine, "cell": key[1], "K": key[2]},
+        "cosine": cosine,
         "ms_per_step": tables.spread(milliseconds).mean if milliseconds else None,
         "kib_per_lane": first.bytes_per_lane / _BYTES_PER_KIB if first.bytes_per_lane else None,
         "command": first.command,
@@ -278,20 +272,41 @@ def configs(own: Sequence[Run]) -> dict[str, Any]:
     }
 
 
-def _cosines(results: Path) -> dict[tuple[str, str, int], float]:
-    """The cosines of the certificates, by estimator, cell and K.
+def _cosine(run: Run, cosines: _Cosines) -> dict[str, Any] | None:
+    """The cosine of a run's gradients with the exact ones, as far as it has been measured."""
+    estimator, length = str(run.overrides.get("estimator")), run.overrides.get("segment_length", 1)
+    immediate = run.overrides.get("immediate", "exact")
+    for along, where in (
+        (run.task.partition("(")[0], "a network trained on this task"),
+        (run.cell, f"a small untrained {run.cell}"),
+    ):
+        value = cosines.get((along, estimator, length, immediate))
+        if value is not None:
+            return {"value": value, "along": where, "K": length}
+    return None
 
-    A certificate that names no K is of K = 1, and gives way to one that does. Truncation estimates
-    no influence, and has none.
+
+def _cosines(results: Path) -> _Cosines:
+    """The measured cosines, by trained task or untrained cell, estimator, K and immediate term.
+
+    A certificate that names no K is of K = 1, and gives way to one that does; the immediate derivative is
+    exact in all of them. Truncation estimates no influence, and has none.
     """
     files = [results / "fidelity.json", *sorted(results.glob("fidelity_*.json"))]
-    return {
-        (row["estimator"], row["cell"], row.get("segment_length", 1)): row["cosine"]
+    certificates = {
+        (row["cell"], row["estimator"], row.get("segment_length", 1), "exact"): row["cosine"]
         for path in files
         if path.exists()
         for row in json.loads(path.read_text())
-        if row["estimator"] != "truncated"
     }
+    along_trained = {
+        (task, row["estimator"], row["segment_length"], row["immediate"]): row["cosine"]
+        for study, task in (("copy", "copy"), ("ptb", "penn_treebank"))
+        if (path := report.noise_file(results, study)).exists()
+        for row in records.read(path)["rows"]
+    }
+    found = {**certificates, **along_trained}
+    return {key: cosine for key, cosine in found.items() if key[1] != "truncated"}
 
 
 def _file(name: str) -> str:

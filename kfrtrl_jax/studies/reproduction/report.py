@@ -53,9 +53,7 @@ def render(results: Path) -> str:
     for name, record in found.items():
         public = runs.of_public_logs(results / REFERENCE, name)
         parts.append(_chapter(CHAPTERS[name], record, runs.of_record(record), public))
-    noises = {
-        name: path for name in chapters.NOISE if (path := _noise_file(results, name)).exists()
-    }
+    noises = {name: path for name in chapters.NOISE if (path := noise_file(results, name)).exists()}
     if noises:
         parts += [f"## {chapters.NOISE_TITLE}\n", chapters.NOISE_PROTOCOL.lstrip()]
         parts += [_noise(chapters.NOISE[name], records.read(path)) for name, path in noises.items()]
@@ -125,7 +123,8 @@ def _budgets(chapter: Chapter, record: Mapping[str, Any], own: Sequence[Run]) ->
     return parts
 
 
-def _noise_file(results: Path, name: str) -> Path:
+def noise_file(results: Path, name: str) -> Path:
+    """The file of one of the noises of `chapters.NOISE`, which need not exist."""
     return results / RECORDS / "noise" / f"{name}.json"
 
 
