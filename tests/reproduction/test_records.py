@@ -136,3 +136,14 @@ def test_what_a_sweep_has_come_to_is_collected(tmp_path, monkeypatch):
     assert diverged["problem"] == "too much"
     found = runs.of_record({"config": "c", "trials": [diverged]})
     assert runs.status_of(found) == "diverged: 0 steps"
+
+
+def test_the_time_of_a_method_that_was_timed_alone_counts():
+    made = {**invented.record("copy", [invented.trial("KF-RTRL", 0, 20_000)]), "config": "c"}
+    (as_logged,), (alone,) = (
+        runs.of_record(record) for record in (made, {**made, "times": {"KF-RTRL": 0.5}})
+    )
+    assert as_logged.ms_per_step == 2.0
+    assert as_logged.series["wall_time"] == {10_000: 20.0, 20_000: 40.0}
+    assert alone.ms_per_step == 0.5
+    assert alone.series["wall_time"] == {10_000: 5.0, 20_000: 10.0}

@@ -25,9 +25,10 @@ Made by `python -m experiments.report` from the records in
 experiments.reproduce --study=NAME` writes: every figure below is computed, none is typed. Figures
 are means over seeds ± the standard deviation of a single run, with the number of seeds in
 brackets; one seed has no spread. Differences are paired over seeds, with the 95 % confidence
-interval of Student's t; where that includes zero no method is called better. Times are medians
-over the run on machines that did other things beside it, so they compare methods roughly;
-[docs/speed.md](docs/speed.md) has measured ratios. A run that is still short of its last step
+interval of Student's t; where that includes zero no method is called better. The time of a step is
+that of a run alone, the methods of a study taking turns in one process (`--time_methods`); a study
+that has not been timed has the medians of its runs, which had others beside them.
+[docs/speed.md](docs/speed.md) has more ratios. A run that is still short of its last step
 says so. A seed that diverged has no figures after that, and is told beside the mean of the others.
 """
 

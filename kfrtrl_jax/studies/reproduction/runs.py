@@ -29,11 +29,13 @@ class Run(NamedTuple):
       task: by its name in configs.
       seed: of the run.
       status: "done", "running" or "diverged"; "public" for a log of others.
-      series: figures by step, for each field of `metrics.jsonl` and "wall_time".
+      series: figures by step, for each field of `metrics.jsonl` and "wall_time", in seconds; if the
+        study has been timed, that is the step times `ms_per_step`.
       cell: by its name in configs; "" if unknown.
       lanes: B; 0 if unknown.
       planned_steps: at which it ends; 0 if unknown.
-      ms_per_step: the median over the run; 0 if unknown.
+      ms_per_step: what a step takes alone, all methods taking turns, if the study has been timed; else
+        the median over the run, which may have had others beside it; 0 if unknown.
       bytes_per_lane: that one more lane adds to the state; 0 if unknown.
       command: that makes it; "" for a log of others.
       overrides: of the study's config.
@@ -62,24 +64,28 @@ class Run(NamedTuple):
 
 def of_record(record: Mapping[str, Any]) -> list[Run]:
     """The runs of a study's record, see `records.collect`."""
-    return [
-        Run(
-            method=trial["method"],
-            task=trial["task"],
-            seed=trial["overrides"].get("seed", 0),
-            status=trial["status"],
-            series=_series(trial["curve"]),
-            cell=trial["cell"],
-            lanes=trial["lanes"],
-            planned_steps=trial["planned_steps"],
-            ms_per_step=trial["ms_per_step"],
-            bytes_per_lane=trial["bytes_per_lane"],
-            command=command(record["config"], trial["overrides"], trial["planned_steps"]),
-            overrides=trial["overrides"],
-            results={key: trial[key] for key in ("best_valid_loss", "test_loss") if key in trial},
-        )
-        for trial in record["trials"]
-    ]
+    return [_of_trial(record, trial) for trial in record["trials"]]
+
+
+def _of_trial(record: Mapping[str, Any], trial: Mapping[str, Any]) -> Run:
+    series, alone = _series(trial["curve"]), record.get("times", {}).get(trial["method"])
+    if alone is not None:
+        series["wall_time"] = {step: step * alone / 1000 for step in trial["curve"]["step"]}
+    return Run(
+        method=trial["method"],
+        task=trial["task"],
+        seed=trial["overrides"].get("seed", 0),
+        status=trial["status"],
+        series=series,
+        cell=trial["cell"],
+        lanes=trial["lanes"],
+        planned_steps=trial["planned_steps"],
+        ms_per_step=trial["ms_per_step"] if alone is None else alone,
+        bytes_per_lane=trial["bytes_per_lane"],
+        command=command(record["config"], trial["overrides"], trial["planned_steps"]),
+        overrides=trial["overrides"],
+        results={key: trial[key] for key in ("best_valid_loss", "test_loss") if key in trial},
+    )
 
 
 def of_public_logs(folder: Path, study: str) -> list[Run]:

@@ -19,11 +19,11 @@ from kfrtrl_jax.training import sweep
 from kfrtrl_jax.training.program import build
 
 FILE = "times.json"
-# A stretch of steps that a clock can tell, of the cheapest method too.
+# A stretch of steps that a clock can tell, of the cheapest method too; a multiple of all blocks.
 _STEPS = 400
 
 
-def measure(study: Study, common: Mapping[str, Any], rounds: int = 7) -> dict[str, float]:
+def measure(study: Study, common: Mapping[str, Any], rounds: int = 5) -> dict[str, float]:
     """Milliseconds that a time step of each method takes, on the task of the study's config.
 
     In each round every method trains for some hundred steps; the median over the rounds counts.
