@@ -289,8 +289,8 @@ def _cosine(run: Run, cosines: _Cosines) -> dict[str, Any] | None:
 def _cosines(results: Path) -> _Cosines:
     """The measured cosines, by trained task or untrained cell, estimator, K and immediate term.
 
-    A certificate that names no K is of K = 1, and gives way to one that does; the immediate derivative is
-    exact in all of them. Truncation estimates no influence, and has none.
+    A certificate that names no K is of K = 1, and gives way to one that does; the immediate derivative
+    is exact in all of them. Truncation estimates no influence, and has none.
     """
     files = [results / "fidelity.json", *sorted(results.glob("fidelity_*.json"))]
     certificates = {
