@@ -1,0 +1,28 @@
+"""The leaderboard of README.md."""
+
+import pytest
+
+from kfrtrl_jax.errors import ConfigError
+from kfrtrl_jax.studies.reproduction import leaderboard
+from tests.reproduction import invented
+
+
+def test_a_method_has_its_places_its_score_and_its_costs(tmp_path):
+    lines = leaderboard.render(invented.results(tmp_path)).splitlines()
+    # Of the study of budgets there are steps, but no times.
+    assert lines[2:4] == [
+        "| KF-RTRL |  | 1.0 | 11.0 ± 1.0 (3) | 2 | 2 |",
+        "| TBPTT(1) |  | 2.0 |  |  |  |",
+    ]
+    assert lines[4] == "| UORO |  |  | 10.0 (1) | 2 | 2 |"
+    # 16-OK has not come to 100,000 steps.
+    assert not any(line.startswith("| 16-OK |") for line in lines)
+
+
+def test_it_goes_between_its_marks():
+    page = "a\n<!-- leaderboard -->\nold\n<!-- end of the leaderboard -->\nb\n"
+    new = leaderboard.insert(page, "| new |\n")
+    assert new == page.replace("old", "| new |")
+    assert leaderboard.insert(new, "| new |\n") == new
+    with pytest.raises(ConfigError, match="a page with a leaderboard has one <!-- leaderboard -->"):
+        leaderboard.insert("a\n", "| new |\n")
