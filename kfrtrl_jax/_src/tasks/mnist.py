@@ -59,8 +59,8 @@ def sequential_mnist(
     "test". An evaluation whose number of lanes divides 5,000 cuts them between images.
 
     Args:
-      batch_size: B. data_dir: the folder of train-images-idx3-ubyte, train-labels-idx1-ubyte,
-      t10k-images-idx3-ubyte
+      batch_size: B.
+      data_dir: the folder of train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-images-idx3-ubyte
         and t10k-labels-idx1-ubyte, or of the same with ".idx" for "-idx", each also with ".gz"; ""
         for the folder named by the environment variable KFRTRL_MNIST_DIR.
       order: "pixels" or "rows".
@@ -123,8 +123,8 @@ def mnist1d(*, batch_size: int, num_samples: int = 5000, data_seed: int = 42) ->
       data_seed: of the generator.
 
     Raises:
-      DataError: if the package `mnist1d` is not installed. ValueError: if batch_size is less than
-      1, or num_samples is less than 100 or no multiple of 10.
+      DataError: if the package `mnist1d` is not installed.
+      ValueError: if batch_size is less than 1, or num_samples is less than 100 or no multiple of 10.
 
     Source: Greydanus and Kobak, "Scaling down deep learning with MNIST-1D", arXiv:2011.14439.
     """
