@@ -99,7 +99,9 @@ def _estimator(name: str) -> str:
         if isinstance(node, ast.ImportFrom) and name in [alias.name for alias in node.names]:
             path = ROOT / f"{str(node.module).replace('.', '/')}.py"
             about = ast.get_docstring(ast.parse(path.read_text())) or ""
-            return f"::: {PACKAGE}.estimators.{name}\n    options: {{heading_level: 1}}\n\n{about}\n"
+            return (
+                f"::: {PACKAGE}.estimators.{name}\n    options: {{heading_level: 1}}\n\n{about}\n"
+            )
     raise ValueError(f"{name} is imported from nowhere")
 
 

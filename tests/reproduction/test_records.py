@@ -66,6 +66,14 @@ def test_every_trial_is_of_its_method_and_a_larger_scale_continues_it(name):
         assert longer["num_steps"] > trial["num_steps"]
 
 
+def test_a_study_can_be_run_for_some_of_its_methods():
+    chosen = study.load("copy", "cpu").of(["KF-RTRL", "SnAp-1, blocks of 8"])
+    estimators = [(trial["estimator"], trial["segment_length"]) for trial in chosen.trials]
+    assert estimators == [("kf_rtrl", 1)] * 3 + [("snap", 8)] * 3
+    with pytest.raises(ConfigError, match=r"--method: the study copy has KF-RTRL; .*, but no 'KF'"):
+        chosen.of(["KF"])
+
+
 def test_unknown_studies_and_scales_are_refused():
     with pytest.raises(ConfigError, match="--study must be one of"):
         study.load("chess", "smoke")

@@ -10,7 +10,7 @@ It is a config file, configs/reproduce_NAME.py, that defines beside `get_config`
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from kfrtrl_jax.errors import ConfigError
@@ -45,6 +45,19 @@ class Study(NamedTuple):
             if all(key in overrides and overrides[key] == value for key, value in own.items())
         ]
         return max(among, key=lambda name: len(self.methods[name]))
+
+    def of(self, methods: Sequence[str]) -> Study:
+        """The study with the trials of some of its methods alone.
+
+        Raises:
+          ConfigError: if it has no such method.
+        """
+        for name in methods:
+            if name not in self.methods:
+                known = "; ".join(self.methods)
+                raise ConfigError(f"--method: the study {self.name} has {known}, but no {name!r}")
+        kept = [trial for trial in self.trials if self.method_of(trial) in methods]
+        return self._replace(trials=kept)
 
 
 def path_of(name: str) -> str:
