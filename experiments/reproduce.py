@@ -22,8 +22,8 @@ from kfrtrl_jax.training import command_line, display, engines, sweep, workdir
 
 _STUDY = flags.DEFINE_string("study", "copy", f"One of {', '.join(study.NAMES)}.")
 _SCALE = flags.DEFINE_string("scale", "cpu", f"One of {', '.join(study.SCALES)}.")
-_METHOD = flags.DEFINE_multi_string(
-    "method", [], "Runs this method alone; may be given several times."
+_FIRST = flags.DEFINE_multi_string(
+    "first", [], "A method to run first; may be given several times."
 )
 _ENGINE = flags.DEFINE_string(
     "engine", "local", "Where groups of trials run, see experiments.sweep."
@@ -39,9 +39,7 @@ _RECORDS = flags.DEFINE_string("records", "", "The file to write; WORKDIR/record
 
 def run(invocation: command_line.Invocation) -> None:
     """Runs those trials of the study that have no result yet, and collects all."""
-    chosen = study.load(_STUDY.value, _SCALE.value)
-    if _METHOD.value:
-        chosen = chosen.of(_METHOD.value)
+    chosen = study.load(_STUDY.value, _SCALE.value).first(_FIRST.value)
     if invocation.dry_run:
         print(sweep.describe(chosen.config, chosen.trials, invocation.overrides))
         return
