@@ -99,7 +99,7 @@ def test_a_program_takes_as_many_trials_as_the_memory_holds(monkeypatch):
     assert [sweep._size_of(None, waiting) for waiting in (1, 2, 4)] == [1, 2, 2]
 
 
-def test_what_is_done_is_not_planned_and_what_was_begun_comes_first(tmp_path):
+def test_what_is_done_is_not_planned_and_groups_come_in_the_order_of_the_list(tmp_path):
     done = {"000": {"step": 40}, "001": {"step": 20, "diverged_at": 7}, "002": {"step": 30}}
     assert planned(tmp_path, TRIALS[:4], done) == ["23"]
     configs = {f"{i:03}": small({**own, "num_steps": 40}) for i, own in enumerate(TRIALS)}
@@ -109,8 +109,8 @@ def test_what_is_done_is_not_planned_and_what_was_begun_comes_first(tmp_path):
     assert planned(tmp_path, TRIALS, {}) == ["0123", "4567"]
     (work.folder / "checkpoints" / "10").mkdir(parents=True)
     # Trials are known by their configs, not by their places.
-    assert planned(tmp_path, TRIALS[::-1], {}) == ["23", "7654", "10"]
-    assert planned(tmp_path, TRIALS, {}) == ["23", "01", "4567"]
+    assert planned(tmp_path, TRIALS[::-1], {}) == ["7654", "23", "10"]
+    assert planned(tmp_path, TRIALS, {}) == ["01", "23", "4567"]
 
 
 def test_a_trial_is_the_single_run(swept, tmp_path):
