@@ -39,9 +39,7 @@ _RECORDS = flags.DEFINE_string("records", "", "The file to write; WORKDIR/record
 
 def run(invocation: command_line.Invocation) -> None:
     """Runs those trials of the study that have no result yet, and collects all."""
-    chosen = study.load(_STUDY.value, _SCALE.value)
-    if _METHOD.value:
-        chosen = chosen.of(_METHOD.value)
+    chosen = study.load(_STUDY.value, _SCALE.value).first(_FIRST.value)
     if invocation.dry_run:
         print(sweep.describe(chosen.config, chosen.trials, invocation.overrides))
         return

@@ -152,7 +152,7 @@ def plan(
     size_of: Callable[[str, int], int],
     warn: Callable[[str], None],
 ) -> list[Work]:
-    """The groups that have something to do: those that were begun, then the trials that are left.
+    """The groups that have something to do, in the order in which the trials are listed.
 
     Args:
       folder: of the sweep.
@@ -190,7 +190,8 @@ def plan(
             size = size_of(kind, len(own))
             members, own = tuple(own[:size]), own[size:]
             works.append(Work(folder / "groups" / members[0], members))
-    return works
+    place = {name: number for number, name in enumerate(configs)}
+    return sorted(works, key=lambda work: min(place[name] for name in work.names))
 
 
 def begin(work: Work, trials_folder: Path, configs: Mapping[str, Any]) -> None:

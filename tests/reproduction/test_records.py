@@ -66,12 +66,14 @@ def test_every_trial_is_of_its_method_and_a_larger_scale_continues_it(name):
         assert longer["num_steps"] > trial["num_steps"]
 
 
-def test_a_study_can_be_run_for_some_of_its_methods():
-    chosen = study.load("copy", "cpu").of(["KF-RTRL", "SnAp-1, blocks of 8"])
-    estimators = [(trial["estimator"], trial["segment_length"]) for trial in chosen.trials]
-    assert estimators == [("kf_rtrl", 1)] * 3 + [("snap", 8)] * 3
-    with pytest.raises(ConfigError, match=r"--method: the study copy has KF-RTRL; .*, but no 'KF'"):
-        chosen.of(["KF"])
+def test_some_methods_of_a_study_can_be_run_first():
+    whole = study.load("copy", "cpu")
+    chosen = whole.first(["SnAp-1", "UORO"])
+    methods = [chosen.method_of(trial) for trial in chosen.trials]
+    assert methods[:7] == ["SnAp-1"] * 3 + ["UORO"] * 3 + ["KF-RTRL"]
+    assert len(chosen.trials) == len(whole.trials)
+    with pytest.raises(ConfigError, match=r"--first: the study copy has KF-RTRL; .*, but no 'KF'"):
+        whole.first(["KF"])
 
 
 def test_unknown_studies_and_scales_are_refused():

@@ -46,8 +46,8 @@ class Study(NamedTuple):
         ]
         return max(among, key=lambda name: len(self.methods[name]))
 
-    def of(self, methods: Sequence[str]) -> Study:
-        """The study with the trials of some of its methods alone.
+    def first(self, methods: Sequence[str]) -> Study:
+        """The study with the trials of some of its methods before those of the others.
 
         Raises:
           ConfigError: if it has no such method.
@@ -55,9 +55,13 @@ class Study(NamedTuple):
         for name in methods:
             if name not in self.methods:
                 known = "; ".join(self.methods)
-                raise ConfigError(f"--method: the study {self.name} has {known}, but no {name!r}")
-        kept = [trial for trial in self.trials if self.method_of(trial) in methods]
-        return self._replace(trials=kept)
+                raise ConfigError(f"--first: the study {self.name} has {known}, but no {name!r}")
+
+        def place(trial: Mapping[str, Any]) -> int:
+            method = self.method_of(trial)
+            return methods.index(method) if method in methods else len(methods)
+
+        return self._replace(trials=sorted(self.trials, key=place))
 
 
 def path_of(name: str) -> str:
