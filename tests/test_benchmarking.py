@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from configs import copy
-from experiments import benchmark
 from kfrtrl_jax.errors import ConfigError
+from kfrtrl_jax.programs import benchmark
 from kfrtrl_jax.studies.benchmarking import (
     floors,
     memory,
@@ -212,7 +212,7 @@ def test_the_time_to_the_first_chunk_is_that_of_a_process(monkeypatch, tmp_path)
     seconds = startup.first_chunk_seconds(arguments, tmp_path / "run", tmp_path / "cache")
     assert seconds > 0.1
     monkeypatch.setattr(sys, "executable", "false")
-    with pytest.raises(RuntimeError, match="no first chunk of false -m experiments"):
+    with pytest.raises(RuntimeError, match="no first chunk of false -m kfrtrl_jax"):
         startup.first_chunk_seconds([], tmp_path / "none", tmp_path / "cache")
 
 

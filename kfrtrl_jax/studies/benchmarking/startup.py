@@ -1,4 +1,4 @@
-"""Time from the start of `experiments.train` to its first chunk, with a cold and a warm cache."""
+"""Time from the start of `kfrtrl train` to its first chunk, with a cold and a warm cache."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def measure_startup(
 
     Args:
       what: a key of COMPILE_SUITE.
-      arguments: of experiments.train, such as --config=configs/copy.py.
+      arguments: of `kfrtrl train`, such as --config=copy.
       suite: the suite's name.
       n: of that config, for the record.
       batch: of that config, for the record.
@@ -74,7 +74,7 @@ def first_chunk_seconds(arguments: Sequence[str], workdir: Path, cache: Path) ->
       RuntimeError: if no line appears.
     """
     environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(cache)}
-    command = [sys.executable, "-m", "experiments.train", *arguments, f"--workdir={workdir}"]
+    command = [sys.executable, "-m", "kfrtrl_jax", "train", *arguments, f"--workdir={workdir}"]
     with tempfile.TemporaryFile("w+") as errors:
         start = time.perf_counter()
         process = subprocess.Popen(
@@ -98,5 +98,7 @@ def first_chunk_seconds(arguments: Sequence[str], workdir: Path, cache: Path) ->
 def import_seconds() -> float:
     """Seconds for a process that only imports the training program."""
     start = time.perf_counter()
-    subprocess.run([sys.executable, "-c", "import experiments.train"], cwd=_ROOT, check=True)
+    subprocess.run(
+        [sys.executable, "-c", "import kfrtrl_jax.programs.train"], cwd=_ROOT, check=True
+    )
     return time.perf_counter() - start
