@@ -25,18 +25,18 @@ PROGRAMS = {
     "train": Program("Trains one network, or continues to."),
     "sweep": Program("Trains many networks: a sweep of settings and seeds."),
     "compare": Program("Pictures and tables of runs and sweeps side by side."),
-    "tabulate": Program("Tables of a sweep.", ()),
+    "tabulate": Program("Tables of a sweep."),
     "generate": Program("Text from a trained network.", ()),
     "reproduce": Program("Makes the papers' training runs again."),
     "report": Program(
         "Renders what these have come to: RESULTS.md and a page.", ("train", "report")
     ),
     "fidelity": Program("Every estimator against exact RTRL: bias, noise, cosine and cost."),
-    "noise": Program("The noise of gradients against the segment length."),
+    "noise": Program("The noise of gradients against the segment length.", ()),
     "theory": Program("The noise of estimators against width and over time."),
     "benchmark": Program("Speeds as ratios to measured floors, memory and start-up."),
-    "sharding": Program("What several devices compute and send, by compiling for them."),
-    "plan": Program("What a run on a cluster would need."),
+    "sharding": Program("What several devices compute and send, by compiling for them.", ()),
+    "plan": Program("What a run on a cluster would need.", ()),
     "data": Program("Fetches the Penn Treebank.", ()),
 }
 

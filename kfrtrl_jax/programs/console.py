@@ -52,19 +52,20 @@ def overview() -> str:
     )
 
 
-def missing(name: str) -> list[str]:
-    """The modules of a program's extras that are not installed."""
-    needed = [module for extra in PROGRAMS[name].extras for module in MODULES[extra]]
-    return [module for module in needed if importlib.util.find_spec(module) is None]
+def missing(name: str) -> dict[str, list[str]]:
+    """The modules that a program lacks, by the extra that brings them."""
+    lacking = {
+        extra: [module for module in MODULES[extra] if importlib.util.find_spec(module) is None]
+        for extra in PROGRAMS[name].extras
+    }
+    return {extra: modules for extra, modules in lacking.items() if modules}
 
 
 def _run(name: str) -> None:
     if lacking := missing(name):
-        extras = ",".join(PROGRAMS[name].extras)
-        _refuse(
-            f"kfrtrl {name} needs {', '.join(lacking)}: "
-            f'pip install "kfrtrl_jax[{extras}]" brings what it needs'
-        )
+        modules = ", ".join(module for modules in lacking.values() for module in modules)
+        extras = ",".join(lacking)
+        _refuse(f'kfrtrl {name} needs {modules}: pip install "kfrtrl_jax[{extras}]" brings it')
     importlib.import_module(f"kfrtrl_jax.programs.{name}").main()
 
 
