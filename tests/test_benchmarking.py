@@ -216,6 +216,21 @@ def test_the_time_to_the_first_chunk_is_that_of_a_process(monkeypatch, tmp_path)
         startup.first_chunk_seconds([], tmp_path / "none", tmp_path / "cache")
 
 
+def test_the_import_of_the_library_is_compared_with_that_of_jax_and_optax(monkeypatch):
+    monkeypatch.setattr(timing, "_LEAST_SECONDS", 0.01)
+    started = []
+
+    def start(statement):
+        started.append(statement)
+        time.sleep(0.03 if "kfrtrl_jax" in statement else 0.01)
+
+    monkeypatch.setattr(startup, "_start", start)
+    (row,), _ = benchmark.measure_case("compile", startup.IMPORT, rounds=3)
+    assert set(started) == {"from kfrtrl_jax import *", "import jax, optax"}
+    assert row.ratio > 2
+    assert not row.met
+
+
 def test_what_is_chosen_described_and_printed():
     assert list(benchmark.choose("step", "n512")) == ["recurrent_highway kf_rtrl n512 b16"]
     with pytest.raises(ConfigError, match="matches no row of suite memory"):
