@@ -128,5 +128,5 @@ def test_a_missing_extra_is_named_before_anything_is_imported(monkeypatch, capsy
     with pytest.raises(SystemExit) as ended:
         console.run("sweep")
     assert ended.value.code == 2
-    expected = 'error: kfrtrl sweep needs psutil: pip install "kfrtrl_jax[train]" brings it\n'
+    expected = 'error: kfrtrl sweep needs psutil; install by: pip install "kfrtrl_jax[train]"\n'
     assert capsys.readouterr().err == expected

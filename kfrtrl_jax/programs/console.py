@@ -65,7 +65,7 @@ def _run(name: str) -> None:
     if lacking := missing(name):
         modules = ", ".join(module for modules in lacking.values() for module in modules)
         extras = ",".join(lacking)
-        _refuse(f'kfrtrl {name} needs {modules}: pip install "kfrtrl_jax[{extras}]" brings it')
+        _refuse(f'kfrtrl {name} needs {modules}; install by: pip install "kfrtrl_jax[{extras}]"')
     importlib.import_module(f"kfrtrl_jax.programs.{name}").main()
 
 
