@@ -78,6 +78,7 @@ def test_it_requires_the_core_alone_and_has_what_it_needs(installed):
     core = [text for text in found.requires if "extra ==" not in text]
     assert {re.match(r"[\w-]+", text)[0] for text in core} == CORE
     assert found.version == kfrtrl_jax.__version__
+    assert f"\nversion: {found.version}\n" in (ROOT / "CITATION.cff").read_text()
     files = {str(file) for file in found.files}
     for pattern in ("**/*.py", "**/page.*", "py.typed"):
         for path in (ROOT / "kfrtrl_jax").glob(pattern):
