@@ -23,7 +23,7 @@ setup: $(READY) $(EXTRAS_READY) ## .venv with the pinned versions of requirement
 $(READY): requirements.txt pyproject.toml setup.py
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "error: Python 3.11 or newer is needed; name one with PYTHON=..." >&2; exit 2; }
-	@echo "setting up .venv with the $$(wc -l < requirements.txt) packages of requirements.txt: one to three minutes, without further output"
+	@echo "setting up .venv with the $$(wc -l < requirements.txt) packages of requirements.txt: one to four minutes, without further output"
 	@$(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .

@@ -58,12 +58,13 @@ def python(program, *arguments, **options):
     subprocess.run([sys.executable, "-c", program, *arguments], check=True, **options)
 
 
-def kfrtrl(installed, *arguments):
-    """What the installed command does with these arguments, in the empty folder."""
+def kfrtrl(installed, *arguments, module=False):
+    """What the command does in the empty folder, or `python -m kfrtrl_jax` in place of it."""
     target, empty = installed
+    command = ["-m", "kfrtrl_jax"] if module else [target / "bin" / "kfrtrl"]
     settings = {"JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
     return subprocess.run(
-        [sys.executable, target / "bin" / "kfrtrl", *arguments],
+        [sys.executable, *command, *arguments],
         cwd=empty,
         env={**os.environ, **settings, "PYTHONPATH": str(target)},
         capture_output=True,
@@ -100,7 +101,8 @@ def test_it_imports_what_it_uses_and_core_programs_need_no_extra(installed):
 def test_it_trains_by_the_name_of_a_config_in_any_folder(installed):
     arguments = "train --config=copy --workdir=here --config.cell=vanilla(hidden_size=4)"
     fields = "task.batch_size=2 estimator=truncated num_steps=100 checkpoint_every=100"
-    ended = kfrtrl(installed, *arguments.split(), *(f"--config.{f}" for f in fields.split()))
+    overrides = [f"--config.{field}" for field in fields.split()]
+    ended = kfrtrl(installed, *arguments.split(), *overrides, module=True)
     assert (ended.returncode, ended.stderr) == (0, "")
     made = {path.name for path in (installed[1] / "here").iterdir()}
     assert {"metrics.jsonl", "summary.json", "final"} <= made
