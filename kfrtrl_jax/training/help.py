@@ -21,6 +21,8 @@ from kfrtrl_jax.training.values import type_name
 WIDTH = 100
 # So many names stand in their row; more of them, below it.
 _FEW = 4
+# Configs whose names begin so stand in rows without their titles.
+_FAMILIES = ("reproduce_", "sweep_")
 _FLAGS = {
     "--config=FILE": "a config file, or the name of one in configs/",
     "--config.FIELD=VALUE": 'replaces a field, such as --config.estimator="ok(rank=8)"',
@@ -37,8 +39,12 @@ def overview(program: str, flags: Mapping[str, str] | None = None) -> str:
       flags: what further flags of the program do.
     """
     lines = _usage(program, {"--help --config=FILE": "the fields of a config", **(flags or {})})
-    lines += ["", "configs"]
-    lines += _columns([[path.stem, _title(path)] for path in configs.named().values()])
+    files = configs.named()
+    alone = [path for name, path in files.items() if not name.startswith(_FAMILIES)]
+    lines += ["", "configs", *_columns([[path.stem, _title(path)] for path in alone])]
+    for family in _FAMILIES:
+        members = {name: path for name, path in files.items() if name.startswith(family)}
+        lines += _listed("  ", members)
     lines += ["", "names"]
     for kind in KINDS.values():
         if "" not in kind.factories:
