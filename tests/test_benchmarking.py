@@ -273,7 +273,7 @@ def test_the_penn_treebank_is_measured_with_its_own_config(first_is_fastest):
 
 def test_a_missing_package_is_one_line(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
-    with pytest.raises(ConfigError, match=r"needs torch: pip install '\.\[peers\]'"):
+    with pytest.raises(ConfigError, match=r"needs torch: pip install 'kfrtrl_jax\[peers\]'"):
         peers.require({"torch"})
 
 
