@@ -4,36 +4,54 @@ BIN := .venv/bin
 READY := .venv/.ready
 ARGS ?=
 SUITE ?= step
+# Optional dependencies of pyproject.toml beside those of requirements.txt, such as cuda13 or ray,slurm.
+EXTRAS ?=
+comma := ,
+EXTRAS_READY := $(patsubst %,.venv/.extra-%,$(subst $(comma), ,$(EXTRAS)))
 
-.PHONY: setup train test lint format benchmark clean
+.DEFAULT_GOAL := help
+.PHONY: help setup train test lint format benchmark clean
 
-setup: $(READY)
+help: ## this list
+	@echo "make TARGET [ARGS=...] [EXTRAS=...] [PYTHON=...]"
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1|\2/p' $(MAKEFILE_LIST) | \
+		while IFS='|' read -r name text; do printf '%-12s%s\n' "$$name" "$$text"; done
+	@echo "ARGS are for the program: make train ARGS=--config.seed=1. EXTRAS are installed first: make train EXTRAS=cuda13."
 
-$(READY): requirements.txt pyproject.toml
+setup: $(READY) $(EXTRAS_READY) ## .venv with the pinned versions of requirements.txt
+
+$(READY): requirements.txt pyproject.toml setup.py
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "error: Python 3.11 or newer is needed; name one with PYTHON=..." >&2; exit 2; }
-	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@echo "setting up .venv with the $$(wc -l < requirements.txt) packages of requirements.txt: one to four minutes, without further output"
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $(READY)
 
-train: $(READY)
+.venv/.extra-%: $(READY)
+	@grep -q '^$* = \[' pyproject.toml || { echo "error: pyproject.toml has no extra '$*'" >&2; exit 2; }
+	@echo "installing the extra $*: this may take minutes, without further output"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint requirements.txt --no-build-isolation --editable '.[$*]'
+	@touch $@
+
+train: setup ## the default experiment: learns to repeat strings, about a minute and a half; logs to runs/copy
 	$(BIN)/python -m experiments.train --config=configs/copy.py --workdir=runs/copy $(ARGS)
 
-test: $(READY)
+test: setup ## all tests, in two processes, under ten minutes; ARGS="-k learner" chooses some
 	$(BIN)/python -m pytest --numprocesses=2 --dist=worksteal $(ARGS)
 
-lint: $(READY)
+lint: setup ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-format: $(READY)
+format: setup ## what ruff can put right by itself
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-benchmark: $(READY)
+benchmark: setup ## speeds as ratios to measured floors; SUITE=step, flax, scaling, peers, memory or compile
 	$(BIN)/python -m experiments.benchmark --suite=$(SUITE) --out=runs/benchmark_$(SUITE).json $(ARGS)
 
-clean:
+clean: ## removes .venv and what was built
 	rm -rf .venv build dist *.egg-info

@@ -1,1 +1,1 @@
-"""Programs that parse flags and call the package."""
+"""The programs of `kfrtrl_jax.programs` as modules to run: `python -m experiments.NAME`."""

@@ -1,44 +1,6 @@
-"""Compares runs and sweeps: python -m experiments.compare --runs=NAME=WORKDIR,... --out=PREFIX.
+"""Compares runs and sweeps: python -m experiments.compare, which is `kfrtrl compare`."""
 
-Runs of the same name, such as seeds, are one curve: their mean and range. A sweep has a curve for each
-of its settings, over its seeds. Writes PREFIX.png, PREFIX.csv (run, step and the fields) and
-PREFIX.json (configs and summaries).
-"""
-
-from __future__ import annotations
+from kfrtrl_jax.programs import console
 
 if __name__ == "__main__":
-    from experiments import start
-
-    start.begin()
-
-import pathlib
-import sys
-
-from absl import flags
-
-from kfrtrl_jax.training import command_line, comparison
-
-_RUNS = flags.DEFINE_list(
-    "runs", [], "NAME=WORKDIR pairs of `experiments.train` or `experiments.sweep`."
-)
-_OUT = flags.DEFINE_string("out", "comparison", "Prefix of the files to write.")
-_FIELDS = flags.DEFINE_list(
-    "fields", ["running_loss"], "Fields of metrics.jsonl, one panel each, such as sequence_length."
-)
-_TITLE = flags.DEFINE_string("title", "", "Above the picture.")
-
-
-def main() -> int:
-    """Reads the runs and writes the three files."""
-    out = pathlib.Path(_OUT.value)
-    comparison.compare(_RUNS.value, out, _FIELDS.value, _TITLE.value, _warn)
-    return 0
-
-
-def _warn(line: str) -> None:
-    print(f"warning: {line}", file=sys.stderr)
-
-
-if __name__ == "__main__":
-    command_line.run_plain(main)
+    console.run("compare")

@@ -1,39 +1,6 @@
-"""Renders what the studies have come to: python -m experiments.report --out=DIR.
+"""Renders what the studies have come to: python -m experiments.report, which is `kfrtrl report`."""
 
-Reads the committed records alone (experiments/results) and writes DIR/RESULTS.md, DIR/index.html, a
-page that opens without a network, and a picture of each study that has curves.
-"""
-
-from __future__ import annotations
+from kfrtrl_jax.programs import console
 
 if __name__ == "__main__":
-    from experiments import start
-
-    start.begin()
-
-import pathlib
-
-from absl import flags
-
-from kfrtrl_jax.studies.reproduction import page, report
-from kfrtrl_jax.training import command_line, display, workdir
-
-_RESULTS = flags.DEFINE_string("results", "experiments/results", "The folder of the records.")
-_OUT = flags.DEFINE_string("out", "runs/report", "The folder to write to.")
-
-
-def main() -> int:
-    """Writes the report."""
-    out = pathlib.Path(_OUT.value)
-    out.mkdir(parents=True, exist_ok=True)
-    results = pathlib.Path(_RESULTS.value)
-    for name, render in (("RESULTS.md", report.render), ("index.html", page.render)):
-        workdir.write_text(out / name, render(results))
-        display.say(f"results: {out / name}")
-    for path in report.draw(results, out):
-        display.say(f"picture: {path}")
-    return 0
-
-
-if __name__ == "__main__":
-    command_line.run_plain(main)
+    console.run("report")

@@ -1,28 +1,6 @@
-"""Trains one network: python -m experiments.train --config=configs/copy.py --workdir=DIR."""
+"""Trains one network: python -m experiments.train, which is `kfrtrl train`."""
 
-from __future__ import annotations
-
-if __name__ == "__main__":
-    from experiments import start
-
-    start.begin()
-
-from typing import Any
-
-from kfrtrl_jax.training import command_line, config, dry_run, processes, train
-
-
-def run(invocation: command_line.Invocation) -> dict[str, Any]:
-    """Runs the experiment, or continues it from its last checkpoint; or shows what it would be."""
-    resolved = config.resolve(invocation.config, invocation.overrides)
-    if invocation.dry_run:
-        described = dry_run.describe(resolved)
-        if processes.is_first():
-            print(described)
-        return {}
-    return train.train(resolved, invocation.workdir, invocation.wandb)
-
+from kfrtrl_jax.programs import console
 
 if __name__ == "__main__":
-    command_line.define_flags(trains=True)
-    command_line.run(run, joins=True)
+    console.run("train")

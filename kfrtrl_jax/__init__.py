@@ -1,77 +1,30 @@
-"""Online training of recurrent networks: KF-RTRL and the estimators it is compared with."""
+"""Online training of recurrent networks: KF-RTRL and the estimators it is compared with.
+
+JAX and the library are imported when the first of the names below is used, and not before: a program
+handles signals, and answers `--help`, from its first moment (`kfrtrl_jax.programs`).
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from kfrtrl_jax import (
-    cells,
-    control,
-    credit,
-    estimators,
-    linearization,
-    losses,
-    optimizers,
-    readouts,
-    tasks,
-)
-from kfrtrl_jax._src.base import Batch, Task
-from kfrtrl_jax._src.learning.learner import make_learner, predict
-from kfrtrl_jax._src.learning.types import Learner, LearnerState, StepMetrics
-from kfrtrl_jax._src.xla import jit
-from kfrtrl_jax.base import (
-    Cell,
-    CreditEstimator,
-    InfluenceEstimator,
-    Linearization,
-    Site,
-    SiteJacobian,
-    Structure,
-)
+import importlib
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from kfrtrl_jax._public import *  # noqa: F403
 
-    from kfrtrl_jax.training.loading import Loaded
-
-
-def load(workdir: str | Path, which: str = "") -> Loaded:
-    """The network of a finished run of `experiments.train`, see `training.loading.load`.
-
-    Args:
-      workdir: of the run.
-      which: "best" or "final" parameters; "" for the best ones if there are any.
-    """
-    # What runs need, such as Orbax, is imported only here.
-    from kfrtrl_jax.training import loading
-
-    return loading.load(workdir, which)
+__version__ = "0.1.0"
 
 
-__all__ = [
-    "Batch",
-    "Cell",
-    "CreditEstimator",
-    "InfluenceEstimator",
-    "Learner",
-    "LearnerState",
-    "Linearization",
-    "Site",
-    "SiteJacobian",
-    "StepMetrics",
-    "Structure",
-    "Task",
-    "cells",
-    "control",
-    "credit",
-    "estimators",
-    "jit",
-    "linearization",
-    "load",
-    "losses",
-    "make_learner",
-    "optimizers",
-    "predict",
-    "readouts",
-    "tasks",
-]
+def __getattr__(name: str) -> Any:
+    """A public name, with which all of them are imported."""
+    if name == "__all__" or not name.startswith("_"):
+        public = importlib.import_module("kfrtrl_jax._public")
+        # While it is imported, it asks here for modules that it has not imported yet.
+        if name in ["__all__", *getattr(public, "__all__", ())]:
+            globals()[name] = getattr(public, name)
+            return globals()[name]
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*__getattr__("__all__"), "__version__"]

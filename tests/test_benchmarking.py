@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from configs import copy
-from experiments import benchmark
 from kfrtrl_jax.errors import ConfigError
+from kfrtrl_jax.programs import benchmark
 from kfrtrl_jax.studies.benchmarking import (
     floors,
     memory,
@@ -205,15 +205,39 @@ def test_memory_counts_the_factors_and_the_program():
     assert (row.ratio, row.met, row.seconds, row.bytes) == (1.5, False, None, 3.0)
 
 
+# In place of Python: it logs a first line after a while, and does not end by itself.
+STAND_IN = """#!/bin/sh
+[ "$*" = "-m kfrtrl_jax train --config=copy --workdir=${5#*=}" ] || exit 1
+sleep 0.2; mkdir -p "${5#*=}" "$JAX_COMPILATION_CACHE_DIR"
+echo > "${5#*=}/metrics.jsonl"; exec sleep 100
+"""
+
+
 def test_the_time_to_the_first_chunk_is_that_of_a_process(monkeypatch, tmp_path):
-    arguments = ["--config=configs/copy.py", "--config.cell.name=vanilla"]
-    arguments += ["--config.cell.hidden_size=2", "--config.task.batch_size=1"]
-    arguments += ["--config.estimator.name=truncated", "--config.log_every=10"]
-    seconds = startup.first_chunk_seconds(arguments, tmp_path / "run", tmp_path / "cache")
-    assert seconds > 0.1
+    (tmp_path / "python").write_text(STAND_IN)
+    (tmp_path / "python").chmod(0o700)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    run, cache = tmp_path / "run", tmp_path / "cache"
+    assert 0.2 < startup.first_chunk_seconds(["--config=copy"], run, cache) < 60
+    assert cache.exists()
     monkeypatch.setattr(sys, "executable", "false")
-    with pytest.raises(RuntimeError, match="no first chunk of false -m experiments"):
+    with pytest.raises(RuntimeError, match="no first chunk of false -m kfrtrl_jax"):
         startup.first_chunk_seconds([], tmp_path / "none", tmp_path / "cache")
+
+
+def test_the_import_of_the_library_is_compared_with_that_of_jax_and_optax(monkeypatch):
+    monkeypatch.setattr(timing, "_LEAST_SECONDS", 0.01)
+    started = []
+
+    def start(statement):
+        started.append(statement)
+        time.sleep(0.03 if "kfrtrl_jax" in statement else 0.01)
+
+    monkeypatch.setattr(startup, "_start", start)
+    (row,), _ = benchmark.measure_case("compile", startup.IMPORT, rounds=3)
+    assert set(started) == {"from kfrtrl_jax import *", "import jax, optax"}
+    assert row.ratio > 2
+    assert not row.met
 
 
 def test_what_is_chosen_described_and_printed():
@@ -249,7 +273,7 @@ def test_the_penn_treebank_is_measured_with_its_own_config(first_is_fastest):
 
 def test_a_missing_package_is_one_line(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
-    with pytest.raises(ConfigError, match=r"needs torch: pip install '\.\[peers\]'"):
+    with pytest.raises(ConfigError, match=r"needs torch: pip install 'kfrtrl_jax\[peers\]'"):
         peers.require({"torch"})
 
 

@@ -13,13 +13,13 @@ import kfrtrl_jax as kf
 from configs import fidelity as fidelity_config
 from configs import noise as noise_config
 from configs import theory as theory_config
-from experiments import fidelity as fidelity_program
-from experiments import noise as noise_program
-from experiments import theory as theory_program
 from kfrtrl_jax import cells, estimators, readouts
 from kfrtrl_jax.errors import ConfigError
 from kfrtrl_jax.learning import make_learner
 from kfrtrl_jax.linearization import make_linearizer
+from kfrtrl_jax.programs import fidelity as fidelity_program
+from kfrtrl_jax.programs import noise as noise_program
+from kfrtrl_jax.programs import theory as theory_program
 from kfrtrl_jax.studies import fidelity
 from kfrtrl_jax.studies.fidelity import gradient_noise, named, theory
 from kfrtrl_jax.studies.fidelity.cells import output_skip

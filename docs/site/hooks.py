@@ -50,7 +50,8 @@ def on_files(files: Files, config: Any) -> Files:
             name = path.relative_to(ROOT).as_posix().replace(".md", ".txt")
             add(name, path.read_bytes())
     add("LICENSE.txt", (ROOT / "LICENSE").read_text())
-    add("WORKSPACE.md", (ROOT / "WORKSPACE.md").read_text())
+    for name in ("WORKSPACE.md", "CONTRIBUTING.md", "CHANGELOG.md"):
+        add(name, (ROOT / name).read_text())
     add("reference/index.md", _reference())
     for module in MODULES:
         add(f"reference/{module}.md", f"# {PACKAGE}.{module}\n\n{_directives(module)}")
@@ -63,7 +64,7 @@ def on_files(files: Files, config: Any) -> Files:
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """Turns links to what lies beside docs/ into those of the site, and formulas into MathML."""
     source = page.file.src_uri
-    if source in ("index.md", "WORKSPACE.md", "RESULTS.md"):
+    if source in ("index.md", "WORKSPACE.md", "CONTRIBUTING.md", "RESULTS.md"):
         markdown = markdown.replace("](docs/", "](").replace("](LICENSE)", "](LICENSE.txt)")
         markdown = markdown.replace("](README.md", "](index.md")
     else:
@@ -86,7 +87,7 @@ def _formula(text: str, display: str) -> str:
 
 def public(module: str) -> list[str]:
     """The names in `__all__` of a public module, "" for the package."""
-    path = ROOT / PACKAGE / (f"{module}.py" if module else "__init__.py")
+    path = ROOT / PACKAGE / f"{module or '_public'}.py"
     for node in ast.parse(path.read_text()).body:
         if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "__all__":
             return ast.literal_eval(node.value)

@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import sys
 from collections.abc import Iterator
 
-import psutil
-
 _record: contextvars.ContextVar[list[int] | None] = contextvars.ContextVar("record", default=None)
+
+
+def available() -> int:
+    """Bytes that the system has available; more than any where psutil, which knows, is missing."""
+    try:
+        import psutil
+    except ModuleNotFoundError:
+        return sys.maxsize
+    return psutil.virtual_memory().available
 
 
 def require_memory(what: str, count: int) -> None:
@@ -23,7 +31,7 @@ def require_memory(what: str, count: int) -> None:
     """
     if (record := _record.get()) is not None:
         record.append(count)
-    free = psutil.virtual_memory().available
+    free = available()
     if count > free:
         needs, has = (f"{number / 2**30:,.2f} GiB" for number in (count, free))
         raise MemoryError(f"{what} needs {needs} of the host's memory and {has} are available")

@@ -1,4 +1,4 @@
-"""The command line of the programs in `experiments`: flags, one-line errors, exit codes.
+"""The command line of the programs: flags, one-line errors, exit codes.
 
 Exit codes: 0 success, 1 a failed run, 2 invalid input or a missing device, 128 + n stopped by signal n.
 """
@@ -30,8 +30,6 @@ from kfrtrl_jax.training.notation import Written
 from kfrtrl_jax.training.signals import Interrupted, release_signals
 from kfrtrl_jax.training.trials import SweepError
 from kfrtrl_jax.training.values import is_tree, one_line, plain, quoted
-
-flags.disclaim_key_flags()
 
 # The lines of /proc/cpuinfo that determine a processor's instructions, on x86 and on ARM.
 _PROCESSOR_LINES = (
@@ -124,7 +122,7 @@ def run(
         processes.part(code)
         return code
 
-    app.run(main, flags_parser=lambda argv: _parse(argv, config_of))
+    app.run(main, flags_parser=lambda argv: _parse(argv, program, config_of))
 
 
 def run_plain(program: Callable[[], int]) -> None:
@@ -132,7 +130,7 @@ def run_plain(program: Callable[[], int]) -> None:
 
     def parse(argv: Sequence[str]) -> None:
         try:
-            rest = flags.FLAGS(argv)
+            rest = flags.FLAGS([argument for argument in argv if argument not in _HELP])
             if len(rest) > 1:
                 raise ConfigError(
                     f"unexpected argument {rest[1]!r}; options are given as --name=value"
@@ -140,6 +138,9 @@ def run_plain(program: Callable[[], int]) -> None:
             _hush_libraries()
         except (ConfigError, flags.Error) as error:
             sys.exit(_complain(str(error), 2))
+        if len(argv) > 1 and any(argument in _HELP for argument in argv[1:]):
+            print(help.of_plain(program.__module__, _flags_of(program)))
+            sys.exit(0)
 
     app.run(lambda _: exit_code(program), flags_parser=parse)
 
@@ -196,7 +197,7 @@ def _join(allowed: bool) -> None:
     coordinator, count, number = given
     if not allowed:
         raise ConfigError(
-            "--coordinator, --processes and --process are for one run of experiments.train; a sweep "
+            "--coordinator, --processes and --process are for one run of `kfrtrl train`; a sweep "
             "has its trials run in several processes by --engine=ray or --engine=slurm"
         )
     if coordinator is None:
@@ -222,9 +223,11 @@ def require_device() -> None:
         ) from error
 
 
-def _parse(argv: Sequence[str], config_of: Callable[[], str] | None) -> Invocation:
+def _parse(
+    argv: Sequence[str], program: Callable[..., Any], config_of: Callable[[], str] | None
+) -> Invocation:
     try:
-        return _read(argv, config_of)
+        return _read(argv, program, config_of)
     except (ConfigError, flags.Error) as error:
         sys.exit(_complain(str(error), 2))
     except KeyboardInterrupt:
@@ -232,7 +235,9 @@ def _parse(argv: Sequence[str], config_of: Callable[[], str] | None) -> Invocati
         sys.exit(130)
 
 
-def _read(argv: Sequence[str], config_of: Callable[[], str] | None = None) -> Invocation:
+def _read(
+    argv: Sequence[str], program: Callable[..., Any], config_of: Callable[[], str] | None = None
+) -> Invocation:
     """Reads flags and config file; with --help, prints what there is to know of them and exits.
 
     Raises:
@@ -248,12 +253,12 @@ def _read(argv: Sequence[str], config_of: Callable[[], str] | None = None) -> In
     rest = flags.FLAGS([argument for argument in own if argument not in _HELP])
     _hush_libraries()
     if flags.FLAGS.config is None and asks_for_help:
-        print(help.overview(_further_flags()))
+        print(help.overview(program.__module__, _further_flags(program)))
         sys.exit(0)
     if flags.FLAGS.config is None and config_of is not None:
         flags.FLAGS["config"].value = config_of()
     if flags.FLAGS.config is None:
-        raise ConfigError("--config is missing; for example --config=configs/copy.py")
+        raise ConfigError("--config is missing; for example --config=copy")
     if len(rest) > 1:
         raise ConfigError(f"unexpected argument {rest[1]!r}; options are given as --name=value")
     if flags.FLAGS.workdir == "":
@@ -263,7 +268,7 @@ def _read(argv: Sequence[str], config_of: Callable[[], str] | None = None) -> In
     if not is_tree(config):
         raise ConfigError(f"get_config() of {path} must return a ConfigDict, got {quoted(config)}")
     if asks_for_help:
-        print(_help(path, config, overrides))
+        print(_help(program, path, config, overrides))
         sys.exit(0)
     workdir = flags.FLAGS.workdir or f"runs/{Path(path).stem}"
     invocation = Invocation(config, overrides, path, Path(workdir))
@@ -274,17 +279,26 @@ def _read(argv: Sequence[str], config_of: Callable[[], str] | None = None) -> In
     return invocation._replace(dry_run=flags.FLAGS.dry_run, wandb=flags.FLAGS.wandb)
 
 
-def _help(path: str, config: Any, overrides: dict[str, Any]) -> str:
+def _help(program: Callable[..., Any], path: str, config: Any, overrides: dict[str, Any]) -> str:
+    name = program.__module__
     if "task" not in config and "optimizer" not in config:
-        return help.of_study(path, plain("config", config))
-    return help.of_config(path, resolve(config, overrides), _further_flags(hidden=_PROCESSES))
+        return help.of_study(name, path, plain("config", config))
+    further = _further_flags(program, hidden=_PROCESSES)
+    return help.of_config(name, path, resolve(config, overrides), further)
 
 
-def _further_flags(hidden: Collection[str] = ()) -> dict[str, str]:
-    """What the flags do that this program has beside those of all programs, and some others."""
-    own = flags.FLAGS.get_key_flags_for_module(sys.argv[0])
+def _further_flags(program: Callable[..., Any], hidden: Collection[str] = ()) -> dict[str, str]:
+    """What the flags do that a program has beside --config and --workdir, and some others."""
     hidden = (*_COMMON, *hidden)
-    return {f"--{flag.name}": flag.help or "" for flag in own if flag.name not in hidden}
+    return {
+        f"--{flag.name}": flag.help or "" for flag in _flags_of(program) if flag.name not in hidden
+    }
+
+
+def _flags_of(program: Callable[..., Any]) -> list[flags.Flag]:
+    """The flags that are defined in the module of a program and in this one."""
+    defined = flags.FLAGS.flags_by_module_dict()
+    return [*defined.get(program.__module__, []), *defined.get(__name__, [])]
 
 
 def split_overrides(argv: Sequence[str]) -> tuple[list[str], dict[str, Any]]:

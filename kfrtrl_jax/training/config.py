@@ -17,6 +17,7 @@ from typing import Any, Literal, NamedTuple
 
 from ml_collections import FrozenConfigDict
 
+import kfrtrl_jax
 from kfrtrl_jax.errors import ConfigError
 from kfrtrl_jax.training import composed
 from kfrtrl_jax.training.factories import KINDS, REQUIRED
@@ -32,6 +33,8 @@ from kfrtrl_jax.training.values import (
     type_name,
 )
 
+# Where files are that are given by their names alone.
+FOLDER = Path("configs")
 # The sections of a config, in order.
 SECTIONS = ("cell", "readout", "estimator", "credit", "task", "optimizer")
 
@@ -191,23 +194,41 @@ def call(path: str, function: str, *args: str) -> Any:
         raise ConfigError(f"config file {path} fails: {one_line(error)}") from error
 
 
+def shipped() -> Path:
+    """The folder of the configs that come with the library: in the package, or beside it in a clone."""
+    package = Path(kfrtrl_jax.__file__).parent
+    return next(p for p in (package / FOLDER, package.parent / FOLDER) if p.is_dir())
+
+
+def named() -> dict[str, Path]:
+    """The config files with a bare name: those in configs/ here, and the library's."""
+    files = [path for folder in (shipped(), FOLDER) for path in folder.glob("*.py")]
+    found = {path.stem: path for path in files if path.stem != "__init__"}
+    return dict(sorted(found.items()))
+
+
 def find_file(path: str) -> Path:
     """The config file of a path, or of a bare name such as "copy".
+
+    A file "configs/NAME.py" that is not here is that of the library.
 
     Raises:
       ConfigError: if there is none.
     """
     if not path:
-        raise ConfigError("--config is empty; for example --config=configs/copy.py")
+        raise ConfigError("--config is empty; for example --config=copy")
     file = Path(path)
     try:
         if not file.exists() and file.parent == Path() and not file.suffix:
-            file = Path("configs") / f"{path}.py"
+            file = FOLDER / f"{path}.py"
+        if not file.exists() and file.parent == FOLDER and (shipped() / file.name).is_file():
+            return shipped() / file.name
         if file.is_file():
             return file
         if file.is_dir():
             raise ConfigError(f"--config={path} is a folder; give a file in it")
-        found = sorted(str(p) for p in file.parent.glob("*.py") if p.stem != "__init__")
+        here = named() if file.parent == FOLDER else {p.stem: p for p in file.parent.glob("*.py")}
+        found = sorted(str(file.parent / f"{name}.py") for name in here if name != "__init__")
     except (OSError, ValueError) as error:
         if isinstance(error, ConfigError):
             raise

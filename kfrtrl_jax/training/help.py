@@ -6,9 +6,11 @@ import ast
 import sys
 import textwrap
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+from absl.flags import Flag
 
 from kfrtrl_jax.training import composed
 from kfrtrl_jax.training import config as configs
@@ -19,6 +21,8 @@ from kfrtrl_jax.training.values import type_name
 WIDTH = 100
 # So many names stand in their row; more of them, below it.
 _FEW = 4
+# Configs whose names begin so stand in rows without their titles.
+_FAMILIES = ("reproduce_", "sweep_")
 _FLAGS = {
     "--config=FILE": "a config file, or the name of one in configs/",
     "--config.FIELD=VALUE": 'replaces a field, such as --config.estimator="ok(rank=8)"',
@@ -27,16 +31,20 @@ _FLAGS = {
 }
 
 
-def overview(flags: Mapping[str, str] | None = None) -> str:
+def overview(program: str, flags: Mapping[str, str] | None = None) -> str:
     """What can be chosen: the configs in configs/, and the names of factories.
 
     Args:
+      program: its module.
       flags: what further flags of the program do.
     """
-    lines = [*_usage({"--help --config=FILE": "the fields of a config", **(flags or {})})]
-    lines += ["", "configs"]
-    files = sorted(path for path in Path("configs").glob("*.py") if path.stem != "__init__")
-    lines += _columns([[path.stem, _title(path)] for path in files])
+    lines = _usage(program, {"--help --config=FILE": "the fields of a config", **(flags or {})})
+    files = configs.named()
+    alone = [path for name, path in files.items() if not name.startswith(_FAMILIES)]
+    lines += ["", "configs", *_columns([[path.stem, _title(path)] for path in alone])]
+    for family in _FAMILIES:
+        members = {name: path for name, path in files.items() if name.startswith(family)}
+        lines += _listed("  ", members)
     lines += ["", "names"]
     for kind in KINDS.values():
         if "" not in kind.factories:
@@ -44,10 +52,25 @@ def overview(flags: Mapping[str, str] | None = None) -> str:
     return "\n".join(lines)
 
 
-def of_config(path: str, config: Any, flags: Mapping[str, str] | None = None) -> str:
+def of_plain(program: str, flags: Iterable[Flag]) -> str:
+    """The flags of a program without a config.
+
+    Args:
+      program: its module.
+      flags: as absl has them.
+    """
+    described = (sys.modules[program].__doc__ or "").strip()
+    title, _, rest = described.partition("\n")
+    rows = [[f"--{flag.name}", flag.help or "", "", _default(flag)] for flag in flags]
+    lines = [f"{_command(program)} [--FLAG=VALUE ...]", f"{title.partition(':')[0].rstrip('.')}."]
+    return "\n".join([*lines, *([rest.rstrip()] if rest else []), "", *_columns(rows)])
+
+
+def of_config(program: str, path: str, config: Any, flags: Mapping[str, str] | None = None) -> str:
     """The fields of a config by section, with their types, values and defaults.
 
     Args:
+      program: the module of the program that takes it.
       path: of the config file, or its name.
       config: resolved.
       flags: what further flags of the program do.
@@ -73,27 +96,36 @@ def of_config(path: str, config: Any, flags: Mapping[str, str] | None = None) ->
         lines[start + 1 : start + 1] = others
     title = textwrap.shorten(f"{file}: {_title(file)}", WIDTH, placeholder="...")
     further = {"--help": f"alone, says what {', '.join(flags)} are for"} if flags else {}
-    return "\n".join([*_usage(further), "", title, *lines])
+    return "\n".join([*_usage(program, further), "", title, *lines])
 
 
-def of_study(path: str, config: Mapping[str, Any]) -> str:
+def of_study(program: str, path: str, config: Mapping[str, Any]) -> str:
     """The fields of a config that is not one of an experiment, with their values."""
     file = configs.find_file(path)
     rows = [[f"--config.{key}", written(value)] for key, value in config.items()]
-    return "\n".join([*_usage({}), "", f"{file}: {_title(file)}", *_columns(rows)])
+    return "\n".join([*_usage(program, {}), "", f"{file}: {_title(file)}", *_columns(rows)])
 
 
-def _usage(flags: Mapping[str, str]) -> list[str]:
-    main = sys.modules["__main__"]
-    spec = getattr(main, "__spec__", None)
-    name = spec.name if spec else Path(sys.argv[0]).name
-    about = (main.__doc__ or "").strip().split(":")[0].split("\n")[0]
+def _command(program: str) -> str:
+    """How a program was started: as `kfrtrl NAME`, or as `python -m experiments.NAME` in a clone."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    name = program.rpartition(".")[2]
+    thin = f"experiments.{name}"
+    return f"python -m {thin}" if spec and spec.name == thin else f"kfrtrl {name}"
+
+
+def _usage(program: str, flags: Mapping[str, str]) -> list[str]:
+    about = (sys.modules[program].__doc__ or "").strip().split(":")[0].split("\n")[0]
     pairs = {**_FLAGS, **flags}
     return [
-        f"python -m {name} --config=FILE [--config.FIELD=VALUE ...] [--workdir=DIR]",
+        f"{_command(program)} --config=FILE [--config.FIELD=VALUE ...] [--workdir=DIR]",
         *([f"{about.rstrip('.')}."] if about else []),
         *_columns([[flag, text] for flag, text in pairs.items()]),
     ]
+
+
+def _default(flag: Flag) -> str:
+    return f"default {flag.default}" if flag.default not in (None, "", False) else ""
 
 
 def _section(kind: Kind, section: Mapping[str, Any], path: str) -> Iterator[list[str]]:
@@ -170,5 +202,9 @@ def _title(path: Path) -> str:
         described = ast.get_docstring(ast.parse(path.read_bytes())) or ""
     except (OSError, SyntaxError, ValueError):
         return ""
-    lines = [line for line in described.splitlines() if line and not line.startswith("python -m")]
+    lines = [
+        line
+        for line in described.splitlines()
+        if line and not line.startswith(("python -m", "kfrtrl "))
+    ]
     return lines[0] if lines else ""

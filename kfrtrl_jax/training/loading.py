@@ -34,7 +34,7 @@ class Loaded(NamedTuple):
 
 
 def load(folder: str | Path, which: str = "") -> Loaded:
-    """The network of a run of `experiments.train`.
+    """The network of a run of `kfrtrl train`.
 
     Args:
       folder: the workdir.

@@ -1,6 +1,6 @@
 """The loop of all training: chunks of steps, logs, evaluations, checkpoints, for one run or many.
 
-A run of `experiments.train` and a group of a sweep's trials are the same loop. It can be left at any
+A run of `kfrtrl train` and a group of a sweep's trials are the same loop. It can be left at any
 moment, by a signal or a failure of the machine, and continued from the last checkpoint.
 """
 

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import psutil
 
 from kfrtrl_jax._src import host_memory
 from kfrtrl_jax._src.lanes import is_key
@@ -41,7 +40,7 @@ _SMALL_SIZES = (32, 64, 96, 128, 160)
 def available() -> int:
     """Bytes that all devices can hold; for CPUs, the memory that the systems have available."""
     limits = [(device.memory_stats() or {}).get("bytes_limit", 0) for device in jax.local_devices()]
-    own = sum(map(int, limits)) or psutil.virtual_memory().available
+    own = sum(map(int, limits)) or host_memory.available()
     # Each of several processes is on a host like this one.
     return own * jax.process_count()
 

@@ -89,7 +89,7 @@ def _forward_later_ones(numbers: Collection[int]) -> Iterator[None]:
 
 
 def release_signals() -> None:
-    """Lets signals end the process without a line from here on, if `experiments.start` handles them."""
+    """Lets signals end the process without a line from here on, if `programs.start` handles them."""
     if signal.set_wakeup_fd(-1) < 0:
         return
     for number in SIGNALS:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from absl import flags
 
-from experiments import train as command
+from kfrtrl_jax.programs import train as command
 from kfrtrl_jax.training import command_line, train
 
 

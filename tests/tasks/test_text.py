@@ -221,7 +221,7 @@ def test_missing_penn_treebank_says_how_to_get_it(tmp_path, monkeypatch):
         with pytest.raises(DataError) as error:
             tasks.penn_treebank(batch_size=2, data_dir=folder)
         message = one_line(error)
-        for way in ("KFRTRL_DATA_DIR", "data_dir", "python -m experiments.data --out=DIR"):
+        for way in ("KFRTRL_DATA_DIR", "data_dir", "kfrtrl data --out=DIR"):
             assert way in message
     assert "has no ptb.valid.txt, ptb.test.txt" in message
 

@@ -60,12 +60,11 @@ def wait_for_step(run: subprocess.Popen[str], folder, step: int) -> None:
 
 def test_refused_input_is_one_line_and_exit_code_2(tmp_path):
     arguments = ["--config=configs/ptb.py", "--config.task.data_dir=/none"]
-    run = start(*arguments, f"--workdir={tmp_path / 'run'}")
-    out, err = run.communicate(timeout=300)
-    assert run.returncode == 2
-    assert err.startswith("error: /none has no ptb.train.txt")
-    assert err.count("\n") == 1
-    assert out == ""
+    outcome = entry.start([*arguments, f"--workdir={tmp_path / 'run'}"], begin=train.train)
+    assert outcome.code == 2
+    assert outcome.error.startswith("error: /none has no ptb.train.txt")
+    assert outcome.error.count("\n") == 1
+    assert outcome.out == ""
     assert not (tmp_path / "run").exists()
 
 

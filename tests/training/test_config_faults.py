@@ -107,7 +107,7 @@ REFUSED = [
     ("", ["--config.\x1b[31m=1"], "config has no field '\\x1b[31m'"),
     ("", ["--noconfig.seed=3"], "--noconfig.seed means False and takes no value, got '3'"),
     ("", ["--workdir="], "--workdir is empty; for example --workdir=runs/first"),
-    ("", ["--config="], "--config is empty; for example --config=configs/copy.py"),
+    ("", ["--config="], "--config is empty; for example --config=copy"),
     ("", ["--config=configs"], "--config=configs is a folder; give a file in it"),
     ("", ["--config=" + "x" * 5000], "there is no config file 'xxxxx"),
     ("", ["--config.cell=stack([[]] * 999999999)"], "config.cell cannot be read: expected how often"),

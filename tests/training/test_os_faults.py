@@ -17,9 +17,9 @@ import pytest
 from jax._src import lru_cache
 from rich.console import Console
 
-from experiments import start
 from kfrtrl_jax._src import jax_internals
 from kfrtrl_jax.errors import ConfigError
+from kfrtrl_jax.programs import start
 from kfrtrl_jax.training import checkpoints, command_line, display, faults, metrics, signals
 
 ROOT = Path(__file__).parents[2]
@@ -228,7 +228,7 @@ def test_only_later_signals_reach_a_program_that_watches_them():
 
 # A call into C that holds up handlers for minutes, as a compilation does.
 BUSY = """
-from experiments import start
+from kfrtrl_jax.programs import start
 start.begin()
 import hashlib
 print("ready", flush=True)
@@ -253,7 +253,7 @@ def test_a_busy_program_ends_at_once_and_says_so():
 
 def test_closed_output_is_no_error_and_its_numbers_go_to_no_other_file():
     program = (
-        "from experiments import start\nstart.begin()\nimport os, sys\n"
+        "from kfrtrl_jax.programs import start\nstart.begin()\nimport os, sys\n"
         "print('±' * 10000); print('x', file=sys.stderr)\n"
         "file = open(os.devnull); sys.exit(file.fileno() > 2 and 7)"
     )

@@ -97,7 +97,7 @@ def read_penn_treebank(data_dir: str = "") -> Corpus:
     folder = data_dir or os.environ.get(DATA_VARIABLE, "")
     help_line = (
         f"give the folder of {', '.join(PENN_TREEBANK_FILES.values())} by --config.task.data_dir "
-        f"or by {DATA_VARIABLE}; `python -m experiments.data --out=DIR` fetches them"
+        f"or by {DATA_VARIABLE}; `kfrtrl data --out=DIR` fetches them"
     )
     if not folder:
         raise DataError(f"no Penn Treebank: {help_line}")

@@ -96,8 +96,8 @@ def require(packages: set[str]) -> None:
             missing.append(package)
     if missing:
         raise ConfigError(
-            f"suite peers needs {' and '.join(missing)}: pip install '.[peers]', or choose "
-            f"other rows by --rows=REGEX"
+            f"suite peers needs {' and '.join(missing)}: pip install 'kfrtrl_jax[peers]', or "
+            f"choose other rows by --rows=REGEX"
         )
 
 

@@ -1,4 +1,4 @@
-"""Time from the start of `experiments.train` to its first chunk, with a cold and a warm cache."""
+"""Time from the start of `kfrtrl train` to its first chunk, and that of importing the library."""
 
 from __future__ import annotations
 
@@ -10,11 +10,15 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from kfrtrl_jax.studies.benchmarking.timing import Measurement, median
+from kfrtrl_jax.studies.benchmarking import timing
+from kfrtrl_jax.studies.benchmarking.timing import Floor, Measurement, Work, median
 from kfrtrl_jax.training.metrics import METRICS
 
 # What is measured, and its target in seconds.
 COMPILE_SUITE = {"cold cache": 10.0, "warm cache": 5.0, "imports alone": None}
+# A row of its own: all public names of the library, against what they are written with.
+IMPORT = "import of all public names"
+_IMPORT_TARGET = 1.5
 _ROOT = Path(__file__).parents[3]
 _TIMEOUT_SECONDS = 600
 
@@ -26,7 +30,7 @@ def measure_startup(
 
     Args:
       what: a key of COMPILE_SUITE.
-      arguments: of experiments.train, such as --config=configs/copy.py.
+      arguments: of `kfrtrl train`, such as --config=copy.
       suite: the suite's name.
       n: of that config, for the record.
       batch: of that config, for the record.
@@ -67,6 +71,20 @@ def measure_startup(
     )
 
 
+def measure_import(*, suite: str, rounds: int = 9) -> Measurement:
+    """Measures the import of the library, in processes that alternate with those of the floor."""
+    return timing.compare(
+        Work(lambda: _start("from kfrtrl_jax import *"), 1),
+        Floor("import jax, optax", Work(lambda: _start("import jax, optax"), 1)),
+        suite=suite,
+        name=IMPORT,
+        n=0,
+        batch=0,
+        target=_IMPORT_TARGET,
+        rounds=rounds,
+    )
+
+
 def first_chunk_seconds(arguments: Sequence[str], workdir: Path, cache: Path) -> float:
     """Seconds until the first line of metrics is written; the process is then killed.
 
@@ -74,7 +92,7 @@ def first_chunk_seconds(arguments: Sequence[str], workdir: Path, cache: Path) ->
       RuntimeError: if no line appears.
     """
     environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(cache)}
-    command = [sys.executable, "-m", "experiments.train", *arguments, f"--workdir={workdir}"]
+    command = [sys.executable, "-m", "kfrtrl_jax", "train", *arguments, f"--workdir={workdir}"]
     with tempfile.TemporaryFile("w+") as errors:
         start = time.perf_counter()
         process = subprocess.Popen(
@@ -98,5 +116,10 @@ def first_chunk_seconds(arguments: Sequence[str], workdir: Path, cache: Path) ->
 def import_seconds() -> float:
     """Seconds for a process that only imports the training program."""
     start = time.perf_counter()
-    subprocess.run([sys.executable, "-c", "import experiments.train"], cwd=_ROOT, check=True)
+    _start("import kfrtrl_jax.programs.train")
     return time.perf_counter() - start
+
+
+def _start(statement: str) -> None:
+    """Runs a statement in a new process."""
+    subprocess.run([sys.executable, "-c", statement], cwd=_ROOT, check=True)

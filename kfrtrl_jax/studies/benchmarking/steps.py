@@ -98,7 +98,7 @@ STEP_SUITE = (
     Case("recurrent_highway", "truncated", 128, 16, "every step", 3.0, {}, 8, 1),
 )
 # For accelerators only. The third row's nine rounds are 36,000 steps, from which
-# `experiments.benchmark` extrapolates the time of a million.
+# `kfrtrl benchmark` extrapolates the time of a million.
 GPU_SUITE = (
     Case("recurrent_highway", "kf_rtrl", 256, 32, target=1.5),
     Case("recurrent_highway", "kf_rtrl", 1024, 64, target=1.25),

@@ -1,0 +1,41 @@
+"""Renders what the studies have come to: kfrtrl report --out=DIR.
+
+Reads the committed records alone (experiments/results of a clone) and writes DIR/RESULTS.md,
+DIR/index.html, a page that opens without a network, and a picture of each study that has curves.
+"""
+
+from __future__ import annotations
+
+import pathlib
+
+from absl import flags
+
+from kfrtrl_jax.errors import ConfigError
+from kfrtrl_jax.studies.reproduction import page, report
+from kfrtrl_jax.training import command_line, display, workdir
+
+_RESULTS = flags.DEFINE_string("results", "experiments/results", "The folder of the records.")
+_OUT = flags.DEFINE_string("out", "runs/report", "The folder to write to.")
+
+
+def run() -> int:
+    """Writes the report."""
+    out = pathlib.Path(_OUT.value)
+    results = pathlib.Path(_RESULTS.value)
+    if not report.load(results):
+        raise ConfigError(
+            f"{results} has no {report.RECORDS}/STUDY.json; give the folder experiments/results of a "
+            "clone by --results=DIR, or one with what `kfrtrl reproduce --records=FILE` writes"
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    for name, render in (("RESULTS.md", report.render), ("index.html", page.render)):
+        workdir.write_text(out / name, render(results))
+        display.say(f"results: {out / name}")
+    for path in report.draw(results, out):
+        display.say(f"picture: {path}")
+    return 0
+
+
+def main() -> None:
+    """Runs the program."""
+    command_line.run_plain(run)

@@ -1,0 +1,61 @@
+"""Runs a study of the papers: kfrtrl reproduce --study=copy --workdir=DIR --scale=cpu.
+
+A study is a sweep (`configs/reproduce_NAME.py`) and can be stopped and continued like one; a larger
+scale continues a smaller one. At the end, and at any moment with --only_collect, what it has come to is
+written to a small file, DIR/records.json, which `kfrtrl report` renders. With --time_methods a
+step of each method is timed alone, which methods of different costs are compared by.
+"""
+
+from __future__ import annotations
+
+import pathlib
+
+from absl import flags
+
+from kfrtrl_jax.studies.reproduction import records, study, times
+from kfrtrl_jax.training import command_line, display, engines, sweep, workdir
+
+_STUDY = flags.DEFINE_string("study", "copy", f"One of {', '.join(study.NAMES)}.")
+_SCALE = flags.DEFINE_string("scale", "cpu", f"One of {', '.join(study.SCALES)}.")
+_FIRST = flags.DEFINE_multi_string(
+    "first", [], "Runs this method before the others; may be given several times."
+)
+_ENGINE = flags.DEFINE_string("engine", "local", "Where groups of trials run, see `kfrtrl sweep`.")
+_ONLY_COLLECT = flags.DEFINE_bool("only_collect", False, "Runs nothing; the sweep may be running.")
+_TIME = flags.DEFINE_bool(
+    "time_methods",
+    False,
+    "Times a step of each method alone, in turns, on a machine left in peace.",
+)
+_RECORDS = flags.DEFINE_string("records", "", "The file to write; WORKDIR/records.json by default.")
+
+
+def run(invocation: command_line.Invocation) -> None:
+    """Runs those trials of the study that have no result yet, and collects all."""
+    chosen = study.load(_STUDY.value, _SCALE.value).first(_FIRST.value)
+    if invocation.dry_run:
+        print(sweep.describe(chosen.config, chosen.trials, invocation.overrides))
+        return
+    if not _ONLY_COLLECT.value:
+        engine = engines.make(_ENGINE.value)
+        sweep.run_sweep(
+            chosen.config,
+            chosen.trials,
+            invocation.workdir,
+            invocation.overrides,
+            engine,
+            wandb=invocation.wandb,
+        )
+    if _TIME.value:
+        measured = times.measure(chosen, invocation.overrides)
+        workdir.write_json(invocation.workdir / times.FILE, measured)
+    record = records.collect(_STUDY.value, invocation.workdir, invocation.overrides)
+    path = pathlib.Path(_RECORDS.value or invocation.workdir / "records.json")
+    records.write(path, record)
+    display.say(f"records of {len(record['trials'])} trials: {path}")
+
+
+def main() -> None:
+    """Runs the program."""
+    command_line.define_flags(trains=True)
+    command_line.run(run, config_of=lambda: study.path_of(_STUDY.value))
