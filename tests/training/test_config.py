@@ -97,13 +97,13 @@ MESSAGES = [
     ({"task.batch_size": 0}, "config.task.batch_size must be at least 1, got 0"),
     ({"task.name": "copi"}, "config.task.name: there is no task 'copi'; did you mean copy?"),
     ({"optimizer.learning_rate": 0.0}, "config.optimizer.learning_rate must be more than 0, got 0.0"),
-    ({"optimizer.learning_rate": "fast"}, "config.optimizer.learning_rate must be a number, "
+    ({"optimizer.learning_rate": "fast"}, "config.optimizer.learning_rate must be a number or None, "
      "got 'fast'"),
     ({"optimizer.learning_rate": float("nan")}, "config.optimizer.learning_rate must be a finite "
      "number, got nan"),
     ({"optimizer.b1": 1.0}, "config.optimizer.b1 must be in [0, 1), got 1.0"),
     ({"optimizer.name": "adamm"}, "config.optimizer.name: there is no optimizer 'adamm'; "
-     "did you mean adam or adamw?"),
+     "did you mean adam or radam or nadam?"),
     ({"credit.name": "dnl"}, "config.credit.name: there is no credit 'dnl'; did you mean dni?"),
     ({"credit.share": 0.5}, "config.credit.share is not a field of credit none; one of name"),
     ({**DNI, "credit.share": 1.5}, "config.credit.share must be in [0, 1], got 1.5"),
