@@ -13,6 +13,7 @@ from kfrtrl_jax.base import Array
 from kfrtrl_jax.errors import ConfigError
 from kfrtrl_jax.training import composed
 from kfrtrl_jax.training.segments import About, RunState, Segments, Sums, Words, averaged
+from kfrtrl_jax.training.starting import Start
 
 
 class Acted(NamedTuple):
@@ -27,13 +28,19 @@ class Acted(NamedTuple):
     episodes: Array
 
 
-def make_acting(config: Any, problem: control.Control, make: Callable[..., Any]) -> Segments:
+def make_acting(
+    config: Any,
+    problem: control.Control,
+    make: Callable[..., Any],
+    start: Start | None = None,
+) -> Segments:
     """The run of an actor-critic.
 
     Args:
       config: the resolved config.
       problem: of its section "task".
       make: (section, **supplied) -> what the section names.
+      start: the parameters to start from.
 
     Raises:
       ConfigError: if the config has a credit, segments of several steps or on_nonfinite = "skip".
@@ -43,6 +50,8 @@ def make_acting(config: Any, problem: control.Control, make: Callable[..., Any])
     cell = make("cell", input_size=environment.observation_size)
     size = composed.output_size(cell, environment.observation_size, "config.cell")
     readout = make("readout", input_size=size, output_size=environment.num_actions + 1)
+    if start is not None:
+        cell, readout = start.network(cell, readout)
     example = jnp.zeros(environment.observation_size)
     learn = learning.make_learner(
         cell,

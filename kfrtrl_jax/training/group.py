@@ -154,7 +154,7 @@ def devices_of_lanes(run: Any) -> int:
 
 def _lane_axes(run: Any, experiment: Experiment) -> Any:
     """The axis of the lanes in each array of a run's state: the one that grows with their number."""
-    more = configs.resolve(run, {"task.batch_size": run.task.batch_size + 1})
+    more = configs.resolve(run, {"task.batch_size": run.task.batch_size + 1, "init_from": ""})
     shapes, larger = (
         jax.eval_shape(lambda built=built: built.init(0)) for built in (experiment, build(more))
     )

@@ -82,6 +82,7 @@ class About(NamedTuple):
       held_out: streams to evaluate on, see `Task`.
       check: compares the cell's linearization with `jax.vjp`, see `linearization.check`.
       data: the digest of the data that the task reads; "" for a generated one.
+      init_from: the digest of the parameters that the run starts from; "" for its own.
     """
 
     evaluate: Callable[[dict[str, Any], Batch], evaluation.Totals]
@@ -90,6 +91,7 @@ class About(NamedTuple):
     held_out: Mapping[str, Batch]
     check: Callable[[], linearization.Check]
     data: str = ""
+    init_from: str = ""
 
 
 class Segments(NamedTuple):

@@ -13,10 +13,15 @@ from kfrtrl_jax.base import Array, Batch, Cell, Readout, Task
 from kfrtrl_jax.tasks import draw
 from kfrtrl_jax.training import composed, evaluation, nonfinite
 from kfrtrl_jax.training.segments import About, RunState, Segments, Sums, Words, averaged
+from kfrtrl_jax.training.starting import Start
 
 
 def make_supervised(
-    config: Any, task: Task, make: Callable[..., Any], devices: int = 1
+    config: Any,
+    task: Task,
+    make: Callable[..., Any],
+    devices: int = 1,
+    start: Start | None = None,
 ) -> Segments:
     """The run of a learner on a task.
 
@@ -25,8 +30,11 @@ def make_supervised(
       task: of its section.
       make: (section, **supplied) -> what the section names.
       devices: over which the lanes will be spread.
+      start: the parameters to start from.
     """
     cell, readout = make_network(task, make)
+    if start is not None:
+        cell, readout = start.network(cell, readout)
     length, skips = config.segment_length, config.on_nonfinite == "skip"
     optimizer = make("optimizer")
     if skips and config.update_every < length:
