@@ -45,6 +45,18 @@ class ParameterAverage(NamedTuple):
     average: Any
 
 
+class ScheduledRate(NamedTuple):
+    """The state of a schedule beside its optimizer's, so that it can be logged.
+
+    Attributes:
+      count: the number of updates so far.
+      rate: the learning rate of the last one; before the first, that of the first.
+    """
+
+    count: Any
+    rate: Any
+
+
 def clip_cell(clip_norm: float) -> optax.GradientTransformation:
     """Scales the gradient under "cell" down to the norm `clip_norm`; 0 turns clipping off.
 
@@ -100,9 +112,14 @@ def average_parameters(decay: float) -> optax.GradientTransformation:
 
 def average_in(optimizer_state: Any) -> Any:
     """The average that `average_parameters` keeps in an optimizer's state; None if it keeps none."""
-    parts = jax.tree.leaves(optimizer_state, is_leaf=lambda x: isinstance(x, ParameterAverage))
-    found = [part.average for part in parts if isinstance(part, ParameterAverage)]
-    return found[0] if found else None
+    part = _part_of(optimizer_state, ParameterAverage)
+    return None if part is None else part.average
+
+
+def rate_in(optimizer_state: Any) -> Any:
+    """The learning rate of the last update, where a config gave a schedule; None elsewhere."""
+    part = _part_of(optimizer_state, ScheduledRate)
+    return None if part is None else part.rate
 
 
 def join_schedules(schedules: Sequence[Schedule], boundaries: Sequence[int]) -> Schedule:
@@ -123,6 +140,28 @@ def join_schedules(schedules: Sequence[Schedule], boundaries: Sequence[int]) -> 
             f"{len(schedules)} schedules and the boundaries {list(boundaries)}"
         )
     return optax.join_schedules(schedules, boundaries)
+
+
+def _watched(schedule: Schedule) -> optax.GradientTransformation:
+    """Keeps the learning rate of the last update, and changes nothing."""
+
+    def init(params: Any) -> ScheduledRate:
+        del params
+        count = jnp.zeros((), jnp.int32)
+        return ScheduledRate(count, jnp.asarray(schedule(count), float))
+
+    def update(updates: Any, state: ScheduledRate, params: Any = None) -> Any:
+        del params
+        rate = jnp.asarray(schedule(state.count), float)
+        return updates, ScheduledRate(optax.safe_increment(state.count), rate)
+
+    return optax.GradientTransformation(init, update)
+
+
+def _part_of(optimizer_state: Any, kind: type) -> Any:
+    """The first part of an optimizer's state that is of a kind; None for none."""
+    parts = jax.tree.leaves(optimizer_state, is_leaf=lambda x: isinstance(x, kind))
+    return next((part for part in parts if isinstance(part, kind)), None)
 
 
 def _scaled_down(gradient: Any, clip_norm: float) -> Any:
@@ -156,6 +195,7 @@ def _optimizer(name: str) -> Callable[..., optax.GradientTransformation]:
         parts = [
             clip_cell(clip_norm) if clip == "cell" else clip_all(clip_norm),
             of_optax(learning_rate=rate, **chosen),
+            *([] if schedule is None else [_watched(schedule)]),
             *([] if ema_decay is None else [average_parameters(ema_decay)]),
         ]
         return optax.chain(*parts)

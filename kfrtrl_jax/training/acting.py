@@ -12,7 +12,15 @@ from kfrtrl_jax import control, learning, linearization
 from kfrtrl_jax.base import Array
 from kfrtrl_jax.errors import ConfigError
 from kfrtrl_jax.training import composed
-from kfrtrl_jax.training.segments import About, RunState, Segments, Sums, Words, averaged
+from kfrtrl_jax.training.segments import (
+    About,
+    RunState,
+    Segments,
+    Sums,
+    Words,
+    averaged,
+    learning_rate,
+)
 from kfrtrl_jax.training.starting import Start
 
 
@@ -100,7 +108,7 @@ def make_acting(
     return Segments(
         init=init,
         advance=advance,
-        metrics=lambda state: {"episodes": state.task.episodes},
+        metrics=lambda state: {"episodes": state.task.episodes, **learning_rate(state)},
         diagnostics=diagnostics,
         about=About(
             evaluate=evaluate,

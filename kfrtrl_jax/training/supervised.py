@@ -12,7 +12,15 @@ from kfrtrl_jax import learning, linearization
 from kfrtrl_jax.base import Array, Batch, Cell, Readout, Task
 from kfrtrl_jax.tasks import draw
 from kfrtrl_jax.training import composed, evaluation, nonfinite
-from kfrtrl_jax.training.segments import About, RunState, Segments, Sums, Words, averaged
+from kfrtrl_jax.training.segments import (
+    About,
+    RunState,
+    Segments,
+    Sums,
+    Words,
+    averaged,
+    learning_rate,
+)
 from kfrtrl_jax.training.starting import Start
 
 
@@ -88,7 +96,8 @@ def make_supervised(
         return nonfinite.dropped(learn, state, new, sums, metrics.losses) if skips else (new, sums)
 
     def named(state: RunState) -> dict[str, Array]:
-        return {**task.metrics(state.task), **({"skipped": state.skipped} if skips else {})}
+        skipped = {"skipped": state.skipped} if skips else {}
+        return {**task.metrics(state.task), **skipped, **learning_rate(state)}
 
     def settled(state: RunState) -> RunState:
         if not skips:

@@ -87,8 +87,11 @@ def test_what_a_run_leaves_are_the_averages_of_its_parameters(text_run):
     chex.assert_trees_all_equal(parameters(folder / "final", config), average)
     weights = [x["readout"]["weights"] for x in (average, learner.parameters)]
     assert 0 < np.abs(weights[0] - weights[1]).max() < 0.1
-    schedule = learner.optimizer_state[1][1]
-    assert schedule.count == learner.optimizer_state[-1].count == 60
+    _, (_, schedule), watched, averaged = learner.optimizer_state
+    assert schedule.count == watched.count == averaged.count == 60
+    # Of the last of 60 updates.
+    rate = metrics.read(folder / "metrics.jsonl")[-1]["learning_rate"]
+    np.testing.assert_allclose(rate, 0.005 * (1 + np.cos(np.pi * 59 / 60)), rtol=1e-9)
 
 
 def test_a_finished_run_gives_its_network_back_and_writes_text(text_run):
@@ -111,7 +114,11 @@ def test_a_finished_run_gives_its_network_back_and_writes_text(text_run):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda folder: kf.load(folder / "none"), "config.json cannot be read"),
+        (
+            lambda folder: kf.load(folder / "none"),
+            "is no workdir of a run: there is no such folder",
+        ),
+        (lambda folder: kf.load(folder / "best"), "is no workdir of a run: it has no config.json"),
         (lambda folder: kf.load(folder, "worst"), 'which must be "best" or "final"'),
         (
             lambda folder: generation.generate(kf.load(folder), 3, prompt="€"),
