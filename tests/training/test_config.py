@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import pathlib
+import re
+import shlex
 
 import ml_collections
 import pytest
@@ -9,6 +11,7 @@ import pytest
 import configs
 from configs import copy, ptb, sweep_copy, text
 from kfrtrl_jax.errors import ConfigError
+from kfrtrl_jax.training.command_line import split_overrides
 from kfrtrl_jax.training.config import call, float_fields, make, resolve, shown
 from tests.training.small import COPY, nested, small
 
@@ -233,6 +236,18 @@ def test_every_config_is_found_by_its_name_and_complete(name, monkeypatch):
     if "def get_sweep" in source:
         for trial in call(name, "get_sweep"):
             resolve(config, trial)
+
+
+def test_the_commands_of_the_docs_have_configs(monkeypatch):
+    monkeypatch.chdir(CONFIGS.parent)
+    blocks = re.findall(r"```sh\n(.*?)```", pathlib.Path("docs/configs.md").read_text(), re.DOTALL)
+    commands = "".join(blocks).replace("\\\n", "").splitlines()
+    assert len(commands) >= 8
+    for command in commands:
+        others, given = split_overrides(shlex.split(command))
+        (name,) = [x.removeprefix("--config=") for x in others if x.startswith("--config=")]
+        config = resolve(call(name, "get_config"), given)
+        assert config != resolve(call(name, "get_config"))
 
 
 def test_a_name_that_is_no_config_gets_the_nearest_one(monkeypatch):
