@@ -174,6 +174,18 @@ def test_a_refusal_is_one_line_that_names_the_field(overrides, message):
     assert "\n" not in str(raised.value)
 
 
+def test_defaults_of_earlier_versions_stay_those_of_their_runs():
+    earlier = {
+        "adam": {"b1": 0.9, "b2": 0.999, "eps": 1e-8},
+        "adamw": {"b1": 0.9, "b2": 0.999, "eps": 1e-8, "weight_decay": 1e-4},
+        "sgd": {"momentum": 0.0},
+        "rmsprop": {"decay": 0.9, "eps": 1e-8},
+    }
+    for name, fields in earlier.items():
+        stored = {"name": name, "learning_rate": 0.1, "clip_norm": 1.0, **fields}
+        assert changed(**stored) == changed(name=name, learning_rate=0.1)
+
+
 def test_boundaries_that_do_not_fit_are_refused():
     config = changed({"optimizer.schedule": "join_schedules([constant_schedule(1)] * 2, [])"})
     with pytest.raises(ConfigError, match=r"config\.optimizer\.schedule: .* one boundary between"):

@@ -174,6 +174,9 @@ def _optimizer(name: str) -> Callable[..., optax.GradientTransformation]:
     """The factory of an optimizer of optax, with the arguments of a learner."""
     of_optax = getattr(optax, name, None) or getattr(optax.contrib, name)
     others = _arguments(of_optax)
+    if name == "sgd":
+        # Runs that were begun with this default go on; optax's None is the same without a state.
+        others["momentum"] = others["momentum"].replace(default=0.0)
     default = others.pop("learning_rate").default
     default = None if default is inspect.Parameter.empty else default
 
