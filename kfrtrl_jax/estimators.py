@@ -26,6 +26,7 @@ from kfrtrl_jax._src.estimators.rtrl import rtrl
 from kfrtrl_jax._src.estimators.shrink import shrink
 from kfrtrl_jax._src.estimators.sketched import sketched
 from kfrtrl_jax._src.estimators.snap import snap
+from kfrtrl_jax._src.estimators.stored import stored
 from kfrtrl_jax._src.estimators.tracking import partition, tracked
 from kfrtrl_jax._src.estimators.truncated import truncated
 from kfrtrl_jax._src.estimators.uoro import uoro
@@ -59,6 +60,7 @@ __all__ = [
     "shrink",
     "sketched",
     "snap",
+    "stored",
     "tracked",
     "truncated",
     "uoro",

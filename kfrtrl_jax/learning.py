@@ -1,5 +1,6 @@
 """Learners: a cell, a readout, a loss, an estimator and an optimizer, as `init` and `step`."""
 
+from kfrtrl_jax._src.learning.averages import evaluated_parameters
 from kfrtrl_jax._src.learning.learner import make_learner, predict
 from kfrtrl_jax._src.learning.types import Learner, LearnerState, StepMetrics
 
@@ -7,6 +8,7 @@ __all__ = [
     "Learner",
     "LearnerState",
     "StepMetrics",
+    "evaluated_parameters",
     "make_learner",
     "predict",
 ]

@@ -1,12 +1,21 @@
-"""Optimizers, and their names in configs."""
+"""Optax's optimizers and schedules, and their names in configs; what a learner adds to them."""
 
-from kfrtrl_jax._src.optimizers import OPTIMIZERS, adam, adamw, clip_cell, rmsprop, sgd
+from kfrtrl_jax._src.optimizers import (
+    OPTIMIZERS,
+    SCHEDULES,
+    ParameterAverage,
+    Schedule,
+    average_parameters,
+    clip_all,
+    clip_cell,
+)
 
 __all__ = [
     "OPTIMIZERS",
-    "adam",
-    "adamw",
+    "SCHEDULES",
+    "ParameterAverage",
+    "Schedule",
+    "average_parameters",
+    "clip_all",
     "clip_cell",
-    "rmsprop",
-    "sgd",
 ]

@@ -42,12 +42,14 @@ def test_the_example_of_a_task_is_one():
 def test_the_tables_of_docs_name_all_there_is():
     from kfrtrl_jax.cells import CELLS
     from kfrtrl_jax.estimators import COMBINATORS, ESTIMATORS
+    from kfrtrl_jax.optimizers import OPTIMIZERS, SCHEDULES
     from kfrtrl_jax.tasks import TASKS
 
     for path, names in (
         ("docs/cells.md", CELLS),
         ("docs/estimators.md", [*ESTIMATORS, *COMBINATORS]),
         ("docs/tasks.md", TASKS),
+        ("docs/configs.md", [*OPTIMIZERS, *SCHEDULES]),
     ):
         text = (ROOT / path).read_text()
         assert not [name for name in names if f"`{name}" not in text], path

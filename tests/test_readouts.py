@@ -3,9 +3,10 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
-from kfrtrl_jax import estimators, optimizers, readouts
+from kfrtrl_jax import estimators, readouts
 from kfrtrl_jax.base import Batch
 from kfrtrl_jax.learning import make_learner
 from tests.helpers.interpreter import evaluated
@@ -39,7 +40,7 @@ def test_a_learner_sends_its_cell_the_fed_back_error():
         cell,
         readout,
         estimators.truncated(),
-        optimizers.sgd(learning_rate=0.1),
+        optax.sgd(0.1),
         batch_size=BATCH_SIZE,
         example_input=jnp.zeros(3),
     )
@@ -68,7 +69,7 @@ def test_a_learner_sends_its_cell_the_fed_back_error():
 
 def test_adaptive_feedback_approaches_the_weights_as_both_decay():
     readout, params = readout_of("adaptive")
-    optimizer = optimizers.adamw(learning_rate=0.1, weight_decay=0.5)
+    optimizer = optax.adamw(0.1, weight_decay=0.5)
     params = {"cell": {}, "readout": params}
     state = optimizer.init(params)
     rng = np.random.default_rng(0)

@@ -12,7 +12,16 @@ from kfrtrl_jax import control, learning, linearization
 from kfrtrl_jax.base import Array
 from kfrtrl_jax.errors import ConfigError
 from kfrtrl_jax.training import composed
-from kfrtrl_jax.training.segments import About, RunState, Segments, Sums, Words, averaged
+from kfrtrl_jax.training.segments import (
+    About,
+    RunState,
+    Segments,
+    Sums,
+    Words,
+    averaged,
+    learning_rate,
+)
+from kfrtrl_jax.training.starting import Start
 
 
 class Acted(NamedTuple):
@@ -27,13 +36,19 @@ class Acted(NamedTuple):
     episodes: Array
 
 
-def make_acting(config: Any, problem: control.Control, make: Callable[..., Any]) -> Segments:
+def make_acting(
+    config: Any,
+    problem: control.Control,
+    make: Callable[..., Any],
+    start: Start | None = None,
+) -> Segments:
     """The run of an actor-critic.
 
     Args:
       config: the resolved config.
       problem: of its section "task".
       make: (section, **supplied) -> what the section names.
+      start: the parameters to start from.
 
     Raises:
       ConfigError: if the config has a credit, segments of several steps or on_nonfinite = "skip".
@@ -43,6 +58,8 @@ def make_acting(config: Any, problem: control.Control, make: Callable[..., Any])
     cell = make("cell", input_size=environment.observation_size)
     size = composed.output_size(cell, environment.observation_size, "config.cell")
     readout = make("readout", input_size=size, output_size=environment.num_actions + 1)
+    if start is not None:
+        cell, readout = start.network(cell, readout)
     example = jnp.zeros(environment.observation_size)
     learn = learning.make_learner(
         cell,
@@ -91,7 +108,7 @@ def make_acting(config: Any, problem: control.Control, make: Callable[..., Any])
     return Segments(
         init=init,
         advance=advance,
-        metrics=lambda state: {"episodes": state.task.episodes},
+        metrics=lambda state: {"episodes": state.task.episodes, **learning_rate(state)},
         diagnostics=diagnostics,
         about=About(
             evaluate=evaluate,

@@ -204,13 +204,19 @@ def load_parameters(folder: Path, like: Any) -> Any:
     Raises:
       WorkdirError: if the parameters are missing, damaged, or of another shape.
     """
+    return _fitted(read_arrays(folder), like, f"what is in {folder}")
+
+
+def read_arrays(folder: Path) -> dict[str, np.ndarray]:
+    """The same parameters as arrays by their paths, as `to_arrays` has them.
+
+    Raises:
+      WorkdirError: if they are missing or damaged.
+    """
     try:
         _check_seal(folder)
         with _checkpointer() as checkpointer:
-            arrays, _ = _checked(checkpointer.restore(folder.absolute(), args=_both()))
-        return _fitted(arrays, like, f"what is in {folder}")
-    except WorkdirError:
-        raise
+            return _checked(checkpointer.restore(folder.absolute(), args=_both()))[0]
     except Exception as error:
         message = f"no parameters can be read from {folder}: {one_line(error)[:200]}"
         raise WorkdirError(message) from error

@@ -74,6 +74,8 @@ def complete(
     schema = fields(kind, find(kind, name, path))
     if kind.word == "estimator":
         _refuse_former_fields(section, schema, name, path)
+    if kind.word == "optimizer" and not is_own(name):
+        _settle_learning_rate(section, schema, path, overrides)
     if f"{path}.name" in overrides:
         section = {
             key: value
@@ -144,8 +146,17 @@ def float_paths(kind: Kind, section: Mapping[str, Any], path: str) -> Iterator[s
             parts = section[key] if field.nested.many else {"": section[key]}
             for number, part in parts.items():
                 yield from float_paths(inner, part, f"{path}.{key}.{number}".rstrip("."))
-        elif key in section and field.annotation is float and not is_own(name):
+        elif key in section and not is_own(name) and _varies(kind, name, key, field, section[key]):
             yield f"{path}.{key}"
+
+
+def _varies(kind: Kind, name: str, key: str, field: Field, value: Any) -> bool:
+    """Whether a field is a float, and its factory does not need to know which one."""
+    known = getattr(kind.factories[name], "constants", ())
+    given = field.annotation is float or (
+        field.annotation == (float | None) and isinstance(value, float)
+    )
+    return given and key not in known
 
 
 def shown(kind: Kind, section: Any) -> str:
@@ -227,12 +238,15 @@ def _complete_field(
     if field.nested is None:
         _refuse_inside(path, overrides)
         value = check_value(path, value, field.annotation)
-        check_bounds(path, key, value, by_name=not own)
+        if value != field.default:
+            check_bounds(path, key, value, by_name=not own)
         return value
     if isinstance(value, str):
         value = parse(value, path)
     if value is None and (field.nested.optional or field.default is None):
-        return None
+        if not _beneath(f"{path}.", overrides):
+            return None
+        value = {}
     kind = KINDS[field.nested.kind]
     if field.nested.many:
         items = _numbered(field.nested, value, path, overrides)
@@ -307,6 +321,36 @@ def _refuse_former_fields(
     raise ConfigError(
         f'{path}.{former[0]} is not a field of estimator {name}; write {path} = "{call!r}"'
     )
+
+
+def _settle_learning_rate(
+    section: dict[str, Any],
+    schema: Mapping[str, Field],
+    path: str,
+    overrides: Mapping[str, Any],
+) -> None:
+    """A schedule stands in the place of the learning rate; what is overridden displaces the other.
+
+    Raises:
+      ConfigError: if both are given, or neither.
+    """
+
+    def given(key: str) -> bool:
+        value = section.get(key, schema[key].default if key not in section else None)
+        return not (value is None or value == "None")
+
+    rate, schedule = f"{path}.learning_rate", f"{path}.schedule"
+    if _beneath(schedule, overrides) and given("schedule"):
+        if rate not in overrides:
+            section["learning_rate"] = None
+    elif rate in overrides and given("learning_rate"):
+        section["schedule"] = None
+    if given("schedule"):
+        section.setdefault("learning_rate", None)
+    if given("learning_rate") and given("schedule"):
+        raise ConfigError(f"{schedule} is in the place of {rate}: give one of them")
+    if not (given("learning_rate") or given("schedule")):
+        raise ConfigError(f"{rate} is missing (a number), or {schedule} in its place")
 
 
 def _call(factory: Any, name: str, arguments: dict[str, Any], path: str) -> Any:

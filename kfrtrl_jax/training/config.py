@@ -65,6 +65,9 @@ class RunFields(NamedTuple):
         and names the step and the array. "skip" drops that segment: the parameters stay as they were
         before it, the lanes that are not finite start anew and the run goes on, unless this happens
         more than 100 times.
+      init_from: the workdir of another run, whose parameters (the best, or else the last) this one
+        starts with. The optimizer and the estimator start anew. Once the run has a checkpoint, the
+        folder is no longer read.
     """
 
     num_steps: int
@@ -79,6 +82,7 @@ class RunFields(NamedTuple):
     checkpoint_every: int = 0
     devices: int = 0
     on_nonfinite: Literal["stop", "skip"] = "stop"
+    init_from: str = ""
 
 
 def resolve(config: Any, overrides: Mapping[str, Any] | None = None) -> FrozenConfigDict:

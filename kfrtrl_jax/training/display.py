@@ -64,7 +64,7 @@ def status(record: Record, words: Words = NAMELESS) -> str:
     if "sequence_length" in record:
         parts.append(f"T* {record['sequence_length']:g}")
     if record.get("valid_loss") is not None:
-        parts.append(f"valid {record['valid_loss']:.3f}")
+        parts.append(f"valid {record['valid_loss']:.3f} {words.unit}".rstrip())
     return "  ".join([*parts, f"{record['steps_per_second']:.0f} steps/s"])
 
 

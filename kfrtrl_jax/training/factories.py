@@ -18,13 +18,14 @@ from typing import Any, NamedTuple
 import optax
 
 from kfrtrl_jax import readouts
+from kfrtrl_jax._src.optimizers import REFUSED
 from kfrtrl_jax.base import Cell, CreditEstimator, InfluenceEstimator, Task
 from kfrtrl_jax.cells import CELLS
 from kfrtrl_jax.control import Control
 from kfrtrl_jax.credit import CREDIT
 from kfrtrl_jax.errors import ConfigError
 from kfrtrl_jax.estimators import COMBINATORS, ESTIMATORS
-from kfrtrl_jax.optimizers import OPTIMIZERS
+from kfrtrl_jax.optimizers import OPTIMIZERS, SCHEDULES, Schedule
 from kfrtrl_jax.tasks import TASKS
 from kfrtrl_jax.training.notation import is_import_path
 from kfrtrl_jax.training.values import one_line, quoted, suggest
@@ -43,6 +44,8 @@ class Kind(NamedTuple):
       factories: the library's, by name; a kind without names has a single factory "".
       supplied: arguments of the factories that do not come from the config.
       default: the name of the default factory; None if the config must name one.
+      refused: names that users may expect, and why they are not among them.
+      shown: so many names are shown on a screen of help; 0 for all.
     """
 
     word: str
@@ -50,6 +53,8 @@ class Kind(NamedTuple):
     factories: Mapping[str, Factory]
     supplied: frozenset[str] = frozenset()
     default: str | None = None
+    refused: Mapping[str, str] = types.MappingProxyType({})
+    shown: int = 0
 
     def __str__(self) -> str:
         return f"{'an' if self.word[0] in 'aeiou' else 'a'} {self.word}"
@@ -99,7 +104,8 @@ KINDS: dict[str, Kind] = {
         Kind("estimator", InfluenceEstimator, collections.ChainMap(COMBINATORS, ESTIMATORS)),
         Kind("credit", CreditEstimator, CREDIT, default="none"),
         Kind("task", (Task, Control), TASKS),
-        Kind("optimizer", optax.GradientTransformation, OPTIMIZERS),
+        Kind("optimizer", optax.GradientTransformation, OPTIMIZERS, refused=REFUSED, shown=6),
+        Kind("schedule", Schedule, SCHEDULES, refused=REFUSED),
     )
 }
 
@@ -123,6 +129,8 @@ def find(kind: Kind, name: Any, path: str) -> Factory:
         raise ConfigError(
             f"{path}.name is a name alone, got {quoted(name)}; give it to {path} itself"
         )
+    if isinstance(name, str) and name in kind.refused:
+        raise ConfigError(f"{path}.name cannot be {name}, which {kind.refused[name]}")
     suggestion = suggest(name if isinstance(name, str) else quoted(name), kind.factories)
     raise ConfigError(f"{path}.name: there is no {kind.word} {quoted(name)}{suggestion}")
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kfrtrl_jax._src.lanes import varying_axes
+from kfrtrl_jax.learning import evaluated_parameters
 from kfrtrl_jax.training import config as configs
 from kfrtrl_jax.training import evaluation, workdir
 from kfrtrl_jax.training.program import ChunkMetrics, Experiment, build, make_builder
@@ -72,8 +73,8 @@ class Group(NamedTuple):
         return spread(axes, self.devices)
 
     def learned(self, state: Any) -> Any:
-        """The parameters of the cell and the readout."""
-        return self.runs(state).learner.parameters
+        """The parameters of the cell and the readout, as they are evaluated and written."""
+        return evaluated_parameters(self.runs(state).learner)
 
     def part(self, tree: Any, number: int) -> Any:
         """The part of one of the runs in a tree of this group's arrays."""
@@ -153,7 +154,7 @@ def devices_of_lanes(run: Any) -> int:
 
 def _lane_axes(run: Any, experiment: Experiment) -> Any:
     """The axis of the lanes in each array of a run's state: the one that grows with their number."""
-    more = configs.resolve(run, {"task.batch_size": run.task.batch_size + 1})
+    more = configs.resolve(run, {"task.batch_size": run.task.batch_size + 1, "init_from": ""})
     shapes, larger = (
         jax.eval_shape(lambda built=built: built.init(0)) for built in (experiment, build(more))
     )

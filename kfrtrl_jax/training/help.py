@@ -6,7 +6,7 @@ import ast
 import sys
 import textwrap
 import typing
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,11 +44,11 @@ def overview(program: str, flags: Mapping[str, str] | None = None) -> str:
     lines += ["", "configs", *_columns([[path.stem, _title(path)] for path in alone])]
     for family in _FAMILIES:
         members = {name: path for name, path in files.items() if name.startswith(family)}
-        lines += _listed("  ", members)
+        lines += _wrapped("  ", list(members))
     lines += ["", "names"]
-    for kind in KINDS.values():
+    for kind in (KINDS[section] for section in configs.SECTIONS):
         if "" not in kind.factories:
-            lines += _listed(f"  {kind.word:<10}", kind.factories)
+            lines += _listed(f"  {kind.word:<10}", kind)
     return "\n".join(lines)
 
 
@@ -84,15 +84,18 @@ def of_config(program: str, path: str, config: Any, flags: Mapping[str, str] | N
         run[name] = run[name]._replace(default=config["segment_length"])
     rows = [["FIELD", "TYPE", "VALUE"]]
     rows += [_row(name, field, config[name]) for name, field in run.items()]
-    choices: dict[int, list[str]] = {}
+    after: dict[int, list[str]] = {}
     for section in configs.SECTIONS:
-        kind = KINDS[section]
-        rows += _section(kind, config[section].to_dict(), section)
+        kind, whole = KINDS[section], config[section].to_dict()
+        folded = _at_defaults(kind, whole, section) if kind.shown else {}
         if len(kind.factories) > _FEW:
-            start = len(rows) - len(config[section])
-            choices[start] = _listed("    one of ", kind.factories)
+            after[len(rows)] = _listed("    one of ", kind)
+        rows += _section(kind, {key: whole[key] for key in whole if key not in folded}, section)
+        if folded:
+            items = [f"{key}={written(value)}" for key, value in folded.items()]
+            after[len(rows) - 1] = _wrapped("    and by default ", items)
     lines = _columns(rows)
-    for start, others in sorted(choices.items(), reverse=True):
+    for start, others in sorted(after.items(), reverse=True):
         lines[start + 1 : start + 1] = others
     title = textwrap.shorten(f"{file}: {_title(file)}", WIDTH, placeholder="...")
     further = {"--help": f"alone, says what {', '.join(flags)} are for"} if flags else {}
@@ -138,6 +141,16 @@ def _section(kind: Kind, section: Mapping[str, Any], path: str) -> Iterator[list
     for key, field in schema.items():
         if key in section:
             yield _row(f"{path}.{key}", field, section[key])
+
+
+def _at_defaults(kind: Kind, section: Mapping[str, Any], path: str) -> dict[str, Any]:
+    """The fields of a section that have their defaults, in the order of the signature."""
+    schema = fields(kind, find(kind, section["name"], path))
+    return {
+        key: section[key]
+        for key, field in schema.items()
+        if key in section and section[key] == field.default
+    }
 
 
 def _row(path: str, field: Field, value: Any) -> list[str]:
@@ -189,10 +202,18 @@ def _cut(text: str, width: int) -> str:
     return text if len(text) <= width else f"{text[: width - 3]}..."
 
 
-def _listed(head: str, names: Mapping[str, Any]) -> list[str]:
-    """Names after a head, in as many lines as they need."""
+def _listed(head: str, kind: Kind) -> list[str]:
+    """The names of factories after a head, in as many lines as they need."""
+    names = list(kind.factories)
+    if kind.shown:
+        others = len(names) - kind.shown
+        names = [*names[: kind.shown], f"and {others} more of optax, see docs/configs.md"]
+    return _wrapped(head, names)
+
+
+def _wrapped(head: str, items: Sequence[str]) -> list[str]:
     return textwrap.wrap(
-        ", ".join(names), WIDTH, initial_indent=head, subsequent_indent=" " * len(head)
+        ", ".join(items), WIDTH, initial_indent=head, subsequent_indent=" " * len(head)
     )
 
 

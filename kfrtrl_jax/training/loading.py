@@ -49,7 +49,7 @@ def load(folder: str | Path, which: str = "") -> Loaded:
     folder = Path(folder)
     if which not in ("", "best", "final"):
         raise ConfigError(f'which must be "best" or "final", got {which!r}')
-    config = configs.resolve(workdir.read_document(folder / workdir.CONFIG))
+    config = _config(folder)
     make = functools.partial(configs.make, config, floats=None)
     task = make("task")
     if not isinstance(task, Task):
@@ -65,3 +65,26 @@ def load(folder: str | Path, which: str = "") -> Loaded:
     like = jax.eval_shape(init, jax.random.key(0))
     parameters = checkpoints.load_parameters(folder / which, like)
     return Loaded(config, cell, readout, parameters, task)
+
+
+def _config(folder: Path) -> Any:
+    """The resolved config of the run in a folder.
+
+    Raises:
+      WorkdirError: if it is no run's folder, or its config is damaged.
+      ConfigError: if this version does not read it.
+    """
+    if not (folder / workdir.CONFIG).exists():
+        what = f"it has no {workdir.CONFIG}" if folder.is_dir() else "there is no such folder"
+        raise WorkdirError(f"{folder} is no workdir of a run: {what}")
+    stored = workdir.read_document(folder / workdir.CONFIG)
+    if stored and all(name.isdigit() for name in stored):
+        first = folder / "trials" / min(stored)
+        raise WorkdirError(f"{folder} is the workdir of a sweep: load one of its trials, {first}")
+    try:
+        return configs.resolve(stored)
+    except ConfigError as error:
+        raise ConfigError(
+            f"{folder} is of another version of kfrtrl_jax, or of factories that this process does not "
+            f"have: {error}"
+        ) from error

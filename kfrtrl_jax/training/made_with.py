@@ -18,7 +18,9 @@ from typing import Any
 import jax
 
 from kfrtrl_jax.errors import WorkdirError
+from kfrtrl_jax.training import config as configs
 from kfrtrl_jax.training import workdir
+from kfrtrl_jax.training.segments import About
 
 FILE = "made_with.json"
 _WORDS = {
@@ -30,11 +32,27 @@ _WORDS = {
 _PACKAGES = ("kfrtrl_jax", "jax", "jaxlib", "optax", "numpy")
 
 
+def data_of(config: Any, about: About) -> dict[str, str]:
+    """The digests of what a run reads: the data of its task, and the parameters it starts from.
+
+    Args:
+      config: resolved.
+      about: the run.
+    """
+    found = {configs.shown(config, "task"): about.data}
+    return {**found, start_of(config): about.init_from} if about.init_from else found
+
+
+def start_of(config: Any) -> str:
+    """What a run starts from, in words."""
+    return f"init_from {config.init_from}"
+
+
 def now(data: Mapping[str, str]) -> dict[str, Any]:
     """What a run that starts in this process is made with.
 
     Args:
-      data: digests of the data of tasks, by the task in words.
+      data: digests of what runs read, see `data_of`.
     """
     return {
         "settings": settings(),
@@ -115,7 +133,7 @@ def bind(folder: Path, data: Mapping[str, str]) -> list[str]:
 
     Args:
       folder: a workdir that this process has locked.
-      data: the digest of the data of each task, "" for a generated one, by the task in words.
+      data: digests of what the runs read, "" for a generated task, see `data_of`.
 
     Returns:
       What has changed since without changing the numbers, and other things to know, a line each.

@@ -4,8 +4,9 @@ Every line ends with a checksum of itself, so that a line is read as it was writ
 
 A record's fields: step, wall_time (seconds of run time, continued when a run is resumed), loss and
 running_loss (in the unit that the task reports), score (the task's own, its loss if it has none),
-gradient_norm, steps_per_second, the task's metrics (such as sequence_length), the estimator's
-diagnostics under "estimator/", and valid_loss and valid_score if there was an evaluation.
+gradient_norm, learning_rate (of the last update, where a schedule gives it), steps_per_second, the
+task's metrics (such as sequence_length), the estimator's diagnostics under "estimator/", and valid_loss
+and valid_score if there was an evaluation.
 """
 
 from __future__ import annotations

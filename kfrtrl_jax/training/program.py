@@ -12,7 +12,7 @@ from kfrtrl_jax._src.lanes import is_key
 from kfrtrl_jax.base import Array
 from kfrtrl_jax.control import Control
 from kfrtrl_jax.training import config as configs
-from kfrtrl_jax.training import memory, nonfinite, segments
+from kfrtrl_jax.training import memory, nonfinite, segments, starting
 from kfrtrl_jax.training.acting import make_acting
 from kfrtrl_jax.training.segments import About, RunState, Segments
 from kfrtrl_jax.training.supervised import make_supervised
@@ -67,7 +67,7 @@ def build(config: Any, floats: Mapping[str, Any] | None = None, devices: int = 1
       devices: over which the lanes will be spread.
 
     Raises:
-      ConfigError: if a factory refuses its arguments.
+      ConfigError: if a factory refuses its arguments, or if the parameters to start from do not fit.
       DataError: if the task's data is missing or broken.
       UnsupportedCellError: if the cell has no structure that the estimator can use.
     """
@@ -80,6 +80,7 @@ def make_builder(config: Any, devices: int = 1) -> Callable[..., Experiment]:
     What a section describes is made once, and its data read once, unless one of the floats is in it.
     """
     made: dict[str, Any] = {}
+    start = starting.read(config.init_from)
 
     def make(section: str, floats: Mapping[str, Any], **supplied: Any) -> Any:
         own = {path: value for path, value in floats.items() if path.startswith(f"{section}.")}
@@ -97,7 +98,7 @@ def make_builder(config: Any, devices: int = 1) -> Callable[..., Experiment]:
             task = own_make("task")
             if not floats:
                 memory.check_before(config, task, own_make, lambda *parts: _segments(*parts).init)
-            run = _segments(config, task, own_make, devices)
+            run = _segments(config, task, own_make, devices, start)
 
         def init(seed: Any) -> RunState:
             return jax.tree.map(_strongly_typed, run.init(jax.random.key(seed)))
@@ -105,15 +106,22 @@ def make_builder(config: Any, devices: int = 1) -> Callable[..., Experiment]:
         def run_chunk(state: RunState) -> tuple[RunState, ChunkMetrics]:
             return _run_chunk(run, state, config.log_every // config.segment_length)
 
-        return Experiment(init, run_chunk, run.about)
+        about = run.about if start is None else run.about._replace(init_from=start.digest)
+        return Experiment(init, run_chunk, about)
 
     return built
 
 
-def _segments(config: Any, task: Any, make: Callable[..., Any], devices: int = 1) -> Segments:
+def _segments(
+    config: Any,
+    task: Any,
+    make: Callable[..., Any],
+    devices: int = 1,
+    start: starting.Start | None = None,
+) -> Segments:
     if isinstance(task, Control):
-        return make_acting(config, task, make)
-    return make_supervised(config, task, make, devices)
+        return make_acting(config, task, make, start)
+    return make_supervised(config, task, make, devices, start)
 
 
 def _run_chunk(run: Segments, state: RunState, count: int) -> tuple[RunState, ChunkMetrics]:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from kfrtrl_jax import learning, linearization
+from kfrtrl_jax._src.optimizers import rate_in
 from kfrtrl_jax.base import Array, Batch, Structure
 from kfrtrl_jax.training import evaluation
 
@@ -82,6 +83,7 @@ class About(NamedTuple):
       held_out: streams to evaluate on, see `Task`.
       check: compares the cell's linearization with `jax.vjp`, see `linearization.check`.
       data: the digest of the data that the task reads; "" for a generated one.
+      init_from: the digest of the parameters that the run starts from; "" for its own.
     """
 
     evaluate: Callable[[dict[str, Any], Batch], evaluation.Totals]
@@ -90,6 +92,7 @@ class About(NamedTuple):
     held_out: Mapping[str, Batch]
     check: Callable[[], linearization.Check]
     data: str = ""
+    init_from: str = ""
 
 
 class Segments(NamedTuple):
@@ -98,7 +101,8 @@ class Segments(NamedTuple):
     Attributes:
       init: key -> state.
       advance: state -> (state, sums): one segment.
-      metrics: state -> the task's named scalars, and how many segments were skipped.
+      metrics: state -> the task's named scalars, how many segments were skipped, and the learning
+        rate that a schedule gives.
       diagnostics: state -> those of the estimator.
       about: what does not change.
       limit: a running loss above it means that the run has failed.
@@ -112,6 +116,12 @@ class Segments(NamedTuple):
     about: About
     limit: float = math.inf
     settled: Callable[[RunState], RunState] = lambda state: state
+
+
+def learning_rate(state: RunState) -> dict[str, Array]:
+    """The learning rate of the last update by its name, if a schedule gives it."""
+    rate = rate_in(state.learner.optimizer_state)
+    return {} if rate is None else {"learning_rate": rate}
 
 
 def mean(total: Array, weight: Array) -> Array:

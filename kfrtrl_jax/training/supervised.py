@@ -12,11 +12,24 @@ from kfrtrl_jax import learning, linearization
 from kfrtrl_jax.base import Array, Batch, Cell, Readout, Task
 from kfrtrl_jax.tasks import draw
 from kfrtrl_jax.training import composed, evaluation, nonfinite
-from kfrtrl_jax.training.segments import About, RunState, Segments, Sums, Words, averaged
+from kfrtrl_jax.training.segments import (
+    About,
+    RunState,
+    Segments,
+    Sums,
+    Words,
+    averaged,
+    learning_rate,
+)
+from kfrtrl_jax.training.starting import Start
 
 
 def make_supervised(
-    config: Any, task: Task, make: Callable[..., Any], devices: int = 1
+    config: Any,
+    task: Task,
+    make: Callable[..., Any],
+    devices: int = 1,
+    start: Start | None = None,
 ) -> Segments:
     """The run of a learner on a task.
 
@@ -25,8 +38,11 @@ def make_supervised(
       task: of its section.
       make: (section, **supplied) -> what the section names.
       devices: over which the lanes will be spread.
+      start: the parameters to start from.
     """
     cell, readout = make_network(task, make)
+    if start is not None:
+        cell, readout = start.network(cell, readout)
     length, skips = config.segment_length, config.on_nonfinite == "skip"
     optimizer = make("optimizer")
     if skips and config.update_every < length:
@@ -80,7 +96,8 @@ def make_supervised(
         return nonfinite.dropped(learn, state, new, sums, metrics.losses) if skips else (new, sums)
 
     def named(state: RunState) -> dict[str, Array]:
-        return {**task.metrics(state.task), **({"skipped": state.skipped} if skips else {})}
+        skipped = {"skipped": state.skipped} if skips else {}
+        return {**task.metrics(state.task), **skipped, **learning_rate(state)}
 
     def settled(state: RunState) -> RunState:
         if not skips:

@@ -88,7 +88,9 @@ def run_sweep(
         names, notes = trials.claim(folder, configured)
         engine.gather(folder)
         runs, overrides = (dict(zip(names, values)) for values in (configured, sweep))
-        data = {configs.shown(t, "task"): experiments[alike(t)].about.data for t in configured}
+        data = {}
+        for trial in configured:
+            data.update(made_with.data_of(trial, experiments[alike(trial)].about))
         notes += made_with.bind(folder, data)
         results = trials.read_results(folder, notes.append)
         works = trials.plan(
@@ -198,9 +200,18 @@ def _begun(
     )
     configured = tuple(runs[name].to_dict() for name in work.names)
     own = tuple(workdir.plain(overrides[name]) for name in work.names)
-    digest = data[configs.shown(runs[work.names[0]], "task")]
-    job = Job(work, configured, own, folder, title, made_with.settings(), digest)
-    return job._replace(home=str(folder.absolute()))
+    first = runs[work.names[0]]
+    return Job(
+        work,
+        configured,
+        own,
+        folder,
+        title,
+        made_with.settings(),
+        data=data[configs.shown(first, "task")],
+        init_from=data.get(made_with.start_of(first), ""),
+        home=str(folder.absolute()),
+    )
 
 
 def _trial(config: Any, common: Overrides, own: Overrides, number: int) -> Any:

@@ -45,8 +45,9 @@ def train(config: Any, folder: Path, wandb: str = "") -> dict[str, Any]:
       SaveError: if the run cannot be saved.
       Interrupted: on a signal; the run is saved.
     """
-    group = processes.in_all(lambda: _group(config))
-    data = {configs.shown(config, "task"): group.about.data}
+    begun = processes.in_first(lambda: checkpoints.was_written(folder))
+    group = processes.in_all(lambda: _group(config, begun))
+    data = made_with.data_of(config, group.about)
     processes.require_same({"config": config.to_dict(), "made_with": made_with.numbers(data)})
     first = processes.is_first()
     with contextlib.ExitStack() as stack:
@@ -84,8 +85,10 @@ def train(config: Any, folder: Path, wandb: str = "") -> dict[str, Any]:
     return summary
 
 
-def _group(config: Any) -> Group:
-    """The run as a program, if it fits in memory."""
+def _group(config: Any, begun: bool) -> Group:
+    """The run as a program, if it fits in memory; one that has begun has its own parameters."""
+    if begun and config.init_from:
+        config = configs.resolve(config, {"init_from": ""})
     experiment = build(config, devices=devices_of_lanes(config))
     memory.check(experiment, config)
     return make_group([config], experiment)

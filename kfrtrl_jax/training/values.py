@@ -38,8 +38,17 @@ _BOUNDS: dict[str, str] = {
     "eps": "(0, inf)",
     "b1": "[0, 1)",
     "b2": "[0, 1)",
+    "b3": "[0, 1)",
     "decay": "[0, 1)",
+    "ema_decay": "[0, 1)",
     "momentum": "[0, 1)",
+    "weight_decay": "[0, inf)",
+    "init_value": "[0, inf)",
+    "peak_value": "[0, inf)",
+    "end_value": "[0, inf)",
+    "value": "[0, inf)",
+    "decay_steps": "[1, inf)",
+    "transition_steps": "[1, inf)",
     "sparsity": "[0, 1)",
 }
 _NAMES = {int: "an integer", float: "a number", bool: "True or False", str: "a string"}
@@ -296,6 +305,9 @@ def _check_union(path: str, value: Any, annotation: Any) -> Any:
             return check_value(path, value, option)
         except ConfigError:
             continue
+    number = value.literal() if isinstance(value, Written) else value
+    if isinstance(number, (int, float)) and float in options:
+        check_value(path, number, float)
     raise ConfigError(f"{path} must be {type_name(annotation)}, got {quoted(value)}")
 
 

@@ -42,6 +42,11 @@ def made(name, **kwargs):
         pytest.skip(str(error))
 
 
+@pytest.mark.parametrize("name", GENERATED)
+def test_its_loss_has_a_unit(name):
+    assert made(name).loss.unit in ("bits", "bits/char", "mean square", "mean square TD error")
+
+
 @functools.cache
 def streams(name):
     """A task of short sequences and its batches for two seeds, [2, steps, B, ...]."""

@@ -23,7 +23,7 @@ SMALL = [
     "--config.task.batch_size=2",
     "--config.log_every=20",
     "--config.checkpoint_every=100",
-    "--config.num_steps=4000",
+    "--config.num_steps=2000",
 ]
 
 
@@ -127,7 +127,7 @@ def test_a_run_stopped_and_killed_and_resumed_is_the_run_that_was_left_alone(tmp
     assert records(parts) == records(whole)
     final = [load(folder / "final" / "state") for folder in (parts, whole)]
     chex.assert_trees_all_equal(*final)
-    last = [load(folder / "checkpoints" / "4000" / "state") for folder in (parts, whole)]
+    last = [load(folder / "checkpoints" / "2000" / "state") for folder in (parts, whole)]
     chex.assert_trees_all_equal(*last)
 
 

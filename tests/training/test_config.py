@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import pathlib
+import re
+import shlex
 
 import ml_collections
 import pytest
@@ -9,6 +11,7 @@ import pytest
 import configs
 from configs import copy, ptb, sweep_copy, text
 from kfrtrl_jax.errors import ConfigError
+from kfrtrl_jax.training.command_line import split_overrides
 from kfrtrl_jax.training.config import call, float_fields, make, resolve, shown
 from tests.training.small import COPY, nested, small
 
@@ -97,13 +100,13 @@ MESSAGES = [
     ({"task.batch_size": 0}, "config.task.batch_size must be at least 1, got 0"),
     ({"task.name": "copi"}, "config.task.name: there is no task 'copi'; did you mean copy?"),
     ({"optimizer.learning_rate": 0.0}, "config.optimizer.learning_rate must be more than 0, got 0.0"),
-    ({"optimizer.learning_rate": "fast"}, "config.optimizer.learning_rate must be a number, "
+    ({"optimizer.learning_rate": "fast"}, "config.optimizer.learning_rate must be a number or None, "
      "got 'fast'"),
     ({"optimizer.learning_rate": float("nan")}, "config.optimizer.learning_rate must be a finite "
      "number, got nan"),
     ({"optimizer.b1": 1.0}, "config.optimizer.b1 must be in [0, 1), got 1.0"),
     ({"optimizer.name": "adamm"}, "config.optimizer.name: there is no optimizer 'adamm'; "
-     "did you mean adam or adamw?"),
+     "did you mean adam or radam or nadam?"),
     ({"credit.name": "dnl"}, "config.credit.name: there is no credit 'dnl'; did you mean dni?"),
     ({"credit.share": 0.5}, "config.credit.share is not a field of credit none; one of name"),
     ({**DNI, "credit.share": 1.5}, "config.credit.share must be in [0, 1], got 1.5"),
@@ -233,6 +236,18 @@ def test_every_config_is_found_by_its_name_and_complete(name, monkeypatch):
     if "def get_sweep" in source:
         for trial in call(name, "get_sweep"):
             resolve(config, trial)
+
+
+def test_the_commands_of_the_docs_have_configs(monkeypatch):
+    monkeypatch.chdir(CONFIGS.parent)
+    blocks = re.findall(r"```sh\n(.*?)```", pathlib.Path("docs/configs.md").read_text(), re.DOTALL)
+    commands = "".join(blocks).replace("\\\n", "").splitlines()
+    assert len(commands) >= 8
+    for command in commands:
+        others, given = split_overrides(shlex.split(command))
+        (name,) = [x.removeprefix("--config=") for x in others if x.startswith("--config=")]
+        config = resolve(call(name, "get_config"), given)
+        assert config != resolve(call(name, "get_config"))
 
 
 def test_a_name_that_is_no_config_gets_the_nearest_one(monkeypatch):

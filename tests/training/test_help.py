@@ -20,7 +20,7 @@ def screen(*arguments):
     outcome = entry.start(arguments, lambda *_: pytest.fail("a run began"))
     assert (outcome.code, outcome.error) == (0, "")
     lines = outcome.out.splitlines()
-    assert len(lines) <= 60
+    assert len(lines) <= 64
     assert all(len(line) <= 100 for line in lines)
     return outcome.out
 
@@ -28,7 +28,7 @@ def screen(*arguments):
 def test_help_names_configs_and_factories():
     shown = screen("--help")
     assert "  copy_fixed            The copying problem: 3 symbols recalled after" in shown
-    assert "  optimizer adam, adamw, sgd, rmsprop" in shown
+    assert "  optimizer adam, adamw, sgd, rmsprop, lion, muon, and " in shown
     assert "--dry_run" in shown
 
 
@@ -43,7 +43,8 @@ def test_help_for_a_config_has_its_values_types_and_choices():
     assert ["estimator.estimator", "estimator", "ok(rank=2)", "required"] in rows
     assert ["estimator.copies", "integer", "3", "required"] in rows
     assert ["checkpoint_every", "integer", "5000", "default", "0"] in rows
-    assert ["optimizer.name", *"adam | adamw | sgd | rmsprop adam".split()] in rows
+    assert ["optimizer.name", "name", "adam"] in rows
+    assert ["one", "of", "adam,"] in [row[:3] for row in rows]
 
 
 def test_help_for_a_wrong_config_is_refused():

@@ -10,6 +10,7 @@ import pytest
 
 import kfrtrl_jax as kf
 from kfrtrl_jax.errors import ConfigError, WorkdirError
+from kfrtrl_jax.learning import evaluated_parameters
 from kfrtrl_jax.training import (
     checkpoints,
     evaluation,
@@ -27,15 +28,23 @@ def parameters(folder, config):
     return checkpoints.load_parameters(folder, like)
 
 
-# An update at every step, the influence pushed once per two steps, and two more steps kept.
-LENGTHS = {"segment_length": 2, "update_every": 1, "window": 4}
+# An update at every step, the influence pushed once per two steps, two more steps kept; the learning
+# rate decays, and the parameters are averaged.
+CHANGES = {
+    "segment_length": 2,
+    "update_every": 1,
+    "window": 4,
+    "optimizer.learning_rate": None,
+    "optimizer.schedule": "cosine_decay_schedule(0.01, 60)",
+    "optimizer.ema_decay": 0.9,
+}
 
 
 @pytest.fixture(scope="module")
 def text_run(tmp_path_factory):
     """A finished run on text: (its config, its folder, its summary)."""
     folder = tmp_path_factory.mktemp("text")
-    config = small({**text(folder / "data"), **LENGTHS})
+    config = small({**text(folder / "data"), **CHANGES})
     return config, folder / "run", train.train(config, folder / "run")
 
 
@@ -67,6 +76,24 @@ def test_the_best_parameters_are_those_of_the_lowest_validation_loss(text_run):
         np.testing.assert_allclose(loss, summary[name], rtol=1e-12)
 
 
+def test_what_a_run_leaves_are_the_averages_of_its_parameters(text_run):
+    config, folder, _ = text_run
+    like = jax.eval_shape(lambda: program.build(config).init(0))
+    saved = checkpoints.Checkpoints(folder)
+    tree = {"state": like, "best": like.learner.parameters}
+    learner = saved.restore(tree, pytest.fail).state["state"].learner
+    saved.close()
+    average = evaluated_parameters(learner)
+    chex.assert_trees_all_equal(parameters(folder / "final", config), average)
+    weights = [x["readout"]["weights"] for x in (average, learner.parameters)]
+    assert 0 < np.abs(weights[0] - weights[1]).max() < 0.1
+    _, (_, schedule), watched, averaged = learner.optimizer_state
+    assert schedule.count == watched.count == averaged.count == 60
+    # Of the last of 60 updates.
+    rate = metrics.read(folder / "metrics.jsonl")[-1]["learning_rate"]
+    np.testing.assert_allclose(rate, 0.005 * (1 + np.cos(np.pi * 59 / 60)), rtol=1e-9)
+
+
 def test_a_finished_run_gives_its_network_back_and_writes_text(text_run):
     config, folder, summary = text_run
     network = kf.load(folder)
@@ -87,7 +114,11 @@ def test_a_finished_run_gives_its_network_back_and_writes_text(text_run):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda folder: kf.load(folder / "none"), "config.json cannot be read"),
+        (
+            lambda folder: kf.load(folder / "none"),
+            "is no workdir of a run: there is no such folder",
+        ),
+        (lambda folder: kf.load(folder / "best"), "is no workdir of a run: it has no config.json"),
         (lambda folder: kf.load(folder, "worst"), 'which must be "best" or "final"'),
         (
             lambda folder: generation.generate(kf.load(folder), 3, prompt="€"),
@@ -104,7 +135,7 @@ def test_what_cannot_be_loaded_or_written_is_one_line(call, message, text_run):
 
 def test_a_run_in_two_parts_is_the_run_in_one(text_run, tmp_path):
     config, folder, _ = text_run
-    shorter = small({**text(folder.parent / "data"), **LENGTHS, "num_steps": 20})
+    shorter = small({**text(folder.parent / "data"), **CHANGES, "num_steps": 20})
     train.train(shorter, tmp_path / "run")
     longer = train.train(config, tmp_path / "run")
     assert records(tmp_path / "run") == records(folder)
@@ -147,7 +178,7 @@ def test_a_finished_run_has_nothing_left_to_do(text_run, capsys):
 
 def test_a_folder_of_another_config_is_refused(text_run):
     _, folder, _ = text_run
-    other = small({**text(folder.parent / "data"), **LENGTHS, "seed": 1})
+    other = small({**text(folder.parent / "data"), **CHANGES, "seed": 1})
     with pytest.raises(WorkdirError, match=r"made by another config: seed \(0 there, 1 now\);"):
         train.train(other, folder)
 

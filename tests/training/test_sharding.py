@@ -20,7 +20,7 @@ from tests.training.small import records, small
 def result(tmp_path_factory):
     command = [sys.executable, "-m", "tests.training.sharded", str(tmp_path_factory.mktemp("runs"))]
     settings = {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8",
         "JAX_PLATFORMS": "cpu",
         "JAX_ENABLE_X64": "1",
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",

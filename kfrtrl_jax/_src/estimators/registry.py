@@ -27,6 +27,7 @@ from kfrtrl_jax._src.estimators.rtrl import rtrl
 from kfrtrl_jax._src.estimators.shrink import shrink
 from kfrtrl_jax._src.estimators.sketched import sketched
 from kfrtrl_jax._src.estimators.snap import snap
+from kfrtrl_jax._src.estimators.stored import stored
 from kfrtrl_jax._src.estimators.truncated import truncated
 from kfrtrl_jax._src.estimators.uoro import uoro
 
@@ -60,6 +61,7 @@ COMBINATORS: dict[str, Callable[..., InfluenceEstimator]] = {
     "reset_every": reset_every,
     "shrink": shrink,
     "layerwise": layerwise,
+    "stored": stored,
 }
 
 # Estimators whose mean is the influence matrix, and combinators that are unbiased if all their
@@ -80,5 +82,6 @@ UNBIASED = frozenset(
         "antithetic",
         "control_variate",
         "random_resets",
+        "stored",
     }
 )

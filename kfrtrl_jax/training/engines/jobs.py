@@ -34,6 +34,7 @@ class Job(NamedTuple):
       title: in words.
       settings: those of JAX that the numbers depend on, see `made_with`.
       data: the digest of what its task reads, "" if it reads nothing.
+      init_from: the digest of the parameters that its trials start from; "" for their own.
       storage: the URL of the storage that has its files, "" if all machines see the folder.
       home: the absolute path of the sweep's folder where the sweep was begun.
       wandb: the W&B project that is told of the trials; "" for none.
@@ -46,6 +47,7 @@ class Job(NamedTuple):
     title: str
     settings: dict[str, Any]
     data: str = ""
+    init_from: str = ""
     storage: str = ""
     home: str = ""
     wandb: str = ""
@@ -97,6 +99,11 @@ def run(
             raise DataError(
                 f"what {configs.shown(runs[0], 'task')} reads on this machine is not what it read when "
                 f"the sweep began"
+            )
+        if group.about.init_from != job.init_from:
+            raise DataError(
+                f"the parameters in init_from {runs[0].init_from} on this machine are not those with "
+                f"which the sweep began"
             )
         show = display.make_display(runs[0].num_steps, 0, group.about.words)
         stack.enter_context(contextlib.closing(show))
