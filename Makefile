@@ -10,7 +10,7 @@ comma := ,
 EXTRAS_READY := $(patsubst %,.venv/.extra-%,$(subst $(comma), ,$(EXTRAS)))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test lint format benchmark clean
+.PHONY: help setup train test lint format docs benchmark clean
 
 help: ## this list
 	@echo "make TARGET [ARGS=...] [EXTRAS=...] [PYTHON=...]"
@@ -49,6 +49,9 @@ lint: setup ## ruff and mypy
 format: setup ## what ruff can put right by itself
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: setup .venv/.extra-docs ## the pages as a site, in build/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 benchmark: setup ## speeds as ratios to measured floors; SUITE=step, flax, scaling, peers, memory or compile
 	$(BIN)/python -m experiments.benchmark --suite=$(SUITE) --out=runs/benchmark_$(SUITE).json $(ARGS)
