@@ -16,7 +16,7 @@ def get_config() -> ConfigDict:
     config.update_every = 1
 
     config.cell = ConfigDict({"name": "gru", "hidden_size": 64})
-    config.estimator = ConfigDict({"name": "kf_rtrl"})
+    config.estimator = ConfigDict({"name": "snap"})
     config.task = ConfigDict({"name": "delayed_match", "batch_size": 16})
     config.optimizer = ConfigDict({"name": "adam", "learning_rate": 1e-3, "clip_norm": 1.0})
     return config

@@ -27,6 +27,8 @@ def train(*arguments: str, steps: int = STEPS, program: str = "train") -> list[s
     return [
         *(sys.executable, "-m", f"experiments.{program}"),
         "--config=configs/copy.py",
+        "--config.estimator=kf_rtrl",
+        "--config.segment_length=1",
         "--config.cell.name=vanilla",
         "--config.cell.hidden_size=4",
         "--config.task.batch_size=2",

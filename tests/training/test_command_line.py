@@ -18,6 +18,8 @@ from tests.training.small import records
 
 SMALL = [
     "--config=configs/copy.py",
+    "--config.estimator=kf_rtrl",
+    "--config.segment_length=1",
     "--config.cell.name=vanilla",
     "--config.cell.hidden_size=4",
     "--config.task.batch_size=2",

@@ -57,7 +57,7 @@ ACCEPTED = [
     ("config.eval_every = config_dict.placeholder(int)", ["--config.eval_every=200"],
      "eval_every", 200),
     ("config.eval_every = config_dict.placeholder(int, required=True)",
-     ["--config.eval_every=100"], "eval_every", 100),
+     ["--config.eval_every=200"], "eval_every", 200),
     ("size = FieldReference(4)\nconfig.cell.hidden_size = 2 * size", [], "cell.hidden_size", 8),
     ("print('said')", [], "seed", 0),
 ]  # fmt: skip
@@ -177,7 +177,9 @@ def test_a_dry_run_shows_what_a_run_would_be_and_makes_nothing(tmp_path):
     )
     assert (outcome.code, outcome.error, begun) == (0, "", [])
     shown = dict(line.split(maxsplit=1) for line in outcome.out.splitlines())
-    assert shown["run"] == "num_steps=30000, checkpoint_every=5000"
+    assert shown["run"] == (
+        "num_steps=30000, log_every=200, segment_length=8, update_every=1, checkpoint_every=5000"
+    )
     assert shown["estimator"] == "average(ok(rank=2), copies=3)"
     assert shown["state"] == "8 variables in each of 16 lanes"
     assert "[9 x 16]" in shown["sites"]
