@@ -19,6 +19,7 @@ FORBIDDEN = {
         "kfrtrl_jax._src.optimizers",
         "kfrtrl_jax._src.tasks",
     },
+    "_src/compositions": {"kfrtrl_jax._src.learning"},
     "_src/tasks": {"kfrtrl_jax._src.estimators", "kfrtrl_jax._src.linearization"},
     "studies": {"kfrtrl_jax.programs"},
     "training": {"kfrtrl_jax.studies"},

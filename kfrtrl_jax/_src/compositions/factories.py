@@ -17,18 +17,17 @@ from typing import Any, NamedTuple
 
 import optax
 
-from kfrtrl_jax import readouts
-from kfrtrl_jax._src.optimizers import REFUSED
-from kfrtrl_jax.base import Cell, CreditEstimator, InfluenceEstimator, Task
-from kfrtrl_jax.cells import CELLS
-from kfrtrl_jax.control import Control
-from kfrtrl_jax.credit import CREDIT
-from kfrtrl_jax.errors import ConfigError
-from kfrtrl_jax.estimators import COMBINATORS, ESTIMATORS
-from kfrtrl_jax.optimizers import OPTIMIZERS, SCHEDULES, Schedule
-from kfrtrl_jax.tasks import TASKS
-from kfrtrl_jax.training.notation import is_import_path
-from kfrtrl_jax.training.values import one_line, quoted, suggest
+from kfrtrl_jax._src import readouts
+from kfrtrl_jax._src.base import Cell, CreditEstimator, InfluenceEstimator, Readout, Task
+from kfrtrl_jax._src.cells.registry import CELLS
+from kfrtrl_jax._src.compositions.notation import is_import_path
+from kfrtrl_jax._src.compositions.values import one_line, quoted, suggest
+from kfrtrl_jax._src.control.problem import Control
+from kfrtrl_jax._src.credit.registry import CREDIT
+from kfrtrl_jax._src.errors import ConfigError
+from kfrtrl_jax._src.estimators.registry import COMBINATORS, ESTIMATORS
+from kfrtrl_jax._src.optimizers import OPTIMIZERS, REFUSED, SCHEDULES, Schedule
+from kfrtrl_jax._src.tasks.registry import TASKS
 
 REQUIRED = inspect.Parameter.empty
 
@@ -97,7 +96,7 @@ KINDS: dict[str, Kind] = {
         Kind("cell", Cell, CELLS, frozenset({"input_size"})),
         Kind(
             "readout",
-            readouts.Readout,
+            Readout,
             {"": readouts.linear},
             frozenset({"input_size", "output_size"}),
         ),
