@@ -465,5 +465,5 @@ def test_a_step_that_changes_its_carry_is_refused():
     cell = cells.from_function(
         lambda params, h, x: (h[:2], h), lambda key: {"w": jnp.zeros(3)}, jnp.zeros(4)
     )
-    with pytest.raises(TypeError, match="must keep the carry"):
+    with pytest.raises(ValueError, match="must keep the carry"):
         cell.step(cell.init(jax.random.key(0)), cell.initial_carry(), None)

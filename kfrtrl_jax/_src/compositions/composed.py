@@ -137,6 +137,20 @@ def make(
     return made
 
 
+def read(word: str, text: str) -> Any:
+    """What a text describes, such as the estimator of "average(kf_rtrl, copies=4)".
+
+    Args:
+      word: the kind of thing, "estimator".
+      text: in the notation.
+
+    Raises:
+      ConfigError: if it names nothing, or if a factory refuses its arguments.
+    """
+    kind = KINDS[word]
+    return make(kind, complete(kind, text, word), word)
+
+
 def float_paths(kind: Kind, section: Mapping[str, Any], path: str) -> Iterator[str]:
     """The paths of float fields; those of a user's own factories count as constants."""
     name = section.get("name", "")

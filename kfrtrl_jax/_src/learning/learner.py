@@ -24,6 +24,7 @@ from kfrtrl_jax._src.base import (
 from kfrtrl_jax._src.errors import UnsupportedCellError
 from kfrtrl_jax._src.lanes import along, initial_lanes, restarted
 from kfrtrl_jax._src.learning import credited, estimated, exact, kept, trees, weighted
+from kfrtrl_jax._src.learning.given import as_cell, as_estimator, as_loss, as_optimizer, as_readout
 from kfrtrl_jax._src.learning.groups import grouped
 from kfrtrl_jax._src.learning.recovery import axes_of_lanes, lanes_lost, make_forget, make_lost
 from kfrtrl_jax._src.learning.types import (
@@ -35,7 +36,7 @@ from kfrtrl_jax._src.learning.types import (
 )
 from kfrtrl_jax._src.linearization import self_check
 from kfrtrl_jax._src.linearization.linearizer import make_linearizer
-from kfrtrl_jax._src.losses import cross_entropy
+from kfrtrl_jax._src.one_step import require_one_lane
 from kfrtrl_jax._src.shapes import require_key, require_leading_axes, require_shape
 
 
@@ -48,9 +49,9 @@ def predict(
 
 
 def make_learner(
-    cell: Cell,
-    readout: Readout,
-    estimator: InfluenceEstimator,
+    cell: Any,
+    readout: Any,
+    estimator: InfluenceEstimator | str,
     optimizer: optax.GradientTransformation,
     *,
     batch_size: int,
@@ -84,9 +85,14 @@ def make_learner(
             + share (credit at its end, pulled back through the segment).
 
     Args:
-      cell: the recurrent network, for one lane.
-      readout: from the cell's output to predictions, for one lane.
-      estimator: of the cell's influence matrix.
+      cell: the recurrent network, for one lane: a `Cell`; an NNX, Linen or Equinox cell, unmodified; or
+        a function of `rngs` (NNX) or `key` (Equinox) that makes one. A module that was made with
+        parameters starts from these, whatever key `init` is given; Linen cells and functions draw new
+        ones. `cells.from_flax` and `cells.from_equinox` take further arguments.
+      readout: from the cell's output to predictions, for one lane: a `Readout`, or a module of Flax or
+        Equinox, likewise.
+      estimator: of the cell's influence matrix; or its text, as in configs:
+        "average(kf_rtrl, copies=4)".
       optimizer: any optax transformation of {"cell": ..., "readout": ...}.
       batch_size: B, the number of lanes.
       example_input: one lane's input x, for its shape and type.
@@ -102,7 +108,8 @@ def make_learner(
       loss: (prediction, target) -> scalar, for one lane, or a `Loss` that also says in which unit it is
         reported; the cross-entropy of logits with integer labels, in bits, if None.
       check: whether to compare the cell's linearization with `jax.vjp` first, once, which takes a
-        second or two (see `linearization.check`). Inside a function that JAX is tracing it is skipped.
+        second or two (see `linearization.check`), and whether the cell is written for a batch. Inside a
+        function that JAX is tracing the comparison is skipped.
       lane_groups: of so many groups of consecutive lanes each sums up its own part of the gradient
         before the groups are added. Where lanes are spread over so many devices, the gradient crosses
         between them once. It divides B, and changes rounding alone.
@@ -111,7 +118,9 @@ def make_learner(
       The learner. Its `step` and `gradient` raise ValueError for a segment of wrong shapes or types.
 
     Raises:
-      ValueError: if the lengths or groups do not fit together, if immediate is unknown or is
+      ValueError: if what is given is not what it should be (a class or a function that makes it, a cell
+        that is written for a batch, a readout of another width), saying in one line what to do; if the
+        lengths or groups do not fit together, if immediate is unknown or is
         "estimated" beside a credit, or if the credit's share is outside [0, 1].
       UnsupportedCellError: if the cell has no structure that the estimator can use, cannot be
         linearized, or fails the check.
@@ -120,7 +129,12 @@ def make_learner(
     if lane_groups < 1 or batch_size % lane_groups:
         raise ValueError(f"lane_groups must divide batch_size, got {lane_groups} and {batch_size}")
     share = _check_forms(immediate, credit, lengths)
+    cell = as_cell(cell, example_input)
+    estimator, optimizer, loss = as_estimator(estimator), as_optimizer(optimizer), as_loss(loss)
+    if check:
+        require_one_lane(cell, example_input, batch_size)
     linearizer = make_linearizer(cell, example_input, batch_size)
+    readout, prediction = as_readout(readout, linearizer.output)
     # This calls the estimator's init, which refuses unsupported cells: now, not when training starts.
     forget = make_forget(estimator, linearizer.structure)
     influence_lost = make_lost(estimator, linearizer.structure)
@@ -133,8 +147,6 @@ def make_learner(
             'immediate="estimated" needs a cell whose output is a function of its new carry alone; '
             'use immediate="exact"'
         )
-    loss = loss or cross_entropy()
-    loss = loss if isinstance(loss, Loss) else Loss(loss)
     reported = loss.scale
     axes = axes_of_lanes(estimator, linearizer.structure), 0
     pull = grouped(estimator.pull, axes, lane_groups)
