@@ -2,13 +2,18 @@
 
 from kfrtrl_jax._src.learning.averages import evaluated_parameters
 from kfrtrl_jax._src.learning.learner import make_learner, predict
+from kfrtrl_jax._src.learning.pending import Pending
+from kfrtrl_jax._src.learning.run import RunState, run
 from kfrtrl_jax._src.learning.types import Learner, LearnerState, StepMetrics
 
 __all__ = [
     "Learner",
     "LearnerState",
+    "Pending",
+    "RunState",
     "StepMetrics",
     "evaluated_parameters",
     "make_learner",
     "predict",
+    "run",
 ]

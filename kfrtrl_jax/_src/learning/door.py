@@ -94,8 +94,8 @@ class Door(NamedTuple):
         except Exception as error:
             reason = str(error).strip().splitlines()
             raise ValueError(
-                f"the loss cannot compare the prediction of one lane, {shown(self.prediction)}, with its "
-                f"target, {shown(target)}: {reason[0] if reason else type(error).__name__}"
+                f"the loss cannot compare the prediction of one lane, {shown(self.prediction)}, with "
+                f"its target, {shown(target)}: {reason[0] if reason else type(error).__name__}"
             ) from error
 
 

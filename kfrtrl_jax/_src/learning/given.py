@@ -59,8 +59,8 @@ def as_cell(given: Any, example_input: Any) -> Cell:
         return from_equinox(lambda key: given(key=key))
     if callable(given) and len(_needed(given)) == 3:
         raise ValueError(
-            f"cell is the function {_name(given)}; a step (params, carry, x) -> (carry, output) becomes "
-            f"a cell by cells.from_function(step, init, initial_carry)"
+            f"cell is the function {_name(given)}; a step (params, carry, x) -> (carry, output) "
+            f"becomes a cell by cells.from_function(step, init, initial_carry)"
         )
     raise ValueError(
         _not_made("cell", given)

@@ -58,7 +58,7 @@ class StepMetrics(NamedTuple):
     weight: Float[Array, " K"]
     gradient_norm: Float[Array, ""]
     predictions: Any
-    losses: Float[Array, "K B"]
+    losses: Any
 
 
 class Outcome(NamedTuple):
@@ -83,9 +83,9 @@ class Learner(NamedTuple):
         this axis, [B], and so do the metrics then.
       predict: (state, inputs [B, ...], reset [B] or None) -> (predictions [B, ...], pending), for a
         stream whose targets are known only after acting on the predictions. It changes nothing.
-      update: (state, pending, targets [B, ...], weight [B] or None) -> (state, metrics): learns from the
-        targets of what was predicted with this state. Both together are `step` with one forward pass in
-        all. They need K = 1 and no credit.
+      update: (state, pending, targets [B, ...], weight [B] or None) -> (state, metrics): learns from
+        the targets of what was predicted with this state. Both together are `step` with one forward
+        pass in all. They need K = 1 and no credit.
       gradient: (state, segment) -> (gradient, state, loss [K]): `step` without the updates. If a
         segment has several updates, the leaves have a leading axis, one gradient per update, all at the
         same parameters.

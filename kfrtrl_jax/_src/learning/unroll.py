@@ -109,7 +109,7 @@ class Unrolled:
         return trees.partition(self.carry)[0]
 
     def predict(self, variables: Any, floats: Any) -> tuple[Any, Seen]:
-        """The predictions, [U, B, ...], for variables and the floats of the carry before the segment."""
+        """The predictions, [U, B, ...], for variables and the floats of the carry before the steps."""
         model, taps = self.model, self.model.linearizer.taps
         readout = trees.combine(
             variables["readout"], trees.partition(self.parameters["readout"])[1]
