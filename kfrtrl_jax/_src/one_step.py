@@ -96,7 +96,9 @@ def require_one_lane(cell: Cell, example_input: Any, batch_size: int) -> None:
     """
     params = jax.eval_shape(cell.init, jax.random.key(0))
     carry = jax.eval_shape(cell.initial_carry)
-    x = jax.eval_shape(lambda: jax.tree.map(jnp.asarray, example_input))
+    x = jax.tree.map(
+        lambda a: jax.ShapeDtypeStruct(jnp.shape(a), jnp.result_type(a)), example_input
+    )
     if not all(_has_lanes(leaf, batch_size, 2) for leaf in jax.tree.leaves(carry)):
         return
     lane, one = _without_axis(carry), _without_axis(x)

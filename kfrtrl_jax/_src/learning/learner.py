@@ -137,10 +137,10 @@ def make_learner(
     if check:
         require_one_lane(cell, example_input, batch_size)
     linearizer = make_linearizer(cell, example_input, batch_size)
-    readout, prediction = as_readout(readout, linearizer.output)
     # This calls the estimator's init, which refuses unsupported cells: now, not when training starts.
     forget = make_forget(estimator, linearizer.structure)
     influence_lost = make_lost(estimator, linearizer.structure)
+    readout, prediction = as_readout(readout, linearizer.output)
     if check and not jax_internals.is_tracing():
         # Under `jax.vmap` the cell may hold tracers, which have no value to compare.
         with contextlib.suppress(jax.errors.TracerArrayConversionError):
