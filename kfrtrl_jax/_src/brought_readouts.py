@@ -1,15 +1,13 @@
-"""Readouts from modules of Flax and Equinox, unmodified."""
+"""Readouts from modules of Flax and Equinox, unmodified; these are imported for them alone."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import jax
-from flax import linen, nnx
 
 from kfrtrl_jax._src.base import Key, Readout
 from kfrtrl_jax._src.cells.equinox_cells import import_equinox, maker, require_key
-from kfrtrl_jax._src.cells.flax_cells import split
 
 
 def from_flax(module: Any, example_output: Any = None) -> Readout:
@@ -29,6 +27,8 @@ def from_flax(module: Any, example_output: Any = None) -> Readout:
       ValueError: if a Linen module comes without example_output, or if the module keeps variables
         beside its parameters, as normalization by batches and dropout do.
     """
+    from flax import linen, nnx
+
     if isinstance(module, linen.Module):
         if example_output is None:
             raise ValueError("a Linen readout needs example_output, one lane's output of the cell")
@@ -40,7 +40,8 @@ def from_flax(module: Any, example_output: Any = None) -> Readout:
         )
     make = (lambda rngs: module) if isinstance(module, nnx.Module) else module
     first = make(nnx.Rngs(0))
-    graph, _, others = split(first)
+    parts: Any = nnx.split(first, nnx.Param, ...)
+    graph, _, others = parts
     kinds = {
         type(leaf).__name__
         for leaf in jax.tree.leaves(others, is_leaf=lambda x: isinstance(x, nnx.Variable))
@@ -48,10 +49,12 @@ def from_flax(module: Any, example_output: Any = None) -> Readout:
     _require_parameters_only(type(first).__name__, kinds)
 
     def init(key: Key) -> Any:
-        return split(make(nnx.Rngs(key)))[1]
+        parts: Any = nnx.split(make(nnx.Rngs(key)), nnx.Param, ...)
+        return jax.tree.map(lambda leaf: leaf, parts[1])
 
     def apply(params: Any, output: Any) -> Any:
-        return nnx.merge(graph, params)(output)
+        # Flax's merge shares variables with the module that it makes.
+        return nnx.merge(graph, jax.tree.map(lambda leaf: leaf, params))(output)
 
     return Readout(init, apply)
 
@@ -80,7 +83,7 @@ def from_equinox(module: Any) -> Readout:
     return Readout(lambda key: make(key)[0], apply)
 
 
-def _from_linen(module: linen.Module, example_output: Any) -> Readout:
+def _from_linen(module: Any, example_output: Any) -> Readout:
     like = jax.ShapeDtypeStruct(
         jax.numpy.shape(example_output), jax.numpy.result_type(example_output)
     )

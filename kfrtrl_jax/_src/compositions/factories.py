@@ -90,20 +90,37 @@ class Field(NamedTuple):
     nested: Nested | None = None
 
 
+# What users have registered, by the word of its kind and its name.
+REGISTERED: dict[str, dict[str, Factory]] = {
+    word: {} for word in ("cell", "estimator", "credit", "task", "optimizer")
+}
+
+
+def _known(word: str, *factories: dict[str, Factory]) -> Mapping[str, Factory]:
+    """The library's factories of a kind, and those registered later."""
+    return collections.ChainMap(REGISTERED[word], *factories)
+
+
 KINDS: dict[str, Kind] = {
     kind.word: kind
     for kind in (
-        Kind("cell", Cell, CELLS, frozenset({"input_size"})),
+        Kind("cell", Cell, _known("cell", CELLS), frozenset({"input_size"})),
         Kind(
             "readout",
             Readout,
             {"": readouts.linear},
             frozenset({"input_size", "output_size"}),
         ),
-        Kind("estimator", InfluenceEstimator, collections.ChainMap(COMBINATORS, ESTIMATORS)),
-        Kind("credit", CreditEstimator, CREDIT, default="none"),
-        Kind("task", (Task, Control), TASKS),
-        Kind("optimizer", optax.GradientTransformation, OPTIMIZERS, refused=REFUSED, shown=6),
+        Kind("estimator", InfluenceEstimator, _known("estimator", COMBINATORS, ESTIMATORS)),
+        Kind("credit", CreditEstimator, _known("credit", CREDIT), default="none"),
+        Kind("task", (Task, Control), _known("task", TASKS)),
+        Kind(
+            "optimizer",
+            optax.GradientTransformation,
+            _known("optimizer", OPTIMIZERS),
+            refused=REFUSED,
+            shown=6,
+        ),
         Kind("schedule", Schedule, SCHEDULES, refused=REFUSED),
     )
 }
@@ -136,7 +153,35 @@ def find(kind: Kind, name: Any, path: str) -> Factory:
 
 def is_own(name: str) -> bool:
     """Whether the name is that of a user's factory."""
-    return ":" in name
+    return ":" in name or any(name in names for names in REGISTERED.values())
+
+
+def register(word: str, name: str, factory: Factory) -> None:
+    """Gives a user's factory a name that configs and text know.
+
+    Args:
+      word: of its kind.
+      name: a new one among those of all kinds.
+      factory: its arguments are the fields of its section in a config.
+
+    Raises:
+      ValueError: if the name exists or is none, or if the factory is no function with a signature.
+    """
+    kind = KINDS[word]
+    if not (isinstance(name, str) and name.isidentifier()) or name in ("True", "False", "None"):
+        raise ValueError(
+            f"the name of {kind} must be an identifier, such as my_{word}, got {name!r}"
+        )
+    for other in KINDS.values():
+        if name in other.factories:
+            raise ValueError(f"there is {other} {name} already: register yours by another name")
+    if isinstance(factory, kind.type) or not callable(factory):
+        raise ValueError(
+            f"register a function that makes {kind}, such as lambda: ..., got a "
+            f"{type(factory).__name__}"
+        )
+    _require_signature(name, factory)
+    REGISTERED[word][name] = factory
 
 
 def fields(kind: Kind, factory: Factory) -> dict[str, Field]:
@@ -193,13 +238,15 @@ def _import(kind: Kind, name: str, path: str) -> Factory:
     if not callable(found):
         what = f"{kind} itself" if isinstance(found, kind.type) else f"a {type(found).__name__}"
         raise ConfigError(f"{path}.name: {name} must be a function that makes {kind}, got {what}")
-    try:
-        inspect.signature(found)
-    except (TypeError, ValueError):
-        raise ConfigError(
-            f"{path}.name: {name} has no signature that names its arguments"
-        ) from None
+    _require_signature(f"{path}.name: {name}", found)
     return found
+
+
+def _require_signature(name: str, factory: Factory) -> None:
+    try:
+        inspect.signature(factory)
+    except (TypeError, ValueError):
+        raise ConfigError(f"{name} has no signature that names its arguments") from None
 
 
 def _hints(factory: Factory) -> dict[str, Any]:

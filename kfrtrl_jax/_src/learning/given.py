@@ -9,7 +9,6 @@ from typing import Any
 
 import jax
 import optax
-from flax import linen, nnx
 
 from kfrtrl_jax._src import brought_readouts
 from kfrtrl_jax._src.base import Cell, InfluenceEstimator, Loss, Readout
@@ -18,9 +17,6 @@ from kfrtrl_jax._src.cells.flax_cells import from_flax
 from kfrtrl_jax._src.errors import ConfigError
 from kfrtrl_jax._src.losses import cross_entropy
 from kfrtrl_jax._src.one_step import shown
-
-_OVER_SEQUENCES = (nnx.RNN, linen.RNN)
-_IN_BOTH_DIRECTIONS = (nnx.Bidirectional, linen.Bidirectional)
 
 
 def as_cell(given: Any, example_input: Any) -> Cell:
@@ -38,17 +34,16 @@ def as_cell(given: Any, example_input: Any) -> Cell:
     if isinstance(given, Cell):
         return given
     _require_instance("cell", given)
-    if isinstance(given, _OVER_SEQUENCES):
+    if _is_flax(given, "RNN"):
         raise ValueError(
-            f"cell is a {_name(given)}, which runs a cell over whole sequences; pass its cell, "
-            f"{'rnn.cell' if isinstance(given, nnx.Module) else 'the argument cell of it'}"
+            f"cell is a {_name(given)}, which runs a cell over whole sequences; pass its cell, rnn.cell"
         )
-    if isinstance(given, _IN_BOTH_DIRECTIONS):
+    if _is_flax(given, "Bidirectional"):
         raise ValueError(
             f"cell is a {_name(given)}, which reads the future; online learning needs a cell that "
             f"reads the past alone, such as the cell of its forward RNN"
         )
-    if isinstance(given, (nnx.Module, linen.Module)):
+    if _is_flax(given):
         return from_flax(given, example_input)
     if _is_equinox(given) or (isinstance(given, tuple) and given and _is_equinox(given[0])):
         return from_equinox(given)
@@ -85,7 +80,7 @@ def as_readout(given: Any, output: Any) -> tuple[Readout, Any]:
     if not isinstance(given, Readout):
         _require_instance("readout", given)
         maker = _maker(given)
-        if isinstance(given, (nnx.Module, linen.Module)):
+        if _is_flax(given):
             readout = brought_readouts.from_flax(given, output)
         elif _is_equinox(given):
             readout = brought_readouts.from_equinox(given)
@@ -143,7 +138,7 @@ def as_optimizer(given: Any) -> optax.GradientTransformation:
       ValueError: if it is something else, saying what to pass instead.
     """
     functions = (getattr(given, name, None) for name in ("init", "update"))
-    if all(map(callable, functions)) and not isinstance(given, nnx.Object):
+    if all(map(callable, functions)) and not _is_flax(given, "Optimizer"):
         transformation: optax.GradientTransformation = given
         return transformation
     if callable(given):
@@ -187,7 +182,7 @@ def _require_instance(what: str, given: Any) -> None:
     if inspect.isclass(given):
         name = given.__name__
         arguments = "..."
-        if issubclass(given, nnx.Module):
+        if _is_of(given, "flax.nnx", "Module"):
             arguments = "..., rngs=nnx.Rngs(0)"
         elif _is_equinox(given):
             arguments = "..., key=jax.random.key(0)"
@@ -195,11 +190,19 @@ def _require_instance(what: str, given: Any) -> None:
 
 
 def _is_equinox(given: Any) -> bool:
-    """Whether it is an Equinox module, or a class of these; whoever has one has imported Equinox."""
-    eqx = sys.modules.get("equinox")
-    if eqx is None:
-        return False
-    return issubclass(given if inspect.isclass(given) else type(given), eqx.Module)
+    """Whether it is an Equinox module, or a class of these."""
+    return _is_of(given, "equinox", "Module")
+
+
+def _is_flax(given: Any, kind: str = "Module") -> bool:
+    """Whether it is of a class of NNX or Linen."""
+    return _is_of(given, "flax.nnx", kind) or _is_of(given, "flax.linen", kind)
+
+
+def _is_of(given: Any, module: str, kind: str) -> bool:
+    """Whether it is of a module's class, or such a class; whoever has one has imported the module."""
+    found = getattr(sys.modules.get(module), kind, None)
+    return found is not None and issubclass(given if inspect.isclass(given) else type(given), found)
 
 
 def _needed(function: Callable[..., Any]) -> list[str]:
