@@ -148,8 +148,8 @@ def test_runs_of_several_seeds_vmap():
     def run(seed):
         return jax.lax.scan(learner.step, learner.init(jax.random.key(seed)), batches)[1].loss
 
-    together = jax.jit(jax.vmap(run))(jnp.arange(3))
-    np.testing.assert_allclose(together[1], jax.jit(run)(1), rtol=1e-10)
+    together = evaluated(jax.vmap(run), jnp.arange(3))
+    np.testing.assert_allclose(together[1], evaluated(run, jnp.asarray(1)), rtol=1e-10)
 
 
 def test_papers_form_refuses_an_output_that_needs_more_than_the_carry():

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from kfrtrl_jax._src.learning.given import as_cell, as_estimator
+from kfrtrl_jax._src.linearization.linearizer import make_linearizer
 from kfrtrl_jax._src.linearization.self_check import in_double, widened
 from kfrtrl_jax._src.shapes import require_positive
 from kfrtrl_jax._src.trajectory import Reference, reference, trajectory
@@ -114,17 +115,18 @@ def certify(
         raise ValueError(
             f"steps must be a multiple of segment_length, got {steps} and {segment_length}"
         )
+    chosen = list(_named(estimators))
     own, default = as_cell(cell, example_input), jnp.result_type(float)
     wide = in_double(own, example_input)
     with jax.enable_x64(True) if wide else contextlib.nullcontext():
         example = jax.tree.map(widened, example_input) if wide else example_input
+        _require_small(make_linearizer(wide or own, example, batch_size).structure)
         along = trajectory(
             wide or own, example_input=example, batch_size=batch_size, steps=steps, seed=seed
         )
-        _require_small(along.structure)
         exact = reference(along, seed=seed + 1)
         found = CellCertificate([], [], along.structure, steps, draws)
-        for one in _named(estimators):
+        for one in chosen:
             try:
                 one.estimator.init(along.structure)
             except UnsupportedCellError as error:
@@ -135,7 +137,7 @@ def certify(
         return found
     # In the default precision, as it will be used.
     single = along.astype(default)
-    takes = {one.name: one.estimator for one in _named(estimators)}
+    takes = {one.name: one.estimator for one in chosen}
     rows = [
         row._replace(
             seconds_per_step=timing.alone(
