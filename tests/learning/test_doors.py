@@ -80,7 +80,7 @@ def test_cells_of_flax_and_equinox_are_taken_as_they_are(cell, same):
     "readout",
     [
         lambda: nnx.Linear(N, V, rngs=nnx.Rngs(3), **F64),
-        lambda: lambda rngs: nnx.Linear(N, V, rngs=rngs, **F64),
+        lambda: functools.partial(nnx.Linear, N, V, **F64),
         lambda: linen.Dense(V, **F64),
         lambda: eqx.nn.Linear(N, V, key=KEY),
         lambda: lambda key: eqx.nn.MLP(N, V, 4, 1, key=key),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import sys
 from collections.abc import Callable
@@ -217,6 +218,10 @@ def _needed(function: Callable[..., Any]) -> list[str]:
 
 def _maker(given: Any) -> str:
     """ "rngs" or "key" for a function that needs this alone; "" for anything else."""
+    if isinstance(given, functools.partial) and inspect.isclass(given.func):
+        # The classes of NNX do not tell their arguments.
+        kinds = {"rngs": _is_flax(given.func), "key": _is_equinox(given.func)}
+        return next((name for name, own in kinds.items() if own and name not in given.keywords), "")
     needed = _needed(given) if callable(given) else []
     return needed[0] if needed in (["rngs"], ["key"]) else ""
 
