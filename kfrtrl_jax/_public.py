@@ -13,10 +13,13 @@ from kfrtrl_jax import (
     losses,
     optimizers,
     readouts,
+    register,
     tasks,
 )
 from kfrtrl_jax._src.base import Batch, Task
+from kfrtrl_jax._src.learning.export import export
 from kfrtrl_jax._src.learning.learner import make_learner, predict
+from kfrtrl_jax._src.learning.run import RunState, run
 from kfrtrl_jax._src.learning.types import Learner, LearnerState, StepMetrics
 from kfrtrl_jax._src.xla import jit
 from kfrtrl_jax.base import (
@@ -30,8 +33,11 @@ from kfrtrl_jax.base import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
+    from typing import Any
 
+    from kfrtrl_jax.studies.fidelity import CellCertificate
     from kfrtrl_jax.training.loading import Loaded
 
 
@@ -48,6 +54,28 @@ def load(workdir: str | Path, which: str = "") -> Loaded:
     return loading.load(workdir, which)
 
 
+def certify(
+    cell: Any,
+    example_input: Any,
+    estimators: Sequence[str] | Mapping[str, InfluenceEstimator] | None = None,
+    **settings: Any,
+) -> CellCertificate:
+    """What estimators are worth on a cell, as a table, see `studies.fidelity.own_cell.certify`.
+
+    Args:
+      cell: ours, or one of Flax or Equinox; a small one, as each is compared with exact RTRL.
+      example_input: one lane's input.
+      estimators: as text, or by name; a selection if None.
+      **settings: segment_length, batch_size, steps, draws, rounds and seed.
+    """
+    # A study of the library, which it needs for nothing else.
+    from kfrtrl_jax.studies import fidelity
+
+    if estimators is not None:
+        settings["estimators"] = estimators
+    return fidelity.certify_cell(cell, example_input, **settings)
+
+
 __all__ = [
     "Batch",
     "Cell",
@@ -56,15 +84,18 @@ __all__ = [
     "Learner",
     "LearnerState",
     "Linearization",
+    "RunState",
     "Site",
     "SiteJacobian",
     "StepMetrics",
     "Structure",
     "Task",
     "cells",
+    "certify",
     "control",
     "credit",
     "estimators",
+    "export",
     "jit",
     "linearization",
     "load",
@@ -73,5 +104,7 @@ __all__ = [
     "optimizers",
     "predict",
     "readouts",
+    "register",
+    "run",
     "tasks",
 ]

@@ -1,9 +1,12 @@
 """Readouts: from a cell's output to predictions."""
 
 from kfrtrl_jax._src.base import Readout
+from kfrtrl_jax._src.brought_readouts import from_equinox, from_flax
 from kfrtrl_jax._src.readouts import linear
 
 __all__ = [
     "Readout",
+    "from_equinox",
+    "from_flax",
     "linear",
 ]

@@ -24,6 +24,7 @@ from kfrtrl_jax.studies.benchmarking import (
     sharding,
     startup,
     steps,
+    stream,
     timing,
 )
 from kfrtrl_jax.studies.benchmarking.steps import Case
@@ -374,3 +375,11 @@ def test_as_many_lanes_fit_as_memory_holds(monkeypatch):
     for memory_size, most in ((1000 + 300 * 7, 7), (1000 + 300 * 7 - 1, 6), (10, 0)):
         devices = plan.Devices(2, 1.0, memory_size, 1.0, 1.0)
         assert plan.make_plan("", "", 8, devices).most_lanes == most
+
+
+def test_a_stream_is_measured_against_a_scan():
+    case = stream.StreamCase("truncated", 4, 1, apart=True, steps=3)
+    row = stream.measure_stream(case, suite="stream", rounds=1)
+    assert row.ratio > 0
+    assert row.floor == "the same steps in one scan"
+    assert (row.n, row.batch, row.target) == (4, 1, None)

@@ -19,12 +19,13 @@ FORBIDDEN = {
         "kfrtrl_jax._src.optimizers",
         "kfrtrl_jax._src.tasks",
     },
+    "_src/compositions": {"kfrtrl_jax._src.learning"},
     "_src/tasks": {"kfrtrl_jax._src.estimators", "kfrtrl_jax._src.linearization"},
     "studies": {"kfrtrl_jax.programs"},
     "training": {"kfrtrl_jax.studies"},
 }
-# What may import all of the package.
-TOP = {"programs", "studies", "__main__.py"}
+# What may import all of the package; `_public.py` opens doors to all parts, each imported when used.
+TOP = {"programs", "studies", "__main__.py", "_public.py"}
 
 
 def imported(path):

@@ -9,12 +9,12 @@ import optax
 import pytest
 
 from kfrtrl_jax import optimizers
+from kfrtrl_jax._src.compositions import composed
+from kfrtrl_jax._src.compositions.factories import KINDS
+from kfrtrl_jax._src.compositions.notation import Written
 from kfrtrl_jax._src.optimizers import REFUSED, average_in
 from kfrtrl_jax.errors import ConfigError
-from kfrtrl_jax.training import composed
 from kfrtrl_jax.training.config import float_fields, make, resolve, shown
-from kfrtrl_jax.training.factories import KINDS
-from kfrtrl_jax.training.notation import Written
 from tests.helpers.interpreter import traced
 from tests.training.small import COPY
 

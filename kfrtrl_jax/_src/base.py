@@ -284,14 +284,15 @@ class Batch(NamedTuple):
     Attributes:
       inputs: a pytree of arrays [B, ...], such as int32 tokens [B].
       targets: a pytree of arrays [B, ...].
-      reset: [B] bool, whether the lane starts anew before this step: carry and influence.
+      reset: [B] bool, whether the lane starts anew before this step: carry and influence; for a learner
+        None if no lane does.
       weight: [B], how much the lane's loss counts; None if every loss counts the same. The target of a
         loss of weight 0 has no effect, even if it is not finite.
     """
 
     inputs: Any
     targets: Any
-    reset: Any
+    reset: Any = None
     weight: Any = None
 
 

@@ -16,7 +16,7 @@ from kfrtrl_jax._src.composition import compose
 from kfrtrl_jax._src.estimators.rtrl import rtrl
 from kfrtrl_jax._src.lanes import initial_lanes, restarted
 from kfrtrl_jax._src.linearization.linearizer import make_linearizer
-from kfrtrl_jax._src.shapes import require_key, require_shape
+from kfrtrl_jax._src.shapes import require_key, require_positive, require_shape
 
 Options = Mapping[str, Any] | None
 
@@ -62,30 +62,47 @@ class Reference(NamedTuple):
 def drawn(
     cell: Cell,
     *,
-    input_size: int,
+    input_size: int = 0,
+    example_input: Any = None,
     batch_size: int,
     steps: int,
     seed: int,
     restart: bool = True,
-) -> tuple[Any, Float[Array, "T B input_size"], Bool[np.ndarray, "T B"]]:
+) -> tuple[Any, Any, Bool[np.ndarray, "T B"]]:
     """The random quantities of a trajectory; the arguments are those of `trajectory`.
 
     Returns:
-      The cell's initial parameters, its inputs [T, B, input_size], and the lanes that start anew before
+      The cell's initial parameters, its inputs [T, B, ...], and the lanes that start anew before
       each step, [T, B].
     """
     params_key, input_key = jax.random.split(jax.random.key(seed))
     reset = np.zeros((steps, batch_size), bool)
     reset[0] = True
     reset[steps // 2, -1] |= restart
-    inputs = jax.random.normal(input_key, (steps, batch_size, input_size))
+    if example_input is None:
+        inputs: Any = jax.random.normal(input_key, (steps, batch_size, input_size))
+    else:
+        leaves, tree = jax.tree.flatten(example_input)
+        keys = jax.random.split(input_key, len(leaves))
+        inputs = jax.tree.unflatten(
+            tree, [_like(k, x, steps, batch_size) for k, x in zip(keys, leaves)]
+        )
     return cell.init(params_key), inputs, reset
+
+
+def _like(key: Key, example: Any, *axes: int) -> Array:
+    """Random arrays like an example with further axes: standard normal, or 0 and 1."""
+    shape, dtype = (*axes, *jnp.shape(example)), jnp.result_type(example)
+    if jnp.issubdtype(dtype, jnp.inexact):
+        return jax.random.normal(key, shape, dtype)
+    return jax.random.bernoulli(key, 0.5, shape).astype(dtype)
 
 
 def trajectory(
     cell: Cell,
     *,
-    input_size: int,
+    input_size: int = 0,
+    example_input: Any = None,
     batch_size: int,
     steps: int,
     seed: int,
@@ -97,6 +114,8 @@ def trajectory(
     Args:
       cell: a cell that reads vectors of length `input_size`.
       input_size: length of the inputs.
+      example_input: one lane's input, in place of input_size for a cell that reads something else;
+        integers are drawn from 0 and 1.
       batch_size: B.
       steps: T.
       seed: of parameters and inputs.
@@ -107,16 +126,17 @@ def trajectory(
     Raises:
       ValueError: if input_size, batch_size or steps is less than 1.
     """
-    for name, size in (("input_size", input_size), ("batch_size", batch_size), ("steps", steps)):
-        if size < 1:
-            raise ValueError(f"{name} must be at least 1, got {size}")
-    linearizer = make_linearizer(cell, jnp.zeros(input_size), batch_size)
+    sizes = {"batch_size": batch_size, "steps": steps}
+    require_positive(**sizes, **({"input_size": input_size} if example_input is None else {}))
+    example = jnp.zeros(input_size) if example_input is None else example_input
+    linearizer = make_linearizer(cell, example, batch_size)
 
     @functools.partial(jax.jit, compiler_options=compiler_options)
     def linearizations() -> Linearization:
         params, inputs, reset = drawn(
             cell,
             input_size=input_size,
+            example_input=example_input,
             batch_size=batch_size,
             steps=steps,
             seed=seed,

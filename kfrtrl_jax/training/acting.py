@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 
 from kfrtrl_jax import control, learning, linearization
+from kfrtrl_jax._src.compositions import composed
 from kfrtrl_jax.base import Array
 from kfrtrl_jax.errors import ConfigError
-from kfrtrl_jax.training import composed
 from kfrtrl_jax.training.segments import (
     About,
     RunState,

@@ -19,11 +19,11 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
+from kfrtrl_jax._src.compositions.values import one_line
 from kfrtrl_jax._src.lanes import is_key
 from kfrtrl_jax.errors import WorkdirError
 from kfrtrl_jax.training import faults, workdir
 from kfrtrl_jax.training.sharding import whole
-from kfrtrl_jax.training.values import one_line
 
 # Of the layout of what is saved; a checkpoint of another one is refused by name.
 FORMAT = 1

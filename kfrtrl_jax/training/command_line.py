@@ -21,15 +21,15 @@ import jax
 from absl import app, flags, logging
 
 from kfrtrl_jax._src import jax_internals
+from kfrtrl_jax._src.compositions.notation import Written
+from kfrtrl_jax._src.compositions.values import is_tree, one_line, plain, quoted
 from kfrtrl_jax.errors import ConfigError, DataError, UnsupportedCellError, WorkdirError
 from kfrtrl_jax.training import faults, help, on_wandb, processes
 from kfrtrl_jax.training.checkpoints import SaveError
 from kfrtrl_jax.training.config import call, resolve
 from kfrtrl_jax.training.metrics import NonFiniteError
-from kfrtrl_jax.training.notation import Written
 from kfrtrl_jax.training.signals import Interrupted, release_signals
 from kfrtrl_jax.training.trials import SweepError
-from kfrtrl_jax.training.values import is_tree, one_line, plain, quoted
 
 # The lines of /proc/cpuinfo that determine a processor's instructions, on x86 and on ARM.
 _PROCESSOR_LINES = (

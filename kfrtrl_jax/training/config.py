@@ -18,10 +18,9 @@ from typing import Any, Literal, NamedTuple
 from ml_collections import FrozenConfigDict
 
 import kfrtrl_jax
-from kfrtrl_jax.errors import ConfigError
-from kfrtrl_jax.training import composed
-from kfrtrl_jax.training.factories import KINDS, REQUIRED
-from kfrtrl_jax.training.values import (
+from kfrtrl_jax._src.compositions import composed
+from kfrtrl_jax._src.compositions.factories import KINDS, REQUIRED
+from kfrtrl_jax._src.compositions.values import (
     check_bounds,
     check_value,
     is_tree,
@@ -32,6 +31,7 @@ from kfrtrl_jax.training.values import (
     suggest,
     type_name,
 )
+from kfrtrl_jax.errors import ConfigError
 
 # Where files are that are given by their names alone.
 FOLDER = Path("configs")

@@ -9,11 +9,11 @@ from typing import Any
 import jax
 
 from kfrtrl_jax._src import xla
+from kfrtrl_jax._src.compositions.notation import written
 from kfrtrl_jax.base import Site
 from kfrtrl_jax.training import config as configs
 from kfrtrl_jax.training import memory, program
 from kfrtrl_jax.training.config import RunFields
-from kfrtrl_jax.training.notation import written
 
 
 def describe(config: Any) -> str:

@@ -12,11 +12,11 @@ from typing import Any
 
 from absl.flags import Flag
 
-from kfrtrl_jax.training import composed
+from kfrtrl_jax._src.compositions import composed
+from kfrtrl_jax._src.compositions.factories import KINDS, REQUIRED, Field, Kind, fields, find
+from kfrtrl_jax._src.compositions.notation import written
+from kfrtrl_jax._src.compositions.values import type_name
 from kfrtrl_jax.training import config as configs
-from kfrtrl_jax.training.factories import KINDS, REQUIRED, Field, Kind, fields, find
-from kfrtrl_jax.training.notation import written
-from kfrtrl_jax.training.values import type_name
 
 WIDTH = 100
 # So many names stand in their row; more of them, below it.

@@ -15,13 +15,14 @@ import jax
 import jax.numpy as jnp
 
 from kfrtrl_jax._src import host_memory
+from kfrtrl_jax._src.compositions import composed
+from kfrtrl_jax._src.compositions.values import one_line
 from kfrtrl_jax._src.lanes import is_key
 from kfrtrl_jax._src.learning import trees
 from kfrtrl_jax.control import Control
 from kfrtrl_jax.errors import ConfigError
-from kfrtrl_jax.training import composed, workdir
 from kfrtrl_jax.training import config as configs
-from kfrtrl_jax.training.values import one_line
+from kfrtrl_jax.training import workdir
 
 if TYPE_CHECKING:
     from kfrtrl_jax.training.program import Experiment

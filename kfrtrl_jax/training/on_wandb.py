@@ -12,11 +12,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from kfrtrl_jax._src.compositions.values import one_line
 from kfrtrl_jax.errors import ConfigError
 from kfrtrl_jax.training import workdir
 from kfrtrl_jax.training.loop import FREE_FIELDS
 from kfrtrl_jax.training.sinks import Opener, Record, Sink
-from kfrtrl_jax.training.values import one_line
 
 # After which a server that does not answer is given up.
 _SECONDS_TO_BEGIN = 60.0

@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from kfrtrl_jax.training import choice, composed, display, metrics, plots
+from kfrtrl_jax._src.compositions import composed
+from kfrtrl_jax._src.compositions.factories import KINDS
+from kfrtrl_jax.training import choice, display, metrics, plots
 from kfrtrl_jax.training import config as configs
 from kfrtrl_jax.training.choice import Results, figures, is_finished
-from kfrtrl_jax.training.factories import KINDS
 from kfrtrl_jax.training.overrides import Overrides
 
 

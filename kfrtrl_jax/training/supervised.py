@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 
 from kfrtrl_jax import learning, linearization
+from kfrtrl_jax._src.compositions import composed
 from kfrtrl_jax.base import Array, Batch, Cell, Readout, Task
 from kfrtrl_jax.tasks import draw
-from kfrtrl_jax.training import composed, evaluation, nonfinite
+from kfrtrl_jax.training import evaluation, nonfinite
 from kfrtrl_jax.training.segments import (
     About,
     RunState,

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 
+from kfrtrl_jax._src.compositions.values import one_line
 from kfrtrl_jax.errors import ConfigError
 from kfrtrl_jax.training import config as configs
 from kfrtrl_jax.training import (
@@ -26,7 +27,6 @@ from kfrtrl_jax.training.group import alike
 from kfrtrl_jax.training.overrides import Overrides, grid, log_uniform, paired, product, seeds
 from kfrtrl_jax.training.program import Experiment, build
 from kfrtrl_jax.training.progress import make_progress
-from kfrtrl_jax.training.values import one_line
 
 __all__ = [
     "describe",

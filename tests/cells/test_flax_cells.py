@@ -1,4 +1,5 @@
 import functools
+import re
 from typing import Any
 
 import chex
@@ -449,6 +450,8 @@ def test_explain_tells_sites_derivatives_and_costs(capsys):
     assert "D diagonal" in printed
     assert f"J and D: {explanation.linearization_flops:.3g}" in printed
     assert explanation.linearization_flops > 0
+    # Why an estimator does not take the cell, and what would.
+    assert re.search(r"diagonal_rtrl: cannot use this cell: a weight of .*; use rtrl\(\)", printed)
     assert explanation.costs["rtrl"].state_bytes > explanation.costs["kf_rtrl"].state_bytes > 0
 
 
@@ -465,5 +468,5 @@ def test_a_step_that_changes_its_carry_is_refused():
     cell = cells.from_function(
         lambda params, h, x: (h[:2], h), lambda key: {"w": jnp.zeros(3)}, jnp.zeros(4)
     )
-    with pytest.raises(TypeError, match="must keep the carry"):
+    with pytest.raises(ValueError, match="must keep the carry"):
         cell.step(cell.init(jax.random.key(0)), cell.initial_carry(), None)

@@ -26,9 +26,9 @@ from typing import Any, NamedTuple
 
 import jax
 
+from kfrtrl_jax._src.compositions.factories import KINDS, REQUIRED, Field, fields
 from kfrtrl_jax.training import config as configs
 from kfrtrl_jax.training import memory, program
-from kfrtrl_jax.training.factories import KINDS, REQUIRED, Field, fields
 from kfrtrl_jax.training.workdir import flatten
 from tests.faults import entry
 

@@ -5,11 +5,11 @@ import shlex
 
 import pytest
 
+from kfrtrl_jax._src.compositions.notation import Written
 from kfrtrl_jax.errors import ConfigError
 from kfrtrl_jax.studies.reproduction import records, runs, study
 from kfrtrl_jax.training import config as configs
 from kfrtrl_jax.training import metrics, sweep, workdir
-from kfrtrl_jax.training.notation import Written
 from tests.reproduction import invented
 
 TINY = """

@@ -11,13 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kfrtrl_jax._src.compositions.notation import Written, parse
 from kfrtrl_jax.base import Cell
 from kfrtrl_jax.cells import CELLS
 from kfrtrl_jax.errors import ConfigError
 from kfrtrl_jax.training import outcomes, program, sweep, workdir
 from kfrtrl_jax.training.command_line import split_overrides
 from kfrtrl_jax.training.config import float_fields, make, resolve, shown
-from kfrtrl_jax.training.notation import Written, parse
 from tests.training.small import COPY
 
 OF_FOUR = {"name": "average", "estimator": {"name": "kf_rtrl"}, "copies": 4}

@@ -9,7 +9,8 @@ from typing import Any
 import jax
 
 from kfrtrl_jax._src.base import Array, Cell, Key
-from kfrtrl_jax._src.cells.function import from_function, signature, typed_key, without_gradient
+from kfrtrl_jax._src.cells.function import from_function, typed_key, without_gradient
+from kfrtrl_jax._src.one_step import require_result, shown, signature
 
 
 def from_equinox(
@@ -63,12 +64,12 @@ def from_equinox(
       ValueError: if initial_carry is missing, if key is no PRNG key or the module takes none, if the
         module has dropout that is on and no key, or if cut is set for a module without state.
     """
-    eqx = _equinox()
-    make = _maker(eqx, module, inference)
+    eqx = import_equinox()
+    make = maker(eqx, module, inference)
     params, static, state = make(jax.random.key(0))
     first = eqx.combine(params, static)
     key = None if key is None else typed_key("key", key)
-    _require_key(eqx, first, key)
+    require_key(eqx, first, key)
     if cut and state is None:
         raise ValueError(f"cut is for stateful layers, but {type(first).__name__} has no state")
     if input_first is None:
@@ -86,7 +87,7 @@ def from_equinox(
         if state:
             *results, new_state = result
             result = results[0] if len(results) == 1 else tuple(results)
-        new, output = _carry_and_output(type(first).__name__, carry, result)
+        new, output = _carry_and_output(type(first).__name__, params, carry, result)
         return new, output, new_state
 
     return _cell(call, lambda key: make(key)[0], initial_carry, state, key, cut)
@@ -135,7 +136,7 @@ def _cell(
     return from_function(step, init, start)._replace(restart=restart if cut else None)
 
 
-def _maker(eqx: Any, module: Any, inference: bool | None) -> Callable[[Key], tuple[Any, Any, Any]]:
+def maker(eqx: Any, module: Any, inference: bool | None) -> Callable[[Key], tuple[Any, Any, Any]]:
     """key -> (params, the rest of the module, its `eqx.nn.State` or None)."""
     is_made = isinstance(module, (eqx.Module, tuple))
     if not is_made and not callable(module):
@@ -153,7 +154,7 @@ def _maker(eqx: Any, module: Any, inference: bool | None) -> Callable[[Key], tup
     return make
 
 
-def _equinox() -> Any:
+def import_equinox() -> Any:
     try:
         import equinox
     except ImportError:
@@ -178,14 +179,14 @@ def _module_and_state(eqx: Any, made: Any) -> tuple[Any, Any]:
 def _zeros(eqx: Any, module: Any) -> Any:
     if not isinstance(module, (eqx.nn.GRUCell, eqx.nn.LSTMCell)):
         raise ValueError(
-            f"{type(module).__name__} needs initial_carry, the state at the start of a sequence, such "
-            f"as jnp.zeros(64)"
+            f"{type(module).__name__} needs initial_carry, the state at the start of a sequence: "
+            f"cells.from_equinox(module, jnp.zeros(64))"
         )
     zeros = jax.numpy.zeros(module.hidden_size, module.weight_hh.dtype)
     return zeros if isinstance(module, eqx.nn.GRUCell) else (zeros, zeros)
 
 
-def _require_key(eqx: Any, module: Any, key: Key | None) -> None:
+def require_key(eqx: Any, module: Any, key: Key | None) -> None:
     """Refuses a key that is not taken, and dropout without one."""
     name = type(module).__name__
     taken = inspect.signature(module).parameters.values()
@@ -203,13 +204,21 @@ def _require_key(eqx: Any, module: Any, key: Key | None) -> None:
         )
 
 
-def _carry_and_output(name: str, carry: Any, result: Any) -> tuple[Any, Any]:
+def _carry_and_output(name: str, params: Any, carry: Any, result: Any) -> tuple[Any, Any]:
     """What a module returned, told apart by the carry that it was given."""
     if signature(result) == signature(carry):
         return result, jax.tree.leaves(result)[0]
     if isinstance(result, tuple) and len(result) == 2 and signature(result[0]) == signature(carry):
         return result
+    pair = result if isinstance(result, tuple) and len(result) == 2 else (result, result)
+    if _shapes(pair[0]) == _shapes(carry):
+        return require_result(params, carry, pair)
     raise TypeError(
         f"{name} must return the carry or (carry, output), with a carry like that which it was given, "
-        f"{signature(carry)}; it returned {signature(result)}"
+        f"{shown(carry)}; it returned {shown(result)}"
     )
+
+
+def _shapes(tree: Any) -> tuple[Any, list[tuple[int, ...]]]:
+    leaves, structure = jax.tree.flatten(tree)
+    return structure, [jax.numpy.shape(leaf) for leaf in leaves]

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 
 from kfrtrl_jax._src.base import Array, Cell, Key
+from kfrtrl_jax._src.one_step import require_result
 
 
 def from_function(
@@ -24,22 +25,12 @@ def from_function(
         (counters, PRNG keys) have no derivative; each lane has its own PRNG keys, which are not reset.
 
     Returns:
-      The cell, whose step checks that it keeps the carry's structure, shapes and types.
+      The cell. Its step raises ValueError if it does not keep the carry's structure, shapes and types.
     """
     make_carry = initial_carry if callable(initial_carry) else lambda: initial_carry
 
     def checked_step(params: Any, carry: Any, x: Any) -> tuple[Any, Array]:
-        result = step(params, carry, x)
-        if not (isinstance(result, tuple) and len(result) == 2):
-            raise TypeError("a cell's step must return (carry, output)")
-        new, output = result
-        if signature(carry) != signature(new):
-            before, after = (jax.tree.map(_shape, tree) for tree in (carry, new))
-            raise TypeError(
-                f"a cell's step must keep the carry's structure, shapes and types: {before} became "
-                f"{after}"
-            )
-        return new, output
+        return require_result(params, carry, step(params, carry, x))
 
     return Cell(init, make_carry, checked_step)
 
@@ -52,12 +43,6 @@ def output_shape(cell: Cell, input_size: int) -> Any:
         return cell.step(cell.init(jax.random.key(0)), cell.initial_carry(), x)[1]
 
     return jax.eval_shape(step, x)
-
-
-def signature(tree: Any) -> tuple[Any, tuple[str, ...]]:
-    """The structure of a pytree, and the types and shapes of its leaves."""
-    leaves, structure = jax.tree.flatten(tree)
-    return structure, tuple(map(_shape, leaves))
 
 
 def typed_key(name: str, key: Any) -> Key:
@@ -84,7 +69,3 @@ def without_gradient(tree: Any) -> Any:
         return jax.lax.stop_gradient(x) if is_inexact else x
 
     return jax.tree.map(leaf, tree)
-
-
-def _shape(leaf: Any) -> str:
-    return f"{jax.numpy.result_type(leaf)}{list(jax.numpy.shape(leaf))}"

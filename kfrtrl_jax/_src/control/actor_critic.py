@@ -191,7 +191,7 @@ def actor_critic(
 
         traces = jax.tree.map(traced, state.traces, gradient)
         direction = jax.tree.map(lambda z: jnp.mean(along(delta, z) * z, axis=0), traces)
-        learner_state, norm = learner.update(learner_state, direction)
+        learner_state, norm = learner.apply_gradient(learner_state, direction)
         returns = state.returns + transition.reward
         new = AgentState(
             learner_state,

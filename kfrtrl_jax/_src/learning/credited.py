@@ -59,7 +59,7 @@ def run_segment(
         credit=credit_state,
     )
     gradient = unrolled.by_parameters(sites, inside.others)
-    return gradient, new, Outcome(inside.losses, inside.seen.predictions)
+    return gradient, new, Outcome(inside.losses, inside.predictions)
 
 
 def _with_credit(
@@ -71,10 +71,13 @@ def _with_credit(
     def ends(
         variables: Any, floats: Any
     ) -> tuple[tuple[Float[Array, "K B"], Float[Array, "B n"]], Any]:
-        losses, seen = unrolled.losses(variables, floats)
-        return (losses, flatten(seen.carry)), seen
+        predictions, seen = unrolled.predict(variables, floats)
+        losses = weighted.losses_of(unrolled.model, predictions, segment)
+        return (losses, flatten(seen.carry)), (predictions, seen)
 
-    (losses, end), pullback, seen = jax.vjp(ends, unrolled.variables, unrolled.floats, has_aux=True)
+    (losses, end), pullback, (predictions, seen) = jax.vjp(
+        ends, unrolled.variables, unrolled.floats, has_aux=True
+    )
     future = credit.predict(state.credit, end).astype(end.dtype)
     weights, nothing = weighted.weights_of(segment, losses), jnp.zeros_like(end)
     each = weighted.share_of_each(segment, losses)
@@ -92,4 +95,5 @@ def _with_credit(
     target = jnp.where(state.fresh[:, None] & ~jnp.isfinite(target), 0, target)
     new = credit.update(state.credit, flatten(state.carry), target)
     sites, others = unrolled.by_sites(trees.scaled(gradient, each), seen.data)
-    return SegmentGradient(sites, others, unrolled.by_state(past), losses, seen), new
+    inside = SegmentGradient(sites, others, unrolled.by_state(past), losses, predictions, seen)
+    return inside, new

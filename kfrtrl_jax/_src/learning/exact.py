@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,7 @@ from kfrtrl_jax._src.learning import kept, trees
 from kfrtrl_jax._src.learning.past import Past
 from kfrtrl_jax._src.learning.recovery import anywhere
 from kfrtrl_jax._src.learning.types import LearnerState, Model, Outcome
-from kfrtrl_jax._src.learning.unroll import Unrolled, backpropagate
+from kfrtrl_jax._src.learning.unroll import Forward, Unrolled, backward, forward
 from kfrtrl_jax._src.xla import in_place_if
 
 # (state, gradient) -> (the state after an update, what is reported of it).
@@ -60,10 +60,45 @@ class Lengths:
         return self.update < self.window
 
 
+class Passed(NamedTuple):
+    """Steps that were taken, before their targets are needed.
+
+    Attributes:
+      forward: their forward pass.
+      steps: their linearizations, [U, ...].
+    """
+
+    forward: Forward
+    steps: Linearization
+
+
+def take(model: Model, state: LearnerState, batches: Batch) -> Passed:
+    """Takes the steps of an update, [U, B]; no targets are needed."""
+    passed = forward(Unrolled(model, state.parameters, state.carry, batches))
+    begins = _begins(state, batches)
+    return Passed(passed, linearized(model, state.parameters, passed.seen.starts, batches, begins))
+
+
 def run_segment(
-    model: Model, lengths: Lengths, state: LearnerState, segment: Batch, key: Key, update: Update
+    model: Model,
+    lengths: Lengths,
+    state: LearnerState,
+    segment: Batch,
+    key: Key,
+    update: Update,
+    taken: Passed | None = None,
 ) -> tuple[Any, LearnerState, Outcome]:
-    """(the reports of its updates, [K / U, ...], the state after it, its outcome)."""
+    """(the reports of its updates, [K / U, ...], the state after it, its outcome).
+
+    Args:
+      model: the parts of the learner.
+      lengths: K, U and the window.
+      state: before the segment.
+      segment: the batches of its steps, [K, B].
+      key: for the estimator.
+      update: what to do with the gradient of each update.
+      taken: the steps, if they have been taken already; K is U then.
+    """
     influence = state.influence
     ring: Any = state.kept if lengths.earlier else None
     if lengths.keeps and not lengths.earlier:
@@ -74,20 +109,19 @@ def run_segment(
         """(((state, kept steps), (report, outcome, are lanes lost, cotangent)), influence)."""
         state, ring = carry
         batches, count = interval
-        begins = batches.reset.at[0].set(batches.reset[0] | state.fresh)
+        passed = take(model, state, batches) if taken is None else taken
         unrolled = Unrolled(model, state.parameters, state.carry, batches)
-        inside = backpropagate(unrolled)
+        inside = backward(unrolled, passed.forward)
         # Nothing precedes a run's first step: the cotangent is 0, even if the derivative is infinite.
         cotangent = jnp.where(state.fresh[:, None], 0, inside.cotangent)
-        past = Past(model, influence, ring, cotangent, begins, count)
+        past = Past(model, influence, ring, cotangent, _begins(state, batches), count)
         pulled, lost = past.pulled()
         sites = trees.add(inside.sites, pulled.gradients)
         gradient = unrolled.by_parameters(sites, inside.others)
-        steps = linearized(model, state.parameters, inside.seen.starts, batches, begins)
         state = state._replace(carry=inside.seen.carry, fresh=jnp.zeros_like(state.fresh))
         state, report = update(state, gradient)
-        kept_now = steps if ring is None else kept.append(ring, steps)
-        outcome = Outcome(inside.losses, inside.seen.predictions)
+        kept_now = passed.steps if ring is None else kept.append(ring, passed.steps)
+        outcome = Outcome(inside.losses, inside.predictions)
         outputs = report, outcome, lost, pulled.cotangent
         return ((state, kept_now), outputs), pulled.influence
 
@@ -122,6 +156,11 @@ def run_segment(
     state = state._replace(influence=influence, kept=ring if lengths.earlier else ())
     flat = jax.tree.map(lambda x: x.reshape(lengths.segment, *x.shape[2:]), outcomes)
     return reports, state, flat
+
+
+def _begins(state: LearnerState, batches: Batch) -> Array:
+    """The lanes that start anew before each step, [U, B]."""
+    return batches.reset.at[0].set(batches.reset[0] | state.fresh)
 
 
 def linearized(

@@ -9,11 +9,12 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from kfrtrl_jax._src import jax_internals
 from kfrtrl_jax._src.base import (
     Array,
+    Batch,
     Cell,
     CreditEstimator,
     InfluenceEstimator,
@@ -24,7 +25,10 @@ from kfrtrl_jax._src.base import (
 from kfrtrl_jax._src.errors import UnsupportedCellError
 from kfrtrl_jax._src.lanes import along, initial_lanes, restarted
 from kfrtrl_jax._src.learning import credited, estimated, exact, kept, trees, weighted
+from kfrtrl_jax._src.learning.door import Door, stacked
+from kfrtrl_jax._src.learning.given import as_cell, as_estimator, as_loss, as_optimizer, as_readout
 from kfrtrl_jax._src.learning.groups import grouped
+from kfrtrl_jax._src.learning.pending import Pending, put_aside, taken_up
 from kfrtrl_jax._src.learning.recovery import axes_of_lanes, lanes_lost, make_forget, make_lost
 from kfrtrl_jax._src.learning.types import (
     Learner,
@@ -35,7 +39,7 @@ from kfrtrl_jax._src.learning.types import (
 )
 from kfrtrl_jax._src.linearization import self_check
 from kfrtrl_jax._src.linearization.linearizer import make_linearizer
-from kfrtrl_jax._src.losses import cross_entropy
+from kfrtrl_jax._src.one_step import require_one_lane
 from kfrtrl_jax._src.shapes import require_key, require_leading_axes, require_shape
 
 
@@ -48,9 +52,9 @@ def predict(
 
 
 def make_learner(
-    cell: Cell,
-    readout: Readout,
-    estimator: InfluenceEstimator,
+    cell: Any,
+    readout: Any,
+    estimator: InfluenceEstimator | str,
     optimizer: optax.GradientTransformation,
     *,
     batch_size: int,
@@ -84,9 +88,14 @@ def make_learner(
             + share (credit at its end, pulled back through the segment).
 
     Args:
-      cell: the recurrent network, for one lane.
-      readout: from the cell's output to predictions, for one lane.
-      estimator: of the cell's influence matrix.
+      cell: the recurrent network, for one lane: a `Cell`; an NNX, Linen or Equinox cell, unmodified; or
+        a function of `rngs` (NNX) or `key` (Equinox) that makes one. A module that was made with
+        parameters starts from these, whatever key `init` is given; Linen cells and functions draw new
+        ones. `cells.from_flax` and `cells.from_equinox` take further arguments.
+      readout: from the cell's output to predictions, for one lane: a `Readout`, or a module of Flax or
+        Equinox, likewise.
+      estimator: of the cell's influence matrix; or its text, as in configs:
+        "average(kf_rtrl, copies=4)".
       optimizer: any optax transformation of {"cell": ..., "readout": ...}.
       batch_size: B, the number of lanes.
       example_input: one lane's input x, for its shape and type.
@@ -102,7 +111,8 @@ def make_learner(
       loss: (prediction, target) -> scalar, for one lane, or a `Loss` that also says in which unit it is
         reported; the cross-entropy of logits with integer labels, in bits, if None.
       check: whether to compare the cell's linearization with `jax.vjp` first, once, which takes a
-        second or two (see `linearization.check`). Inside a function that JAX is tracing it is skipped.
+        second or two (see `linearization.check`), and whether the cell is written for a batch. Inside a
+        function that JAX is tracing the comparison is skipped.
       lane_groups: of so many groups of consecutive lanes each sums up its own part of the gradient
         before the groups are added. Where lanes are spread over so many devices, the gradient crosses
         between them once. It divides B, and changes rounding alone.
@@ -111,7 +121,9 @@ def make_learner(
       The learner. Its `step` and `gradient` raise ValueError for a segment of wrong shapes or types.
 
     Raises:
-      ValueError: if the lengths or groups do not fit together, if immediate is unknown or is
+      ValueError: if what is given is not what it should be (a class or a function that makes it, a cell
+        that is written for a batch, a readout of another width), saying in one line what to do; if the
+        lengths or groups do not fit together, if immediate is unknown or is
         "estimated" beside a credit, or if the credit's share is outside [0, 1].
       UnsupportedCellError: if the cell has no structure that the estimator can use, cannot be
         linearized, or fails the check.
@@ -120,10 +132,15 @@ def make_learner(
     if lane_groups < 1 or batch_size % lane_groups:
         raise ValueError(f"lane_groups must divide batch_size, got {lane_groups} and {batch_size}")
     share = _check_forms(immediate, credit, lengths)
+    cell = as_cell(cell, example_input)
+    estimator, optimizer, loss = as_estimator(estimator), as_optimizer(optimizer), as_loss(loss)
+    if check:
+        require_one_lane(cell, example_input, batch_size)
     linearizer = make_linearizer(cell, example_input, batch_size)
     # This calls the estimator's init, which refuses unsupported cells: now, not when training starts.
     forget = make_forget(estimator, linearizer.structure)
     influence_lost = make_lost(estimator, linearizer.structure)
+    readout, prediction = as_readout(readout, linearizer.output)
     if check and not jax_internals.is_tracing():
         # Under `jax.vmap` the cell may hold tracers, which have no value to compare.
         with contextlib.suppress(jax.errors.TracerArrayConversionError):
@@ -133,9 +150,8 @@ def make_learner(
             'immediate="estimated" needs a cell whose output is a function of its new carry alone; '
             'use immediate="exact"'
         )
-    loss = loss or cross_entropy()
-    loss = loss if isinstance(loss, Loss) else Loss(loss)
-    reported = loss.scale
+    scale = loss.scale
+    door = Door(stacked(example_input), lengths.segment, batch_size, prediction, loss.function)
     axes = axes_of_lanes(estimator, linearizer.structure), 0
     pull = grouped(estimator.pull, axes, lane_groups)
     model = Model(
@@ -149,7 +165,7 @@ def make_learner(
         carry = initial_lanes(cell, batch_size)
         ring: Any = ()
         if lengths.earlier:
-            inputs = _shapes_of(example_input, batch_size)
+            inputs = stacked(example_input, batch_size)
             ring = kept.empty(model, parameters["cell"], carry, inputs, lengths.window)
         return LearnerState(
             parameters,
@@ -162,17 +178,15 @@ def make_learner(
             () if credit is None else credit.init(linearizer.structure, *rest),
         )
 
-    def run(state: LearnerState, segment: Any, update: exact.Update) -> Any:
+    def run(state: LearnerState, segment: Batch, update: exact.Update, taken: Any = None) -> Any:
         """(the reports of its updates, [K / U, ...], the state after it, the outcome)."""
-        _check_segment(segment, example_input, (lengths.segment, batch_size))
-        hint = "the state must come from the init of this learner"
-        require_leading_axes("state.carry", state.carry, batch_size, hint=hint)
+        check_state(state)
         key, own = jax.random.split(state.key)
         state = state._replace(key=key)
         if immediate == "exact" and credit is None:
-            return exact.run_segment(model, lengths, state, segment, own, update)
+            return exact.run_segment(model, lengths, state, segment, own, update, taken)
         if credit is None:
-            gradient, state, outcome = estimated.run_step(model, state, segment, own)
+            gradient, state, outcome = estimated.run_step(model, state, segment, own, taken)
         else:
             gradient, state, outcome = credited.run_segment(
                 model, credit, share, state, segment, own
@@ -190,19 +204,63 @@ def make_learner(
         new = state._replace(parameters=parameters, optimizer_state=optimizer_state)
         return new, optax.tree.norm(gradient)
 
-    def step(state: LearnerState, segment: Any) -> tuple[LearnerState, StepMetrics]:
-        norms, state, outcome = run(state, segment, updated)
-        means, weight = weighted.means_of_steps(segment, outcome.losses)
-        norm = jnp.mean(norms)
-        return state, StepMetrics(
-            reported * means, weight, norm, outcome.predictions, outcome.losses
-        )
+    def check_state(state: LearnerState) -> None:
+        hint = "the state must come from the init of this learner"
+        require_leading_axes("state.carry", state.carry, batch_size, hint=hint)
 
-    def gradient(state: LearnerState, segment: Any) -> tuple[Any, LearnerState, Float[Array, " K"]]:
+    def step(state: LearnerState, segment: Batch) -> tuple[LearnerState, StepMetrics]:
+        segment, single = door.opened(segment)
+        return learned(state, segment, single)
+
+    def learned(
+        state: LearnerState, segment: Batch, single: bool, taken: Any = None
+    ) -> tuple[LearnerState, StepMetrics]:
+        norms, state, outcome = run(state, segment, updated, taken)
+        means, weight = weighted.means_of_steps(segment, outcome.losses)
+        of_steps = means * scale, weight, outcome.predictions, outcome.losses * scale
+        if single:
+            of_steps = jax.tree.map(lambda x: x[0], of_steps)
+        loss, weight, predictions, losses = of_steps
+        return state, StepMetrics(loss, weight, jnp.mean(norms), predictions, losses)
+
+    def gradient(state: LearnerState, segment: Batch) -> tuple[Any, LearnerState, Array]:
+        segment, single = door.opened(segment)
         gradients, state, outcome = run(state, segment, lambda state, gradient: (state, gradient))
         if lengths.updates == 1:
             gradients = jax.tree.map(lambda g: g[0], gradients)
-        return gradients, state, weighted.means_of_steps(segment, outcome.losses)[0]
+        means = weighted.means_of_steps(segment, outcome.losses)[0] * scale
+        return gradients, state, means[0] if single else means
+
+    def predict(
+        state: LearnerState, inputs: Any, reset: Bool[Array, " B"] | None = None
+    ) -> tuple[Any, Pending]:
+        _require_single_steps(lengths, credit)
+        check_state(state)
+        door.check_inputs(inputs, (batch_size,))
+        reset = jnp.zeros(batch_size, bool) if reset is None else reset
+        require_shape("reset", reset, batch_size)
+        batch = Batch(jax.tree.map(jnp.asarray, inputs), None, jnp.asarray(reset, bool))
+        if immediate == "estimated":
+            taken: Any = estimated.take(model, state, batch)
+            predictions = taken.predictions
+        else:
+            taken = exact.take(model, state, jax.tree.map(lambda x: x[None], batch))
+            predictions = jax.tree.map(lambda x: x[0], taken.forward.predictions)
+        return predictions, put_aside((batch, taken), state)
+
+    def update(
+        state: LearnerState, pending: Pending, targets: Any, weight: Array | None = None
+    ) -> tuple[LearnerState, StepMetrics]:
+        _require_single_steps(lengths, credit)
+        if not isinstance(pending, Pending):
+            raise ValueError(
+                f"update takes what predict has left pending, and the targets, got a "
+                f"{type(pending).__name__}; for an optimizer's step with a gradient of your own use "
+                f"apply_gradient"
+            )
+        batch, taken = taken_up(pending, state)
+        segment, _ = door.opened(batch._replace(targets=targets, weight=weight))
+        return learned(state, segment, True, taken)
 
     def restart(state: LearnerState, lanes: Array) -> LearnerState:
         require_shape("lanes", lanes, batch_size)
@@ -230,7 +288,21 @@ def make_learner(
             **{f"credit/{name}": value for name, value in named.items()},
         }
 
-    return Learner(init, step, gradient, updated, restart, lost, diagnostics, linearizer)
+    return Learner(
+        init=init,
+        step=step,
+        predict=predict,
+        update=update,
+        gradient=gradient,
+        apply_gradient=updated,
+        restart=restart,
+        lost=lost,
+        diagnostics=diagnostics,
+        linearizer=linearizer,
+        segment_length=lengths.segment,
+        example_input=stacked(example_input),
+        unit=loss.unit,
+    )
 
 
 def _started(cell: Cell, carry: Any, lanes: Array) -> Any:
@@ -245,32 +317,18 @@ def _started(cell: Cell, carry: Any, lanes: Array) -> Any:
     return jax.tree.map(leaf, cell.initial_carry(), restarted(cell, carry, lanes))
 
 
-def _shapes_of(example: Any, *lead: int) -> Any:
-    """The shapes and types of examples stacked along the leading axes `lead`."""
-    return jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct((*lead, *jnp.shape(x)), jnp.result_type(x)), example
-    )
-
-
-def _check_segment(segment: Any, example_input: Any, lead: tuple[int, int]) -> None:
-    """Refuses a segment whose inputs are not [K, B] examples, or whose other fields are not [K, B]."""
-
-    def shown(x: Any) -> str:
-        return f"{jnp.result_type(x)}{list(jnp.shape(x))}"
-
-    def check(name: str, x: Any, target: Any) -> None:
-        if shown(x) != shown(target):
-            raise ValueError(f"segment.{name} must be {shown(target)}, got {shown(x)}")
-
-    target = _shapes_of(example_input, *lead)
-    got, tree = (str(jax.tree.structure(x)) for x in (segment.inputs, target))
-    if got != tree:
-        raise ValueError(f"segment.inputs must be like the example input, {tree}, got {got}")
-    jax.tree.map(lambda x, like: check("inputs", x, like), segment.inputs, target)
-    check("reset", segment.reset, jax.ShapeDtypeStruct(lead, bool))
-    require_leading_axes("segment.targets", segment.targets, *lead)
-    if segment.weight is not None:
-        require_shape("segment.weight", segment.weight, *lead)
+def _require_single_steps(lengths: exact.Lengths, credit: CreditEstimator | None) -> None:
+    """Refuses `predict` and `update` for a learner whose updates need more than one time step."""
+    if lengths.segment > 1:
+        raise ValueError(
+            f"predict and update take one time step, and this learner's segment_length is "
+            f"{lengths.segment}: use step, or make it with segment_length=1 (a window of several steps "
+            f"may stay)"
+        )
+    if credit is not None:
+        raise ValueError(
+            "predict and update do not take a credit, which learns from whole segments: use step"
+        )
 
 
 def _lengths(segment_length: int, update_every: int | None, window: int | None) -> exact.Lengths:

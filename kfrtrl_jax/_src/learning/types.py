@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 
 from jaxtyping import Bool, Float
 
-from kfrtrl_jax._src.base import Array, Cell, InfluenceEstimator, Key, Readout
+from kfrtrl_jax._src.base import Array, Batch, Cell, InfluenceEstimator, Key, Readout
 from kfrtrl_jax._src.learning.groups import GroupedGradients
+from kfrtrl_jax._src.learning.pending import Pending
 from kfrtrl_jax._src.learning.recovery import Forget
 from kfrtrl_jax._src.linearization.linearizer import Linearizer
 
@@ -40,7 +41,7 @@ class LearnerState(NamedTuple):
 
 
 class StepMetrics(NamedTuple):
-    """The metrics of one step.
+    """The metrics of one step. Without the axis K for a batch that came without it.
 
     Attributes:
       loss: [K], the weighted mean over lanes at each time step, in the loss's reported unit; 0 where no
@@ -50,14 +51,14 @@ class StepMetrics(NamedTuple):
         updates.
       predictions: [K, B, ...], each made before the update that its loss takes part in. They cost
         nothing if they are not used.
-      losses: [K, B], of each lane, as they are differentiated; 0 where the weight is 0. Likewise.
+      losses: [K, B], of each lane, in the reported unit; 0 where the weight is 0. Likewise.
     """
 
     loss: Float[Array, " K"]
     weight: Float[Array, " K"]
     gradient_norm: Float[Array, ""]
     predictions: Any
-    losses: Float[Array, "K B"]
+    losses: Any
 
 
 class Outcome(NamedTuple):
@@ -78,11 +79,17 @@ class Learner(NamedTuple):
     Attributes:
       init: key -> state.
       step: (state, segment) -> (state, metrics), ready for `jax.lax.scan`. A segment is a `Batch` with
-        a leading axis of K time steps: inputs, targets and reset [K, B].
-      gradient: (state, segment) -> (gradient, state, loss [K]): `step` without the updates, the loss as
-        it is differentiated. If a segment has several updates, the leaves have a leading axis, one
-        gradient per update, all at the same parameters.
-      update: (state, gradient) -> (state, the gradient's norm): one step of the optimizer.
+        a leading axis of K time steps: inputs, targets and reset [K, B]. If K is 1, it may come without
+        this axis, [B], and so do the metrics then.
+      predict: (state, inputs [B, ...], reset [B] or None) -> (predictions [B, ...], pending), for a
+        stream whose targets are known only after acting on the predictions. It changes nothing.
+      update: (state, pending, targets [B, ...], weight [B] or None) -> (state, metrics): learns from
+        the targets of what was predicted with this state. Both together are `step` with one forward
+        pass in all. They need K = 1 and no credit.
+      gradient: (state, segment) -> (gradient, state, loss [K]): `step` without the updates. If a
+        segment has several updates, the leaves have a leading axis, one gradient per update, all at the
+        same parameters.
+      apply_gradient: (state, gradient) -> (state, the gradient's norm): one step of the optimizer.
       restart: (state, lanes [B]) -> state: these lanes start anew, whatever is in them: their carry is
         that at the start of a sequence (PRNG keys are kept, and what a cell keeps across sequences
         where it is finite), and they have no past. The others, and all that lanes share, stay as
@@ -90,16 +97,24 @@ class Learner(NamedTuple):
       lost: state -> [B], the lanes whose carry, influence or kept steps are not finite.
       diagnostics: state -> named scalars of the estimator, and of the credit under "credit/".
       linearizer: of the cell.
+      segment_length: K.
+      example_input: the shapes and types of one lane's input.
+      unit: of the reported loss.
     """
 
     init: Callable[[Key], LearnerState]
-    step: Callable[[LearnerState, Any], tuple[LearnerState, StepMetrics]]
-    gradient: Callable[[LearnerState, Any], tuple[Any, LearnerState, Float[Array, " K"]]]
-    update: Callable[[LearnerState, Any], tuple[LearnerState, Float[Array, ""]]]
+    step: Callable[[LearnerState, Batch], tuple[LearnerState, StepMetrics]]
+    predict: Callable[..., tuple[Any, Pending]]
+    update: Callable[..., tuple[LearnerState, StepMetrics]]
+    gradient: Callable[[LearnerState, Batch], tuple[Any, LearnerState, Float[Array, " K"]]]
+    apply_gradient: Callable[[LearnerState, Any], tuple[LearnerState, Float[Array, ""]]]
     restart: Callable[[LearnerState, Bool[Array, " B"]], LearnerState]
     lost: Callable[[LearnerState], Bool[Array, " B"]]
     diagnostics: Callable[[LearnerState], dict[str, Float[Array, ""]]]
     linearizer: Linearizer
+    segment_length: int
+    example_input: Any
+    unit: str
 
 
 class Model(NamedTuple):

@@ -7,6 +7,7 @@ pre-activations, which gives one product per site for all steps (see `linearizat
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -21,19 +22,32 @@ from kfrtrl_jax._src.learning.types import Model, Parameters
 
 
 class Seen(NamedTuple):
-    """The results of an unrolled segment other than its losses.
+    """The results of an unrolled segment other than its predictions.
 
     Attributes:
       carry: at its end, [B, ...].
       starts: the carries that its steps start from, [U, B, ...].
       data: the data that each site's weights are multiplied by at each step, see `linearization.taps`.
-      predictions: [U, B, ...].
     """
 
     carry: Any
     starts: Any
     data: Any
+
+
+class Forward(NamedTuple):
+    """The forward pass of a segment, before its targets are needed.
+
+    Attributes:
+      predictions: [U, B, ...].
+      seen: the other results.
+      pullback: from the loss's derivatives by the predictions to those by `Unrolled.variables` and
+        `Unrolled.floats`; a pytree.
+    """
+
     predictions: Any
+    seen: Seen
+    pullback: Callable[..., Any]
 
 
 class SegmentGradient(NamedTuple):
@@ -45,6 +59,7 @@ class SegmentGradient(NamedTuple):
       others: likewise by all other variables, see `Unrolled.variables`, by their names.
       cotangent: the derivative of that loss by the state before the segment, [B, n].
       losses: [U, B].
+      predictions: [U, B, ...].
       seen: the other results of the segment.
     """
 
@@ -52,6 +67,7 @@ class SegmentGradient(NamedTuple):
     others: Any
     cotangent: Float[Array, "B n"]
     losses: Float[Array, "U B"]
+    predictions: Any
     seen: Seen
 
 
@@ -92,8 +108,8 @@ class Unrolled:
         """The leaves of the carry that have derivatives."""
         return trees.partition(self.carry)[0]
 
-    def losses(self, variables: Any, floats: Any) -> tuple[Float[Array, "U B"], Seen]:
-        """The losses, [U, B], for variables and for the floats of the carry before the segment."""
+    def predict(self, variables: Any, floats: Any) -> tuple[Any, Seen]:
+        """The predictions, [U, B, ...], for variables and the floats of the carry before the steps."""
         model, taps = self.model, self.model.linearizer.taps
         readout = trees.combine(
             variables["readout"], trees.partition(self.parameters["readout"])[1]
@@ -108,7 +124,7 @@ class Unrolled:
             new, output, data = jax.vmap(advance)(start, batch.inputs, step_taps)
             return new, (start, output, data)
 
-        def predict(output: Any) -> Any:
+        def read(output: Any) -> Any:
             return model.readout.apply(readout, output)
 
         carry = trees.combine(floats, trees.partition(self.carry)[1])
@@ -116,9 +132,7 @@ class Unrolled:
             one, carry, (self.segment, variables["taps"]), self.length
         )
         # The readout of all steps at once, outside the loop.
-        predictions = jax.vmap(jax.vmap(predict))(outputs)
-        losses = weighted.losses_of(model, predictions, self.segment)
-        return losses, Seen(carry, starts, data, predictions)
+        return jax.vmap(jax.vmap(read))(outputs), Seen(carry, starts, data)
 
     def by_sites(self, gradient: Any, data: Any) -> tuple[GroupedGradients, Any]:
         """(the gradient by sites, by groups of lanes; that by the variables other than taps)."""
@@ -139,17 +153,21 @@ class Unrolled:
         return self.model.linearizer.flatten_cotangent(trees.combine(floats, rest))
 
 
-def backpropagate(unrolled: Unrolled) -> SegmentGradient:
-    """The gradient inside a segment, and the cotangent at its start that continues into the past."""
-
-    def mean(
-        variables: Any, floats: Any
-    ) -> tuple[Float[Array, ""], tuple[Float[Array, "U B"], Seen]]:
-        losses, seen = unrolled.losses(variables, floats)
-        return weighted.mean_of(unrolled.segment, losses), (losses, seen)
-
-    (by_variables, by_floats), (losses, seen) = jax.grad(mean, argnums=(0, 1), has_aux=True)(
-        unrolled.variables, unrolled.floats
+def forward(unrolled: Unrolled) -> Forward:
+    """The forward pass of a segment; its targets are not needed."""
+    predictions, pullback, seen = jax.vjp(
+        unrolled.predict, unrolled.variables, unrolled.floats, has_aux=True
     )
-    sites, others = unrolled.by_sites(by_variables, seen.data)
-    return SegmentGradient(sites, others, unrolled.by_state(by_floats), losses, seen)
+    return Forward(predictions, seen, pullback)
+
+
+def backward(unrolled: Unrolled, passed: Forward) -> SegmentGradient:
+    """The gradient inside a segment, and the cotangent at its start that continues into the past."""
+    by_predictions, losses = weighted.by_predictions(
+        unrolled.model, passed.predictions, unrolled.segment
+    )
+    by_variables, by_floats = passed.pullback(by_predictions)
+    sites, others = unrolled.by_sites(by_variables, passed.seen.data)
+    return SegmentGradient(
+        sites, others, unrolled.by_state(by_floats), losses, passed.predictions, passed.seen
+    )

@@ -43,6 +43,19 @@ def _scalars(losses: Array, batch: Batch) -> Array:
     return losses
 
 
+def by_predictions(
+    model: Model, predictions: Any, batch: Batch
+) -> tuple[Any, Float[Array, "*steps B"]]:
+    """(the weighted mean loss's derivatives by the predictions, the losses [..., B])."""
+
+    def mean(predictions: Any) -> tuple[Float[Array, ""], Array]:
+        losses = losses_of(model, predictions, batch)
+        return mean_of(batch, losses), losses
+
+    value, pullback, losses = jax.vjp(mean, predictions, has_aux=True)
+    return pullback(jnp.ones_like(value))[0], losses
+
+
 def weights_of(batch: Batch, losses: Float[Array, "*steps B"]) -> Float[Array, "*steps B"]:
     """The weight of every loss, 1 for a batch without weights."""
     if batch.weight is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -17,6 +18,9 @@ from kfrtrl_jax._src.linearization.linearizer import Linearizer, make_linearizer
 from kfrtrl_jax._src.linearization.self_check import Check
 from kfrtrl_jax._src.linearization.self_check import check as compare
 from kfrtrl_jax._src.matrices import Banded, Group, Shared
+
+# How the refusals of estimators begin.
+_PREFIX = re.compile(r"^\w+ cannot use this cell: ")
 
 
 class Cost(NamedTuple):
@@ -74,10 +78,11 @@ class Explanation(NamedTuple):
         lines.append(f"J and D: {self.linearization_flops:.3g} floating-point operations per step")
         for name, cost in self.costs.items():
             if cost.state_bytes is None:
-                lines.append(f"{name}: cannot use this cell")
+                reason = _PREFIX.sub("", cost.refusal)
+                lines.append(f"{name}: cannot use this cell: {reason}")
             else:
                 lines.append(
-                    f"{name}: {cost.state_bytes / 2**20:.3f} MiB of state, {cost.flops:.3g} "
+                    f"{name}: {_size(cost.state_bytes)} of state, {cost.flops:.3g} "
                     f"floating-point operations per push"
                 )
         if self.check is not None:
@@ -164,6 +169,10 @@ def _kind(matrix: Group) -> str:
     if matrix.num_bands <= 1:
         return "diagonal" if matrix.num_bands else "zero"
     return f"diagonal in {matrix.num_bands} bands"
+
+
+def _size(count: int) -> str:
+    return f"{count / 2**10:.3g} KiB" if count < 2**20 else f"{count / 2**20:.3g} MiB"
 
 
 def _density(mask: Mask | None) -> str:

@@ -54,6 +54,7 @@ from kfrtrl_jax._src.linearization.taps import Taps, make_taps
 from kfrtrl_jax._src.linearization.trace import trace
 from kfrtrl_jax._src.linearization.zeros import nonzero_masks
 from kfrtrl_jax._src.matrices import Banded, Index, Terms
+from kfrtrl_jax._src.one_step import output_shapes
 
 Array = jax.Array
 
@@ -76,6 +77,7 @@ class Linearizer:
         complex leaf counts twice: its real parts, then its imaginary ones.
       flatten_cotangent: a cotangent of the carry, as JAX has it, -> the derivatives by `flatten`,
         [B, n].
+      output: the shapes and types of one lane's output.
       output_of: one lane's new carry -> its output; None where the output needs more than that.
       direct: the paths of parameters that never reach the new carry; their gradient is the direct one.
       taps: the step with taps, by which losses are differentiated.
@@ -86,6 +88,7 @@ class Linearizer:
     gradient: Callable[..., Any]
     flatten: Callable[[Any], Array]
     flatten_cotangent: Callable[[Any], Array]
+    output: Any
     output_of: Callable[[Any], Any] | None
     direct: tuple[str, ...]
     taps: Taps
@@ -100,6 +103,8 @@ def make_linearizer(cell: Cell, example_input: Any, batch_size: int) -> Lineariz
       batch_size: B.
 
     Raises:
+      ValueError: if the step fails on the input of one lane, or does not return (carry, output) with a
+        carry like the one that it was given.
       UnsupportedCellError: if the cell has no carry of floats, has an integer leaf in it that looks
         like a PRNG key and is not one, or the reverse, or holds an operation that JAX cannot
         differentiate backward or a derivative rule that is no linear map.
@@ -107,6 +112,7 @@ def make_linearizer(cell: Cell, example_input: Any, batch_size: int) -> Lineariz
     params = jax.eval_shape(cell.init, jax.random.key(0))
     carry = jax.eval_shape(cell.initial_carry)
     _check_carry(carry)
+    output = output_shapes(cell, params, carry, example_input)
     program = trace(cell.step, params, carry, example_input, follows)
     check_raw_keys(program, carry)
     discovery = discover(program)
@@ -214,7 +220,6 @@ def make_linearizer(cell: Cell, example_input: Any, batch_size: int) -> Lineariz
         ]
         return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=1)
 
-    output = jax.eval_shape(cell.step, params, carry, example_input)[1]
     taps = make_taps(program, discovery, plans, carry, output)
     reaching = {path for site in structure.sites for path in site.label.split(" + ")}
     return Linearizer(
@@ -223,6 +228,7 @@ def make_linearizer(cell: Cell, example_input: Any, batch_size: int) -> Lineariz
         gradient,
         lambda carry: flatten(real_leaves(carry)),
         lambda cotangent: flatten(real_cotangents(cotangent)),
+        output,
         _output_of(program, output),
         tuple(dict.fromkeys(path for path in program.paths if path not in reaching)),
         taps,

@@ -84,7 +84,7 @@ def check(cell: Cell, example_input: Any, *, seed: int = 0) -> Check:
     """
     began = time.perf_counter()
     with contextlib.ExitStack() as stack:
-        wide = _in_double(cell, example_input)
+        wide = in_double(cell, example_input)
         if wide is not None:
             stack.enter_context(jax.enable_x64(True))
             cell = wide
@@ -153,7 +153,7 @@ def _floats(tree: Any) -> tuple[list[Any], Any]:
     return [leaves[i] for i in places], join
 
 
-def _widened(leaf: Any) -> Any:
+def widened(leaf: Any) -> Any:
     """An array, or its shape and dtype, in double precision."""
     leaf = _array(leaf)
     dtype = leaf.dtype
@@ -164,13 +164,13 @@ def _widened(leaf: Any) -> Any:
     return leaf if dtype == leaf.dtype else leaf.astype(dtype)
 
 
-def _in_double(cell: Cell, example_input: Any) -> Cell | None:
+def in_double(cell: Cell, example_input: Any) -> Cell | None:
     """The cell in double precision; None if the cell or the device does not support that."""
     if jax.default_backend() not in ("cpu", "gpu"):
         return None
     wide = cell._replace(
-        init=lambda key: jax.tree.map(_widened, cell.init(key)),
-        initial_carry=lambda: jax.tree.map(_widened, cell.initial_carry()),
+        init=lambda key: jax.tree.map(widened, cell.init(key)),
+        initial_carry=lambda: jax.tree.map(widened, cell.initial_carry()),
     )
 
     def types(tree: Any) -> list[Any]:
@@ -178,7 +178,7 @@ def _in_double(cell: Cell, example_input: Any) -> Cell | None:
 
     def one_step() -> tuple[Any, Any]:
         carry = wide.initial_carry()
-        x = jax.tree.map(lambda leaf: _zeros(_widened(leaf)), example_input)
+        x = jax.tree.map(lambda leaf: _zeros(widened(leaf)), example_input)
         return carry, wide.step(wide.init(jax.random.key(0)), carry, x)[0]
 
     with jax.enable_x64(True):
@@ -211,7 +211,7 @@ def _draw(cell: Cell, example_input: Any, generator: np.random.Generator) -> _Dr
             return jnp.broadcast_to(jax.random.key(0), shape)
         return generator.integers(0, 2, shape).astype(leaf.dtype)
 
-    example = jax.tree.map(_widened if _is_wide() else _array, example_input)
+    example = jax.tree.map(widened if _is_wide() else _array, example_input)
     params, lanes, output = jax.eval_shape(
         lambda: (
             params := cell.init(jax.random.key(0)),

@@ -146,6 +146,12 @@ def ratios(samples: Sequence[tuple[float, float]]) -> tuple[float, float, float]
     return median(measured) / median(floors), min(each), max(each)
 
 
+def alone(work: Work, rounds: int) -> float:
+    """The median seconds per time step of a program."""
+    calls = _calls(work)
+    return median(_per_step(work, calls) for _ in range(rounds))
+
+
 def fastest(candidates: Iterable[tuple[str, Callable[[], Work]]], tries: int = 4) -> Floor:
     """The fastest of several equivalent programs, per step.
 

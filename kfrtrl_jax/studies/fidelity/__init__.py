@@ -22,10 +22,13 @@ from kfrtrl_jax.studies.fidelity.certificate import (
     violations,
 )
 from kfrtrl_jax.studies.fidelity.names import Named, named
+from kfrtrl_jax.studies.fidelity.own_cell import CellCertificate
+from kfrtrl_jax.studies.fidelity.own_cell import certify as certify_cell
 
 __all__ = [
     "CERTIFIED_CELLS",
     "LIMIT",
+    "CellCertificate",
     "Certificate",
     "CertificateRow",
     "Named",
@@ -33,6 +36,7 @@ __all__ = [
     "Size",
     "Trajectory",
     "certify",
+    "certify_cell",
     "deviations",
     "drawn",
     "gradients",

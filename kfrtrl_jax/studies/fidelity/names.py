@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from kfrtrl_jax._src.compositions import composed
+from kfrtrl_jax._src.compositions.factories import KINDS, fields, find
+from kfrtrl_jax._src.compositions.values import quoted
 from kfrtrl_jax.base import InfluenceEstimator
 from kfrtrl_jax.errors import ConfigError
 from kfrtrl_jax.estimators import UNBIASED
-from kfrtrl_jax.training import composed
-from kfrtrl_jax.training.factories import KINDS, fields, find
-from kfrtrl_jax.training.values import quoted
 
 
 class Named(NamedTuple):
@@ -28,7 +28,7 @@ class Named(NamedTuple):
 
 
 def named(text: str) -> Named:
-    """Reads an estimator, written as in configs (see `training.notation`).
+    """Reads an estimator, written as in configs (see `_src/compositions/notation.py`).
 
     A combinator claims to be unbiased if it preserves unbiasedness and all estimators in it claim it.
 

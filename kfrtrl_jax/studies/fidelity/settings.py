@@ -8,11 +8,11 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from kfrtrl_jax._src.compositions.notation import Written
 from kfrtrl_jax.base import Cell
 from kfrtrl_jax.cells import CELLS
 from kfrtrl_jax.errors import ConfigError
 from kfrtrl_jax.training.command_line import Invocation
-from kfrtrl_jax.training.notation import Written
 
 # Least values other than 1; a standard deviation needs two draws.
 _LEAST = {"seed": 0, "timing_rounds": 0, "init_scale": 0, "draws": 2}

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from kfrtrl_jax.training import notation
+from kfrtrl_jax._src.compositions import notation
 
 # Of the public logs: every 100,000 steps, T* at two steps before, and the validation loss.
 EARLY = "ok_copy_early.csv"

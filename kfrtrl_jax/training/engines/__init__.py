@@ -13,12 +13,12 @@ import typing
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from kfrtrl_jax._src.compositions.notation import Call, parse
+from kfrtrl_jax._src.compositions.values import check_bounds, check_value, suggest
 from kfrtrl_jax.errors import ConfigError
 from kfrtrl_jax.training.engines.jobs import Engine
 from kfrtrl_jax.training.engines.local import make_local
-from kfrtrl_jax.training.notation import Call, parse
 from kfrtrl_jax.training.program import Experiment
-from kfrtrl_jax.training.values import check_bounds, check_value, suggest
 
 # Those that need a package of their own: the module, and the function that makes the engine.
 _ELSEWHERE = {"ray": ("on_ray", "make_ray"), "slurm": ("on_slurm", "make_slurm")}

@@ -16,10 +16,9 @@ from typing import Any
 
 import jax
 
+from kfrtrl_jax._src.base import Cell
 from kfrtrl_jax._src.cells.function import output_shape
-from kfrtrl_jax.base import Cell
-from kfrtrl_jax.errors import ConfigError, DataError, UnsupportedCellError
-from kfrtrl_jax.training.factories import (
+from kfrtrl_jax._src.compositions.factories import (
     KINDS,
     REQUIRED,
     Field,
@@ -31,8 +30,8 @@ from kfrtrl_jax.training.factories import (
     positional,
     supplied_names,
 )
-from kfrtrl_jax.training.notation import MAX_DEPTH, Call, Written, parse
-from kfrtrl_jax.training.values import (
+from kfrtrl_jax._src.compositions.notation import MAX_DEPTH, Call, Written, parse
+from kfrtrl_jax._src.compositions.values import (
     check_bounds,
     check_value,
     is_tree,
@@ -41,6 +40,7 @@ from kfrtrl_jax.training.values import (
     suggest,
     type_name,
 )
+from kfrtrl_jax._src.errors import ConfigError, DataError, UnsupportedCellError
 
 _NONE: Mapping[str, Any] = {}
 
@@ -135,6 +135,20 @@ def make(
     if is_own(name) and not isinstance(made, kind.type):
         raise ConfigError(f"{path}.name: {name} must make {kind}, got {quoted(made)}")
     return made
+
+
+def read(word: str, text: str) -> Any:
+    """What a text describes, such as the estimator of "average(kf_rtrl, copies=4)".
+
+    Args:
+      word: the kind of thing, "estimator".
+      text: in the notation.
+
+    Raises:
+      ConfigError: if it names nothing, or if a factory refuses its arguments.
+    """
+    kind = KINDS[word]
+    return make(kind, complete(kind, text, word), word)
 
 
 def float_paths(kind: Kind, section: Mapping[str, Any], path: str) -> Iterator[str]:

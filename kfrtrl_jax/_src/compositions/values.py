@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from kfrtrl_jax.errors import ConfigError
-from kfrtrl_jax.training.notation import MAX_DEPTH, MAX_ITEMS, Call, Written
+from kfrtrl_jax._src.compositions.notation import MAX_DEPTH, MAX_ITEMS, Call, Written
+from kfrtrl_jax._src.errors import ConfigError
 
 LARGEST_INTEGER = 2**31 - 1
 # Longer names are shortened in messages.

@@ -17,18 +17,17 @@ from typing import Any, NamedTuple
 
 import optax
 
-from kfrtrl_jax import readouts
-from kfrtrl_jax._src.optimizers import REFUSED
-from kfrtrl_jax.base import Cell, CreditEstimator, InfluenceEstimator, Task
-from kfrtrl_jax.cells import CELLS
-from kfrtrl_jax.control import Control
-from kfrtrl_jax.credit import CREDIT
-from kfrtrl_jax.errors import ConfigError
-from kfrtrl_jax.estimators import COMBINATORS, ESTIMATORS
-from kfrtrl_jax.optimizers import OPTIMIZERS, SCHEDULES, Schedule
-from kfrtrl_jax.tasks import TASKS
-from kfrtrl_jax.training.notation import is_import_path
-from kfrtrl_jax.training.values import one_line, quoted, suggest
+from kfrtrl_jax._src import readouts
+from kfrtrl_jax._src.base import Cell, CreditEstimator, InfluenceEstimator, Readout, Task
+from kfrtrl_jax._src.cells.registry import CELLS
+from kfrtrl_jax._src.compositions.notation import is_import_path
+from kfrtrl_jax._src.compositions.values import one_line, quoted, suggest
+from kfrtrl_jax._src.control.problem import Control
+from kfrtrl_jax._src.credit.registry import CREDIT
+from kfrtrl_jax._src.errors import ConfigError
+from kfrtrl_jax._src.estimators.registry import COMBINATORS, ESTIMATORS
+from kfrtrl_jax._src.optimizers import OPTIMIZERS, REFUSED, SCHEDULES, Schedule
+from kfrtrl_jax._src.tasks.registry import TASKS
 
 REQUIRED = inspect.Parameter.empty
 
@@ -91,20 +90,37 @@ class Field(NamedTuple):
     nested: Nested | None = None
 
 
+# What users have registered, by the word of its kind and its name.
+REGISTERED: dict[str, dict[str, Factory]] = {
+    word: {} for word in ("cell", "estimator", "credit", "task", "optimizer")
+}
+
+
+def _known(word: str, *factories: dict[str, Factory]) -> Mapping[str, Factory]:
+    """The library's factories of a kind, and those registered later."""
+    return collections.ChainMap(REGISTERED[word], *factories)
+
+
 KINDS: dict[str, Kind] = {
     kind.word: kind
     for kind in (
-        Kind("cell", Cell, CELLS, frozenset({"input_size"})),
+        Kind("cell", Cell, _known("cell", CELLS), frozenset({"input_size"})),
         Kind(
             "readout",
-            readouts.Readout,
+            Readout,
             {"": readouts.linear},
             frozenset({"input_size", "output_size"}),
         ),
-        Kind("estimator", InfluenceEstimator, collections.ChainMap(COMBINATORS, ESTIMATORS)),
-        Kind("credit", CreditEstimator, CREDIT, default="none"),
-        Kind("task", (Task, Control), TASKS),
-        Kind("optimizer", optax.GradientTransformation, OPTIMIZERS, refused=REFUSED, shown=6),
+        Kind("estimator", InfluenceEstimator, _known("estimator", COMBINATORS, ESTIMATORS)),
+        Kind("credit", CreditEstimator, _known("credit", CREDIT), default="none"),
+        Kind("task", (Task, Control), _known("task", TASKS)),
+        Kind(
+            "optimizer",
+            optax.GradientTransformation,
+            _known("optimizer", OPTIMIZERS),
+            refused=REFUSED,
+            shown=6,
+        ),
         Kind("schedule", Schedule, SCHEDULES, refused=REFUSED),
     )
 }
@@ -137,7 +153,35 @@ def find(kind: Kind, name: Any, path: str) -> Factory:
 
 def is_own(name: str) -> bool:
     """Whether the name is that of a user's factory."""
-    return ":" in name
+    return ":" in name or any(name in names for names in REGISTERED.values())
+
+
+def register(word: str, name: str, factory: Factory) -> None:
+    """Gives a user's factory a name that configs and text know.
+
+    Args:
+      word: of its kind.
+      name: a new one among those of all kinds.
+      factory: its arguments are the fields of its section in a config.
+
+    Raises:
+      ValueError: if the name exists or is none, or if the factory is no function with a signature.
+    """
+    kind = KINDS[word]
+    if not (isinstance(name, str) and name.isidentifier()) or name in ("True", "False", "None"):
+        raise ValueError(
+            f"the name of {kind} must be an identifier, such as my_{word}, got {name!r}"
+        )
+    for other in KINDS.values():
+        if name in other.factories:
+            raise ValueError(f"there is {other} {name} already: register yours by another name")
+    if isinstance(factory, kind.type) or not callable(factory):
+        raise ValueError(
+            f"register a function that makes {kind}, such as lambda: ..., got a "
+            f"{type(factory).__name__}"
+        )
+    _require_signature(name, factory)
+    REGISTERED[word][name] = factory
 
 
 def fields(kind: Kind, factory: Factory) -> dict[str, Field]:
@@ -194,13 +238,15 @@ def _import(kind: Kind, name: str, path: str) -> Factory:
     if not callable(found):
         what = f"{kind} itself" if isinstance(found, kind.type) else f"a {type(found).__name__}"
         raise ConfigError(f"{path}.name: {name} must be a function that makes {kind}, got {what}")
-    try:
-        inspect.signature(found)
-    except (TypeError, ValueError):
-        raise ConfigError(
-            f"{path}.name: {name} has no signature that names its arguments"
-        ) from None
+    _require_signature(f"{path}.name: {name}", found)
     return found
+
+
+def _require_signature(name: str, factory: Factory) -> None:
+    try:
+        inspect.signature(factory)
+    except (TypeError, ValueError):
+        raise ConfigError(f"{name} has no signature that names its arguments") from None
 
 
 def _hints(factory: Factory) -> dict[str, Any]:

@@ -17,7 +17,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from kfrtrl_jax.errors import ConfigError
+from kfrtrl_jax._src.errors import ConfigError
 
 MAX_DEPTH = 32
 MAX_ITEMS = 10_000
