@@ -27,6 +27,7 @@ MODULES = (
     "losses",
     "optimizers",
     "readouts",
+    "register",
     "tasks",
     "trajectories",
     "base",
