@@ -22,7 +22,8 @@ def test_examples_of_the_readme_run(capsys):
     with jax.enable_x64(False):
         for example in found:
             exec(compile(example, "README.md", "exec"), names)
-    assert names["losses"][-50:].mean() < 0.7 * names["losses"][:50].mean()
+    losses = names["metrics"].loss
+    assert losses[-50:].mean() < 0.7 * losses[:50].mean()
     assert "site: [37 x 128]" in capsys.readouterr().out
 
 

@@ -100,7 +100,7 @@ def test_it_imports_what_it_uses_and_core_programs_need_no_extra(installed):
 
 def test_it_trains_by_the_name_of_a_config_in_any_folder(installed):
     arguments = "train --config=copy --workdir=here --config.cell=vanilla(hidden_size=4)"
-    fields = "task.batch_size=2 estimator=truncated num_steps=100 checkpoint_every=100"
+    fields = "task.batch_size=2 estimator=truncated num_steps=200 checkpoint_every=200"
     overrides = [f"--config.{field}" for field in fields.split()]
     ended = kfrtrl(installed, *arguments.split(), *overrides, module=True)
     assert (ended.returncode, ended.stderr) == (0, "")

@@ -1,7 +1,8 @@
 """Renders what the studies have come to: kfrtrl report --out=DIR.
 
 Reads the committed records alone (experiments/results of a clone) and writes DIR/RESULTS.md,
-DIR/index.html, a page that opens without a network, and a picture of each study that has curves.
+DIR/index.html, a page that opens without a network, and a picture of each study that has curves. With
+--readme=README.md the leaderboard of that page is made anew too.
 """
 
 from __future__ import annotations
@@ -11,11 +12,13 @@ import pathlib
 from absl import flags
 
 from kfrtrl_jax.errors import ConfigError
-from kfrtrl_jax.studies.reproduction import page, report
+from kfrtrl_jax.studies.reproduction import leaderboard, page, report
 from kfrtrl_jax.training import command_line, display, workdir
 
 _RESULTS = flags.DEFINE_string("results", "experiments/results", "The folder of the records.")
 _OUT = flags.DEFINE_string("out", "runs/report", "The folder to write to.")
+
+_README = flags.DEFINE_string("readme", "", "A page with a leaderboard between its marks.")
 
 
 def run() -> int:
@@ -33,6 +36,11 @@ def run() -> int:
         display.say(f"results: {out / name}")
     for path in report.draw(results, out):
         display.say(f"picture: {path}")
+    if _README.value:
+        readme = pathlib.Path(_README.value)
+        text = leaderboard.insert(readme.read_text(), leaderboard.render(results))
+        workdir.write_text(readme, text)
+        display.say(f"leaderboard: {readme}")
     return 0
 
 

@@ -48,7 +48,7 @@ def run(invocation: command_line.Invocation) -> None:
         )
     if _TIME.value:
         measured = times.measure(chosen, invocation.overrides)
-        workdir.write_json(invocation.workdir / times.FILE, measured)
+        workdir.write_document(invocation.workdir / times.FILE, measured)
     record = records.collect(_STUDY.value, invocation.workdir, invocation.overrides)
     path = pathlib.Path(_RECORDS.value or invocation.workdir / "records.json")
     records.write(path, record)

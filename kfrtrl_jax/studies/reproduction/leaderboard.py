@@ -6,17 +6,19 @@ import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from kfrtrl_jax.errors import ConfigError
 from kfrtrl_jax.studies.reproduction import budget, report, runs, tables
 from kfrtrl_jax.studies.reproduction.chapters import CHAPTERS
 
 _STEP = 100_000
+_ROWS = 10
 _MARKS = ("<!-- leaderboard -->", "<!-- end of the leaderboard -->")
 
 
 def render(results: Path) -> str:
-    """A row per method in Markdown, by mean place at the same wall time.
+    """The first rows in Markdown: methods by their mean place at the same wall time, then by T*.
 
     Args:
       results: the folder experiments/results.
@@ -25,16 +27,18 @@ def render(results: Path) -> str:
     copy = runs.of_record(found["copy"]) if "copy" in found else []
     places_by_time, places_by_steps = _places(found)
     compared = dict.fromkeys([*places_by_time, *places_by_steps])
-    alone = [name for name in runs.methods_of(copy) if _score(copy, name)]
+    reached = {name: _values(copy, name) for name in runs.methods_of(copy)}
+    alone = [name for name in reached if reached[name]]
+    alone.sort(key=lambda name: -tables.spread(reached[name]).mean)
     rows = []
-    for method in [*compared, *(name for name in alone if name not in compared)]:
+    for method in [*compared, *(name for name in alone if name not in compared)][:_ROWS]:
         own = [run for run in copy if run.method == method]
         rows.append(
             [
                 method,
                 _number(places_by_time.get(method), ".1f"),
                 _number(places_by_steps.get(method), ".1f"),
-                _score(copy, method),
+                tables.spread(reached.get(method, [])).text(1),
                 _number(own[0].ms_per_step if own else None, ".2g"),
                 _number(own[0].bytes_per_lane / 1024 if own else None, ",.0f"),
             ]
@@ -68,7 +72,7 @@ def insert(text: str, table: str) -> str:
     return f"{before}{first}{table}{last}{after}"
 
 
-def _places(found: Mapping[str, Mapping]) -> tuple[dict[str, float], dict[str, float]]:
+def _places(found: Mapping[str, Mapping[str, Any]]) -> tuple[dict[str, float], dict[str, float]]:
     """The mean places of `budget`, at the same time and at the same steps."""
     if "budget" not in found:
         return {}, {}
@@ -78,9 +82,10 @@ def _places(found: Mapping[str, Mapping]) -> tuple[dict[str, float], dict[str, f
     return budget.ranks(by_time, scores), budget.ranks(by_steps, scores)
 
 
-def _score(copy: list[runs.Run], method: str) -> str:
+def _values(copy: list[runs.Run], method: str) -> list[float]:
+    """T* of each seed."""
     own = [run for run in copy if run.method == method]
-    return tables.spread(tables.values_at(own, "sequence_length", _STEP)).text(1)
+    return tables.values_at(own, "sequence_length", _STEP)
 
 
 def _number(value: float | None, form: str) -> str:
