@@ -27,6 +27,15 @@ def test_examples_of_the_readme_run(capsys):
     assert "site: [37 x 128]" in capsys.readouterr().out
 
 
+def test_the_example_of_an_estimator_is_unbiased_and_has_more_noise_than_uoro():
+    (example,) = examples("docs/own_estimator.md")
+    names: dict = {}
+    exec(compile(example, "docs/own_estimator.md", "exec"), names)
+    own, uoro = names["certificate"].rows
+    assert own.bias_z < 4
+    assert own.relative_noise > uoro.relative_noise
+
+
 def test_the_example_of_a_task_is_one():
     (example,) = examples("docs/tasks.md")
     names: dict = {}

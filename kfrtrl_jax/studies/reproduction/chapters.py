@@ -14,12 +14,14 @@ class Figure(NamedTuple):
       words: what it is.
       digits: behind the point.
       rises: whether more of it is better.
+      axis: what it is called at an axis, if otherwise.
     """
 
     field: str
     words: str
     digits: int
     rises: bool = False
+    axis: str = ""
 
 
 class Chapter(NamedTuple):
@@ -63,18 +65,18 @@ once in eight. TBPTT(L) is exact along the last L steps, with an update at every
 is too expensive for n = 128, and is compared at n = 32.
 """,
         (
-            Figure("sequence_length", "T*", 1, rises=True),
+            Figure("sequence_length", "T*", 1, rises=True, axis="length of the strings, T*"),
             Figure("running_loss", "running loss, bits per character", 3),
         ),
         "TBPTT(25)",
         drawn=(
             "16-OK",
-            "KF-RTRL",
-            "UORO",
             "16-OK, blocks of 8",
+            "KF-RTRL",
             "KF-RTRL, blocks of 8",
+            "SnAp-1, blocks of 8",
+            "UORO",
             "TBPTT(25)",
-            "TBPTT(5)",
             "TBPTT(1)",
         ),
     ),

@@ -74,7 +74,8 @@ def draw(results: Path, out: Path) -> list[Path]:
         if chapter.drawn and set(chapter.drawn) & set(runs.methods_of(own)):
             figure, public = chapter.figures[0], runs.of_public_logs(results / REFERENCE, name)
             paths.append(out / f"{name}.png")
-            pictures.draw(paths[-1], own, public, figure.field, figure.words, chapter.drawn)
+            words = figure.axis or figure.words
+            pictures.draw(paths[-1], own, public, figure.field, words, chapter.drawn)
     return paths
 
 
