@@ -13,7 +13,7 @@ import pathlib
 from absl import flags
 
 from kfrtrl_jax.studies.reproduction import records, study, times
-from kfrtrl_jax.training import command_line, display, engines, sweep, workdir
+from kfrtrl_jax.training import command_line, display, engines, sweep
 
 _STUDY = flags.DEFINE_string("study", "copy", f"One of {', '.join(study.NAMES)}.")
 _SCALE = flags.DEFINE_string("scale", "cpu", f"One of {', '.join(study.SCALES)}.")
@@ -47,8 +47,7 @@ def run(invocation: command_line.Invocation) -> None:
             wandb=invocation.wandb,
         )
     if _TIME.value:
-        measured = times.measure(chosen, invocation.overrides)
-        workdir.write_document(invocation.workdir / times.FILE, measured)
+        times.write(invocation.workdir, times.measure(chosen, invocation.overrides))
     record = records.collect(_STUDY.value, invocation.workdir, invocation.overrides)
     path = pathlib.Path(_RECORDS.value or invocation.workdir / "records.json")
     records.write(path, record)

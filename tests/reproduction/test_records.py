@@ -7,7 +7,7 @@ import pytest
 
 from kfrtrl_jax._src.compositions.notation import Written
 from kfrtrl_jax.errors import ConfigError
-from kfrtrl_jax.studies.reproduction import records, runs, study
+from kfrtrl_jax.studies.reproduction import records, runs, study, times
 from kfrtrl_jax.training import config as configs
 from kfrtrl_jax.training import metrics, sweep, workdir
 from tests.reproduction import invented
@@ -130,6 +130,9 @@ def test_what_a_sweep_has_come_to_is_collected(tmp_path, monkeypatch):
         assert trial["lanes"] == 2
         assert trial["ms_per_step"] > 0 < trial["bytes_per_lane"]
     assert len(record["trials"]) == 2
+    assert "times" not in record
+    times.write(folder, {"KF-RTRL": 0.25})
+    assert records.collect("tiny", folder, common)["times"] == {"KF-RTRL": 0.25}
 
     # The first trial is run on, the second diverged before its first line.
     first, second = (folder / "trials" / name for name in ("000", "001"))

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from kfrtrl_jax.studies.reproduction import tables
-from kfrtrl_jax.studies.reproduction.chapters import Figure
+from kfrtrl_jax.studies.reproduction.chapters import Figure, base
 from kfrtrl_jax.studies.reproduction.runs import Run, methods_of
 
 RATE = "optimizer.learning_rate"
@@ -128,11 +128,6 @@ def at_best_rates(runs: Sequence[Run], scores: Mapping[str, Figure]) -> list[Run
         reading = _reading(method, own, scores[base(task)], math.inf)
         kept += [run for run in own if reading and run.overrides[RATE] == reading.rate]
     return kept
-
-
-def base(task: str) -> str:
-    """The name of a task without its arguments."""
-    return task.partition("(")[0]
 
 
 def ranks(comparison: Comparison, scores: Mapping[str, Figure]) -> dict[str, float]:

@@ -6,6 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 
+def base(task: str) -> str:
+    """The name of a task without its arguments."""
+    return task.partition("(")[0]
+
+
 class Figure(NamedTuple):
     """A figure that a study is about.
 
@@ -48,7 +53,7 @@ class Chapter(NamedTuple):
 
     def figures_of(self, task: str) -> Sequence[Figure]:
         """The figures of a task, by its name in configs."""
-        own = self.tasks.get(task.partition("(")[0])
+        own = self.tasks.get(base(task))
         return self.figures if own is None else (own,)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -89,4 +88,4 @@ def _values(copy: list[runs.Run], method: str) -> list[float]:
 
 
 def _number(value: float | None, form: str) -> str:
-    return "" if value is None or math.isnan(value) else format(value, form)
+    return "" if value is None else format(value, form)

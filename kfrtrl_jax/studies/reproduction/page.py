@@ -18,7 +18,7 @@ import numpy as np
 
 from kfrtrl_jax.errors import ConfigError
 from kfrtrl_jax.studies.reproduction import budget, records, report, runs, tables
-from kfrtrl_jax.studies.reproduction.chapters import CHAPTERS, Chapter
+from kfrtrl_jax.studies.reproduction.chapters import CHAPTERS, Chapter, base
 from kfrtrl_jax.studies.reproduction.runs import Run
 
 _PACKAGE = "kfrtrl_jax.studies.reproduction"
@@ -277,7 +277,7 @@ def _cosine(run: Run, cosines: _Cosines) -> dict[str, Any] | None:
     estimator, length = str(run.overrides.get("estimator")), run.overrides.get("segment_length", 1)
     immediate = run.overrides.get("immediate", "exact")
     for along, where in (
-        (run.task.partition("(")[0], "a network trained on this task"),
+        (base(run.task), "a network trained on this task"),
         (run.cell, f"a small untrained {run.cell}"),
     ):
         value = cosines.get((along, estimator, length, immediate))

@@ -69,7 +69,7 @@ def collect(name: str, folder: Path, common: Mapping[str, Any] | None = None) ->
                 **record,
             }
         )
-    measured = folder / times.FILE
+    measured = times.read(folder)
     return {
         "study": name,
         "config": path_of(name),
@@ -77,7 +77,7 @@ def collect(name: str, folder: Path, common: Mapping[str, Any] | None = None) ->
         "data": made["data"],
         "versions": made["versions"],
         "sittings": made.get("sittings", []),
-        **({"times": workdir.read_document(measured)} if measured.exists() else {}),
+        **({"times": measured} if measured else {}),
         "trials": found,
     }
 

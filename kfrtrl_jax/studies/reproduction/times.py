@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -15,10 +16,10 @@ import jax
 from kfrtrl_jax._src import xla
 from kfrtrl_jax.studies.benchmarking.timing import median
 from kfrtrl_jax.studies.reproduction.study import Study
-from kfrtrl_jax.training import sweep
+from kfrtrl_jax.training import sweep, workdir
 from kfrtrl_jax.training.program import build
 
-FILE = "times.json"
+_FILE = "times.json"
 # A stretch of steps that a clock can tell, of the cheapest method too; a multiple of all blocks.
 _STEPS = 400
 
@@ -42,6 +43,21 @@ def measure(study: Study, common: Mapping[str, Any], rounds: int = 5) -> dict[st
             jax.block_until_ready(chunk())
             seconds[name].append(time.perf_counter() - start)
     return {name: round(1000 * median(own) / _STEPS, 5) for name, own in seconds.items()}
+
+
+def write(folder: Path, measured: Mapping[str, float]) -> None:
+    """Keeps what was measured in the folder of the study's sweep."""
+    workdir.write_document(folder / _FILE, dict(measured))
+
+
+def read(folder: Path) -> dict[str, float]:
+    """What was measured; none if nothing was.
+
+    Raises:
+      DamagedError: if the file is not as it was written.
+    """
+    path = folder / _FILE
+    return workdir.read_document(path) if path.exists() else {}
 
 
 def _chunk(
