@@ -8,6 +8,7 @@ in it.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -19,81 +20,95 @@ from kfrtrl_jax._src.composition import compose
 from kfrtrl_jax._src.learning import trees, weighted
 from kfrtrl_jax._src.learning.exact import linearized
 from kfrtrl_jax._src.learning.past import Past
-from kfrtrl_jax._src.learning.types import LearnerState, Model, Outcome
+from kfrtrl_jax._src.learning.types import LearnerState, Model, Outcome, Update
 from kfrtrl_jax._src.learning.unroll import SegmentGradient, Unrolled
 
 
-def run_segment(
-    model: Model,
-    credit: CreditEstimator,
-    share: float | None,
-    state: LearnerState,
-    segment: Batch,
-    key: Key,
-) -> tuple[Any, LearnerState, Outcome]:
-    """(the gradient, the state after the segment, its outcome).
+@dataclasses.dataclass(frozen=True)
+class Credited:
+    """The form with a credit, see `types.Form`; its segments have one update.
 
-    Args:
+    Attributes:
       model: the parts of the learner.
       credit: the credit estimator.
       share: the credit's share, if its value is known; if it is 1, the influence is not pulled.
-      state: the learner's state before the segment.
-      segment: the batches of its steps, [K, B].
-      key: for the estimator.
     """
-    unrolled = Unrolled(model, state.parameters, state.carry, segment)
-    inside, credit_state = _with_credit(unrolled, credit, share, state)
-    sites, influence = inside.sites, state.influence
-    begins = segment.reset.at[0].set(segment.reset[0] | state.fresh)
-    if share != 1:
-        cotangent = jnp.where(state.fresh[:, None], 0, inside.cotangent)
-        past = Past(model, influence, None, cotangent, begins, jnp.asarray(0))
-        pulled, _ = past.pulled()
-        influence = model.estimator.observe(pulled.influence, pulled.cotangent[None])
-        sites = trees.add(sites, pulled.gradients)
-    steps = linearized(model, state.parameters, inside.seen.starts, segment, begins)
-    new = state._replace(
-        carry=inside.seen.carry,
-        influence=model.estimator.push(influence, compose(steps), key),
-        fresh=jnp.zeros_like(state.fresh),
-        credit=credit_state,
-    )
-    gradient = unrolled.by_parameters(sites, inside.others)
-    return gradient, new, Outcome(inside.losses, inside.predictions)
 
+    model: Model
+    credit: CreditEstimator
+    share: float | None
 
-def _with_credit(
-    unrolled: Unrolled, credit: CreditEstimator, share: float | None, state: LearnerState
-) -> tuple[SegmentGradient, Any]:
-    """The gradient inside the segment with the credit's part, and the updated credit state."""
-    segment, flatten = unrolled.segment, unrolled.model.linearizer.flatten
+    def take(self, state: LearnerState, batch: Batch) -> tuple[Any, Any]:
+        """Refuses: a credit learns from whole segments."""
+        del state, batch
+        raise ValueError(
+            "predict and update do not take a credit, which learns from whole segments: use step"
+        )
 
-    def ends(
-        variables: Any, floats: Any
-    ) -> tuple[tuple[Float[Array, "K B"], Float[Array, "B n"]], Any]:
-        predictions, seen = unrolled.predict(variables, floats)
-        losses = weighted.losses_of(unrolled.model, predictions, segment)
-        return (losses, flatten(seen.carry)), (predictions, seen)
+    def run(
+        self,
+        state: LearnerState,
+        segment: Batch,
+        key: Key,
+        update: Update,
+        taken: Any = None,
+    ) -> tuple[Any, LearnerState, Outcome]:
+        """See `types.Form`."""
+        del taken
+        model = self.model
+        unrolled = Unrolled(model, state.parameters, state.carry, segment)
+        inside, credit_state = self._inside(unrolled, state)
+        sites, influence = inside.sites, state.influence
+        begins = segment.reset.at[0].set(segment.reset[0] | state.fresh)
+        if self.share != 1:
+            cotangent = jnp.where(state.fresh[:, None], 0, inside.cotangent)
+            past = Past(model, influence, None, cotangent, begins, jnp.asarray(0))
+            pulled, _ = past.pulled()
+            influence = model.estimator.observe(pulled.influence, pulled.cotangent[None])
+            sites = trees.add(sites, pulled.gradients)
+        steps = linearized(model, state.parameters, inside.seen.starts, segment, begins)
+        gradient = unrolled.by_parameters(sites, inside.others)
+        new = state._replace(
+            carry=inside.seen.carry,
+            influence=model.estimator.push(influence, compose(steps), key),
+            fresh=jnp.zeros_like(state.fresh),
+            credit=credit_state,
+        )
+        new, report = update(new, gradient)
+        reports = jax.tree.map(lambda x: x[None], report)
+        return reports, new, Outcome(inside.losses, inside.predictions)
 
-    (losses, end), pullback, (predictions, seen) = jax.vjp(
-        ends, unrolled.variables, unrolled.floats, has_aux=True
-    )
-    future = credit.predict(state.credit, end).astype(end.dtype)
-    weights, nothing = weighted.weights_of(segment, losses), jnp.zeros_like(end)
-    each = weighted.share_of_each(segment, losses)
-    if share == 1:
-        gradient, start = pullback((weights, future))
-        past = jax.tree.map(jnp.zeros_like, start)
-    else:
-        gradient, past = pullback((weights, nothing))
-        late, start = pullback((jnp.zeros_like(losses), future))
-        gradient = trees.add(gradient, trees.scaled(late, credit.share))
-        start = trees.add(past, start)
-        past = trees.scaled(past, (1 - credit.share) * each)
-    target = unrolled.by_state(start)
-    # At the first step of a run it may be infinite; the credit there is never used.
-    target = jnp.where(state.fresh[:, None] & ~jnp.isfinite(target), 0, target)
-    new = credit.update(state.credit, flatten(state.carry), target)
-    sites, others = unrolled.by_sites(trees.scaled(gradient, each), seen.data)
-    inside = SegmentGradient(sites, others, unrolled.by_state(past), losses, predictions, seen)
-    return inside, new
+    def _inside(self, unrolled: Unrolled, state: LearnerState) -> tuple[SegmentGradient, Any]:
+        """The gradient inside the segment with the credit's part, and the updated credit state."""
+        segment, flatten = unrolled.segment, self.model.linearizer.flatten
+        credit = self.credit
+
+        def ends(
+            variables: Any, floats: Any
+        ) -> tuple[tuple[Float[Array, "K B"], Float[Array, "B n"]], Any]:
+            predictions, seen = unrolled.predict(variables, floats)
+            losses = weighted.losses_of(self.model, predictions, segment)
+            return (losses, flatten(seen.carry)), (predictions, seen)
+
+        (losses, end), pullback, (predictions, seen) = jax.vjp(
+            ends, unrolled.variables, unrolled.floats, has_aux=True
+        )
+        future = credit.predict(state.credit, end).astype(end.dtype)
+        weights, nothing = weighted.weights_of(segment, losses), jnp.zeros_like(end)
+        each = weighted.share_of_each(segment, losses)
+        if self.share == 1:
+            gradient, start = pullback((weights, future))
+            past = jax.tree.map(jnp.zeros_like, start)
+        else:
+            gradient, past = pullback((weights, nothing))
+            late, start = pullback((jnp.zeros_like(losses), future))
+            gradient = trees.add(gradient, trees.scaled(late, credit.share))
+            start = trees.add(past, start)
+            past = trees.scaled(past, (1 - credit.share) * each)
+        target = unrolled.by_state(start)
+        # At the first step of a run it may be infinite; the credit there is never used.
+        target = jnp.where(state.fresh[:, None] & ~jnp.isfinite(target), 0, target)
+        new = credit.update(state.credit, flatten(state.carry), target)
+        sites, others = unrolled.by_sites(trees.scaled(gradient, each), seen.data)
+        inside = SegmentGradient(sites, others, unrolled.by_state(past), losses, predictions, seen)
+        return inside, new

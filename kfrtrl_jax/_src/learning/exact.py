@@ -11,7 +11,6 @@ it. At the segment's end the oldest K of the kept steps are pushed into the esti
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -20,44 +19,12 @@ import jax.numpy as jnp
 from kfrtrl_jax._src.base import Array, Batch, Key, Linearization
 from kfrtrl_jax._src.composition import compose
 from kfrtrl_jax._src.learning import kept, trees
+from kfrtrl_jax._src.learning.lengths import Lengths
 from kfrtrl_jax._src.learning.past import Past
 from kfrtrl_jax._src.learning.recovery import anywhere
-from kfrtrl_jax._src.learning.types import LearnerState, Model, Outcome
+from kfrtrl_jax._src.learning.types import LearnerState, Model, Outcome, Update
 from kfrtrl_jax._src.learning.unroll import Forward, Unrolled, backward, forward
 from kfrtrl_jax._src.xla import in_place_if
-
-# (state, gradient) -> (the state after an update, what is reported of it).
-Update = Callable[[LearnerState, Any], tuple[LearnerState, Any]]
-
-
-@dataclasses.dataclass(frozen=True)
-class Lengths:
-    """Numbers of time steps.
-
-    Attributes:
-      segment: K, after which the influence is pushed.
-      update: U, after which the parameters are updated; it divides K.
-      window: how many steps are kept; a multiple of K.
-    """
-
-    segment: int
-    update: int
-    window: int
-
-    @property
-    def updates(self) -> int:
-        """How many updates a segment has."""
-        return self.segment // self.update
-
-    @property
-    def earlier(self) -> int:
-        """How many steps before the segment are kept."""
-        return self.window - self.segment
-
-    @property
-    def keeps(self) -> bool:
-        """Whether there are kept steps before an update's own."""
-        return self.update < self.window
 
 
 class Passed(NamedTuple):
@@ -72,90 +39,149 @@ class Passed(NamedTuple):
     steps: Linearization
 
 
-def take(model: Model, state: LearnerState, batches: Batch) -> Passed:
-    """Takes the steps of an update, [U, B]; no targets are needed."""
-    passed = forward(Unrolled(model, state.parameters, state.carry, batches))
-    begins = _begins(state, batches)
-    return Passed(passed, linearized(model, state.parameters, passed.seen.starts, batches, begins))
+@dataclasses.dataclass(frozen=True)
+class Exact:
+    """The form of `immediate="exact"` without a credit, see `types.Form`.
 
-
-def run_segment(
-    model: Model,
-    lengths: Lengths,
-    state: LearnerState,
-    segment: Batch,
-    key: Key,
-    update: Update,
-    taken: Passed | None = None,
-) -> tuple[Any, LearnerState, Outcome]:
-    """(the reports of its updates, [K / U, ...], the state after it, its outcome).
-
-    Args:
+    Attributes:
       model: the parts of the learner.
       lengths: K, U and the window.
-      state: before the segment.
-      segment: the batches of its steps, [K, B].
-      key: for the estimator.
-      update: what to do with the gradient of each update.
-      taken: the steps, if they have been taken already; K is U then.
     """
-    influence = state.influence
-    ring: Any = state.kept if lengths.earlier else None
-    if lengths.keeps and not lengths.earlier:
-        first = jax.tree.map(lambda x: x[0], segment.inputs)
-        ring = kept.empty(model, state.parameters["cell"], state.carry, first, lengths.window)
 
-    def one(carry: tuple[LearnerState, Any], interval: tuple[Batch, Array]) -> Any:
-        """(((state, kept steps), (report, outcome, are lanes lost, cotangent)), influence)."""
-        state, ring = carry
-        batches, count = interval
-        passed = take(model, state, batches) if taken is None else taken
+    model: Model
+    lengths: Lengths
+
+    def take(self, state: LearnerState, batch: Batch) -> tuple[Any, Passed]:
+        """See `types.Form`."""
+        taken = self._take(state, jax.tree.map(lambda x: x[None], batch))
+        return jax.tree.map(lambda x: x[0], taken.forward.predictions), taken
+
+    def run(
+        self,
+        state: LearnerState,
+        segment: Batch,
+        key: Key,
+        update: Update,
+        taken: Passed | None = None,
+    ) -> tuple[Any, LearnerState, Outcome]:
+        """See `types.Form`."""
+        lengths = self.lengths
+        intervals = jax.tree.map(
+            lambda x: x.reshape(lengths.updates, lengths.update, *x.shape[1:]), segment
+        )
+        # The influence is the same for all updates: the loop need not carry it.
+        start, influence = state._replace(influence=()), state.influence
+        ring = self._ring(state, segment)
+        updates = _Updates(self, influence, update)
+        if lengths.updates == 1:
+            only = jax.tree.map(lambda x: x[0], intervals)
+            counted = only, jnp.asarray(lengths.earlier)
+            (end, outputs), influence = updates.one((start, ring), counted, taken)
+            outputs = jax.tree.map(lambda x: x[None], outputs)
+        else:
+            counts = lengths.earlier + lengths.update * jnp.arange(lengths.updates)
+            end, outputs = jax.lax.scan(
+                lambda carry, interval: updates.one(carry, interval)[0],
+                (start, ring),
+                (intervals, counts),
+            )
+            influence = self._without_lost(influence, end[1], outputs.lost)
+        state, ring = end
+        influence = self.model.estimator.observe(influence, outputs.cotangent)
+        influence = self.model.estimator.push(influence, compose(self._pushed(ring)), key)
+        state = state._replace(influence=influence, kept=ring if lengths.earlier else ())
+        outcome = jax.tree.map(lambda x: x.reshape(lengths.segment, *x.shape[2:]), outputs.outcome)
+        return outputs.report, state, outcome
+
+    def _take(self, state: LearnerState, batches: Batch) -> Passed:
+        """Takes the steps of an update, [U, B]."""
+        passed = forward(Unrolled(self.model, state.parameters, state.carry, batches))
+        begins, starts = _begins(state, batches), passed.seen.starts
+        return Passed(passed, linearized(self.model, state.parameters, starts, batches, begins))
+
+    def _ring(self, state: LearnerState, segment: Batch) -> Any:
+        """The kept steps before the segment; None if no update has any before its own."""
+        lengths = self.lengths
+        if lengths.keeps and not lengths.earlier:
+            first = jax.tree.map(lambda x: x[0], segment.inputs)
+            cell = state.parameters["cell"]
+            return kept.empty(self.model, cell, state.carry, first, lengths.window)
+        return state.kept if lengths.earlier else None
+
+    def _without_lost(self, influence: Any, ring: kept.Kept, lost: Array) -> Any:
+        """The influence; if an update left lanes out, without those that start in the segment."""
+        forget = self.model.forget
+        if forget is None:
+            return influence
+        starts = jnp.any(ring.steps.keep == 0, axis=0)
+        return in_place_if(
+            anywhere(jnp.any(lost)), lambda influence: forget(influence, starts), influence
+        )
+
+    def _pushed(self, ring: Any) -> Linearization:
+        """The steps to push at the segment's end, [K, ...]."""
+        if self.lengths.earlier:
+            return kept.oldest(ring, self.lengths.segment)
+        # Without earlier steps the ring is the segment's, from its first place on.
+        return ring.steps if self.lengths.keeps else ring
+
+
+class _Outputs(NamedTuple):
+    """What an update leaves beside the learner's state.
+
+    Attributes:
+      report: what `Update` says of it.
+      outcome: of its steps.
+      lost: whether lanes were left out of its gradient.
+      cotangent: that the influence was pulled with, [B, n].
+    """
+
+    report: Any
+    outcome: Outcome
+    lost: Array
+    cotangent: Array
+
+
+class _Updates(NamedTuple):
+    """The updates of a segment, which share the influence before it.
+
+    Attributes:
+      form: of the gradient.
+      influence: the estimator's state at the segment's start.
+      update: what to do with each gradient.
+    """
+
+    form: Exact
+    influence: Any
+    update: Update
+
+    def one(
+        self, carry: tuple[LearnerState, Any], interval: tuple[Batch, Array], taken: Any = None
+    ) -> tuple[tuple[Any, _Outputs], Any]:
+        """(((state, kept steps), outputs), the influence to go on with).
+
+        Args:
+          carry: (state, kept steps).
+          interval: (its batches [U, B], how many steps are kept before it).
+          taken: its steps, if they have been taken already.
+        """
+        (state, ring), (batches, count) = carry, interval
+        model = self.form.model
+        passed = self.form._take(state, batches) if taken is None else taken
         unrolled = Unrolled(model, state.parameters, state.carry, batches)
         inside = backward(unrolled, passed.forward)
         # Nothing precedes a run's first step: the cotangent is 0, even if the derivative is infinite.
         cotangent = jnp.where(state.fresh[:, None], 0, inside.cotangent)
-        past = Past(model, influence, ring, cotangent, _begins(state, batches), count)
+        past = Past(model, self.influence, ring, cotangent, _begins(state, batches), count)
         pulled, lost = past.pulled()
         sites = trees.add(inside.sites, pulled.gradients)
         gradient = unrolled.by_parameters(sites, inside.others)
         state = state._replace(carry=inside.seen.carry, fresh=jnp.zeros_like(state.fresh))
-        state, report = update(state, gradient)
+        state, report = self.update(state, gradient)
         kept_now = passed.steps if ring is None else kept.append(ring, passed.steps)
         outcome = Outcome(inside.losses, inside.predictions)
-        outputs = report, outcome, lost, pulled.cotangent
+        outputs = _Outputs(report, outcome, lost, pulled.cotangent)
         return ((state, kept_now), outputs), pulled.influence
-
-    # The influence is the same for all updates: the loop need not carry it.
-    state = state._replace(influence=())
-    intervals = jax.tree.map(
-        lambda x: x.reshape(lengths.updates, lengths.update, *x.shape[1:]), segment
-    )
-    if lengths.updates == 1:
-        only = jax.tree.map(lambda x: x[0], intervals)
-        ((state, ring), outputs), influence = one(
-            (state, ring), (only, jnp.asarray(lengths.earlier))
-        )
-        reports, outcomes, _, cotangents = jax.tree.map(lambda x: x[None], outputs)
-    else:
-        counts = lengths.earlier + lengths.update * jnp.arange(lengths.updates)
-        (state, ring), (reports, outcomes, lost, cotangents) = jax.lax.scan(
-            lambda carry, interval: one(carry, interval)[0], (state, ring), (intervals, counts)
-        )
-        forget = model.forget
-        if forget is not None:
-            starts = jnp.any(ring.steps.keep == 0, axis=0)
-            influence = in_place_if(
-                anywhere(jnp.any(lost)), lambda influence: forget(influence, starts), influence
-            )
-    steps = ring
-    if lengths.keeps:
-        # Without earlier steps the ring is the segment's, from its first place on.
-        steps = kept.oldest(ring, lengths.segment) if lengths.earlier else ring.steps
-    influence = model.estimator.observe(influence, cotangents)
-    influence = model.estimator.push(influence, compose(steps), key)
-    state = state._replace(influence=influence, kept=ring if lengths.earlier else ())
-    flat = jax.tree.map(lambda x: x.reshape(lengths.segment, *x.shape[2:]), outcomes)
-    return reports, state, flat
 
 
 def _begins(state: LearnerState, batches: Batch) -> Array:

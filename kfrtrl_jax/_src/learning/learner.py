@@ -7,40 +7,22 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 import optax
-from jaxtyping import Bool, Float
 
 from kfrtrl_jax._src import jax_internals
-from kfrtrl_jax._src.base import (
-    Array,
-    Batch,
-    Cell,
-    CreditEstimator,
-    InfluenceEstimator,
-    Key,
-    Loss,
-    Readout,
-)
+from kfrtrl_jax._src.base import Array, Cell, CreditEstimator, InfluenceEstimator, Loss, Readout
 from kfrtrl_jax._src.errors import UnsupportedCellError
-from kfrtrl_jax._src.lanes import along, initial_lanes, restarted
-from kfrtrl_jax._src.learning import credited, estimated, exact, kept, trees, weighted
+from kfrtrl_jax._src.learning import credited, estimated, exact
 from kfrtrl_jax._src.learning.door import Door, stacked
+from kfrtrl_jax._src.learning.functions import Functions
 from kfrtrl_jax._src.learning.given import as_cell, as_estimator, as_loss, as_optimizer, as_readout
 from kfrtrl_jax._src.learning.groups import grouped
-from kfrtrl_jax._src.learning.pending import Pending, put_aside, taken_up
-from kfrtrl_jax._src.learning.recovery import axes_of_lanes, lanes_lost, make_forget, make_lost
-from kfrtrl_jax._src.learning.types import (
-    Learner,
-    LearnerState,
-    Model,
-    Parameters,
-    StepMetrics,
-)
+from kfrtrl_jax._src.learning.lengths import Lengths, make_lengths
+from kfrtrl_jax._src.learning.recovery import axes_of_lanes, make_forget, make_lost
+from kfrtrl_jax._src.learning.types import Form, Learner, Model, Parameters
 from kfrtrl_jax._src.linearization import self_check
 from kfrtrl_jax._src.linearization.linearizer import make_linearizer
 from kfrtrl_jax._src.one_step import require_one_lane
-from kfrtrl_jax._src.shapes import require_key, require_leading_axes, require_shape
 
 
 def predict(
@@ -128,7 +110,7 @@ def make_learner(
       UnsupportedCellError: if the cell has no structure that the estimator can use, cannot be
         linearized, or fails the check.
     """
-    lengths = _lengths(segment_length, update_every, window)
+    lengths = make_lengths(segment_length, update_every, window)
     if lane_groups < 1 or batch_size % lane_groups:
         raise ValueError(f"lane_groups must divide batch_size, got {lane_groups} and {batch_size}")
     share = _check_forms(immediate, credit, lengths)
@@ -150,206 +132,21 @@ def make_learner(
             'immediate="estimated" needs a cell whose output is a function of its new carry alone; '
             'use immediate="exact"'
         )
-    scale = loss.scale
-    door = Door(stacked(example_input), lengths.segment, batch_size, prediction, loss.function)
     axes = axes_of_lanes(estimator, linearizer.structure), 0
     pull = grouped(estimator.pull, axes, lane_groups)
     model = Model(
         cell, linearizer, readout, loss.function, estimator, forget, batch_size, lane_groups, pull
     )
-
-    def init(key: Key) -> LearnerState:
-        require_key("key", key)
-        cell_key, readout_key, key, *rest = jax.random.split(key, 3 if credit is None else 4)
-        parameters = {"cell": cell.init(cell_key), "readout": readout.init(readout_key)}
-        carry = initial_lanes(cell, batch_size)
-        ring: Any = ()
-        if lengths.earlier:
-            inputs = stacked(example_input, batch_size)
-            ring = kept.empty(model, parameters["cell"], carry, inputs, lengths.window)
-        return LearnerState(
-            parameters,
-            optimizer.init(trees.partition(parameters)[0]),
-            carry,
-            estimator.init(linearizer.structure),
-            key,
-            jnp.ones(batch_size, bool),
-            ring,
-            () if credit is None else credit.init(linearizer.structure, *rest),
-        )
-
-    def run(state: LearnerState, segment: Batch, update: exact.Update, taken: Any = None) -> Any:
-        """(the reports of its updates, [K / U, ...], the state after it, the outcome)."""
-        check_state(state)
-        key, own = jax.random.split(state.key)
-        state = state._replace(key=key)
-        if immediate == "exact" and credit is None:
-            return exact.run_segment(model, lengths, state, segment, own, update, taken)
-        if credit is None:
-            gradient, state, outcome = estimated.run_step(model, state, segment, own, taken)
-        else:
-            gradient, state, outcome = credited.run_segment(
-                model, credit, share, state, segment, own
-            )
-        state, report = update(state, gradient)
-        return jax.tree.map(lambda x: x[None], report), state, outcome
-
-    def updated(state: LearnerState, gradient: Any) -> tuple[LearnerState, Float[Array, ""]]:
-        """The state after an update, and the gradient's norm."""
-        floats, constants = trees.partition(state.parameters)
-        # JAX's gradient by a complex number points the wrong way along its imaginary part.
-        descending = jax.tree.map(jnp.conj, gradient)
-        updates, optimizer_state = optimizer.update(descending, state.optimizer_state, floats)
-        parameters = trees.combine(optax.apply_updates(floats, updates), constants)
-        new = state._replace(parameters=parameters, optimizer_state=optimizer_state)
-        return new, optax.tree.norm(gradient)
-
-    def check_state(state: LearnerState) -> None:
-        hint = "the state must come from the init of this learner"
-        require_leading_axes("state.carry", state.carry, batch_size, hint=hint)
-
-    def step(state: LearnerState, segment: Batch) -> tuple[LearnerState, StepMetrics]:
-        segment, single = door.opened(segment)
-        return learned(state, segment, single)
-
-    def learned(
-        state: LearnerState, segment: Batch, single: bool, taken: Any = None
-    ) -> tuple[LearnerState, StepMetrics]:
-        norms, state, outcome = run(state, segment, updated, taken)
-        means, weight = weighted.means_of_steps(segment, outcome.losses)
-        of_steps = means * scale, weight, outcome.predictions, outcome.losses * scale
-        if single:
-            of_steps = jax.tree.map(lambda x: x[0], of_steps)
-        loss, weight, predictions, losses = of_steps
-        return state, StepMetrics(loss, weight, jnp.mean(norms), predictions, losses)
-
-    def gradient(state: LearnerState, segment: Batch) -> tuple[Any, LearnerState, Array]:
-        segment, single = door.opened(segment)
-        gradients, state, outcome = run(state, segment, lambda state, gradient: (state, gradient))
-        if lengths.updates == 1:
-            gradients = jax.tree.map(lambda g: g[0], gradients)
-        means = weighted.means_of_steps(segment, outcome.losses)[0] * scale
-        return gradients, state, means[0] if single else means
-
-    def predict(
-        state: LearnerState, inputs: Any, reset: Bool[Array, " B"] | None = None
-    ) -> tuple[Any, Pending]:
-        _require_single_steps(lengths, credit)
-        check_state(state)
-        door.check_inputs(inputs, (batch_size,))
-        reset = jnp.zeros(batch_size, bool) if reset is None else reset
-        require_shape("reset", reset, batch_size)
-        batch = Batch(jax.tree.map(jnp.asarray, inputs), None, jnp.asarray(reset, bool))
-        if immediate == "estimated":
-            taken: Any = estimated.take(model, state, batch)
-            predictions = taken.predictions
-        else:
-            taken = exact.take(model, state, jax.tree.map(lambda x: x[None], batch))
-            predictions = jax.tree.map(lambda x: x[0], taken.forward.predictions)
-        return predictions, put_aside((batch, taken), state)
-
-    def update(
-        state: LearnerState, pending: Pending, targets: Any, weight: Array | None = None
-    ) -> tuple[LearnerState, StepMetrics]:
-        _require_single_steps(lengths, credit)
-        if not isinstance(pending, Pending):
-            raise ValueError(
-                f"update takes what predict has left pending, and the targets, got a "
-                f"{type(pending).__name__}; for an optimizer's step with a gradient of your own use "
-                f"apply_gradient"
-            )
-        batch, taken = taken_up(pending, state)
-        segment, _ = door.opened(batch._replace(targets=targets, weight=weight))
-        return learned(state, segment, True, taken)
-
-    def restart(state: LearnerState, lanes: Array) -> LearnerState:
-        require_shape("lanes", lanes, batch_size)
-        influence, ring = state.influence, state.kept
-        if forget is not None:
-            influence = forget(influence, lanes)
-        if lengths.earlier:
-            ring = kept.forgotten(ring, lanes)
-        return state._replace(
-            carry=_started(cell, state.carry, lanes),
-            influence=influence,
-            fresh=state.fresh | lanes,
-            kept=ring,
-        )
-
-    def lost(state: LearnerState) -> Array:
-        carry = lanes_lost([(0, x) for x in jax.tree.leaves(state.carry)], batch_size)
-        found = carry | influence_lost(state.influence)
-        return found | kept.lost(state.kept) if lengths.earlier else found
-
-    def diagnostics(state: LearnerState) -> dict[str, Float[Array, ""]]:
-        named = {} if credit is None else credit.diagnostics(state.credit)
-        return {
-            **estimator.diagnostics(state.influence),
-            **{f"credit/{name}": value for name, value in named.items()},
-        }
-
-    return Learner(
-        init=init,
-        step=step,
-        predict=predict,
-        update=update,
-        gradient=gradient,
-        apply_gradient=updated,
-        restart=restart,
-        lost=lost,
-        diagnostics=diagnostics,
-        linearizer=linearizer,
-        segment_length=lengths.segment,
-        example_input=stacked(example_input),
-        unit=loss.unit,
-    )
-
-
-def _started(cell: Cell, carry: Any, lanes: Array) -> Any:
-    """The carry with some lanes at the start of a sequence, finite even where nothing is reset."""
-
-    def leaf(initial: Any, new: Array) -> Array:
-        if not jnp.issubdtype(new.dtype, jnp.inexact):
-            return new
-        lost = along(lanes, new) & ~jnp.isfinite(new)
-        return jnp.where(lost, jnp.asarray(initial, new.dtype), new)
-
-    return jax.tree.map(leaf, cell.initial_carry(), restarted(cell, carry, lanes))
-
-
-def _require_single_steps(lengths: exact.Lengths, credit: CreditEstimator | None) -> None:
-    """Refuses `predict` and `update` for a learner whose updates need more than one time step."""
-    if lengths.segment > 1:
-        raise ValueError(
-            f"predict and update take one time step, and this learner's segment_length is "
-            f"{lengths.segment}: use step, or make it with segment_length=1 (a window of several steps "
-            f"may stay)"
-        )
+    form: Form = exact.Exact(model, lengths)
     if credit is not None:
-        raise ValueError(
-            "predict and update do not take a credit, which learns from whole segments: use step"
-        )
+        form = credited.Credited(model, credit, share)
+    elif immediate == "estimated":
+        form = estimated.Estimated(model)
+    door = Door(stacked(example_input), lengths.segment, batch_size, prediction, loss.function)
+    return Functions(model, form, lengths, credit, optimizer, loss, influence_lost, door).learner()
 
 
-def _lengths(segment_length: int, update_every: int | None, window: int | None) -> exact.Lengths:
-    update_every = segment_length if update_every is None else update_every
-    window = segment_length if window is None else window
-    if segment_length < 1:
-        raise ValueError(f"segment_length must be at least 1, got {segment_length}")
-    if update_every < 1 or segment_length % update_every:
-        raise ValueError(
-            f"update_every must divide segment_length, got {update_every} and {segment_length}"
-        )
-    if window < segment_length or window % segment_length:
-        raise ValueError(
-            f"window must be a multiple of segment_length, got {window} and {segment_length}"
-        )
-    return exact.Lengths(segment_length, update_every, window)
-
-
-def _check_forms(
-    immediate: str, credit: CreditEstimator | None, lengths: exact.Lengths
-) -> float | None:
+def _check_forms(immediate: str, credit: CreditEstimator | None, lengths: Lengths) -> float | None:
     """Refuses arguments that exclude each other; returns the credit's share if its value is known."""
     if immediate not in ("exact", "estimated"):
         raise ValueError(f'immediate must be "exact" or "estimated", got {immediate!r}')

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from jaxtyping import Bool, Float
 
@@ -141,3 +141,31 @@ class Model(NamedTuple):
     batch_size: int
     groups: int
     pull: Callable[[Any, Float[Array, "B n"]], GroupedGradients]
+
+
+# (state, gradient) -> (the state after an update, what is reported of it).
+Update = Callable[[LearnerState, Any], tuple[LearnerState, Any]]
+
+
+class Form(Protocol):
+    """A form of a segment's gradient: exact along kept steps, as in the papers, or credited."""
+
+    def run(
+        self, state: LearnerState, segment: Batch, key: Key, update: Update, taken: Any = None
+    ) -> tuple[Any, LearnerState, Outcome]:
+        """(the reports of the segment's updates, [K / U, ...], the state after it, its outcome).
+
+        Args:
+          state: before the segment.
+          segment: the batches of its steps, [K, B].
+          key: for the estimator.
+          update: what to do with the gradient of each update.
+          taken: what `take` has returned, if it was called; K is 1 then.
+        """
+
+    def take(self, state: LearnerState, batch: Batch) -> tuple[Any, Any]:
+        """Makes a single step, [B], whose targets need not be known: (predictions [B, ...], taken).
+
+        Raises:
+          ValueError: if the form has no single steps.
+        """
