@@ -12,11 +12,14 @@ import jaxlib
 
 
 def _is_flag(name):
-    """Whether this version of XLA, which stops at a flag that it does not have, knows of one."""
+    """Whether this version of XLA, which stops at a flag that it does not have, has one.
+
+    Its name is a string of the library then; names of former flags stand there as parts of others.
+    """
     for library in pathlib.Path(jaxlib.__file__).parent.glob("libjax_common.*"):
         with open(library, "rb") as file:
             code = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            return code.find(name.encode()) >= 0
+            return code.find(b"\0" + name.encode() + b"\0") >= 0
     return False
 
 
