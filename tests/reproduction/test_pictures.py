@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import matplotlib as mpl
+import matplotlib.colors
 import matplotlib.image
 import numpy as np
 
@@ -8,13 +10,26 @@ from kfrtrl_jax.training import plots
 from tests.reproduction import invented
 
 
-def test_a_picture_of_each_study_that_has_curves_of_the_drawn_methods(tmp_path):
+def test_a_picture_of_each_study_that_has_curves_of_the_drawn_methods_or_many_tasks(tmp_path):
     found = report.draw(invented.results(tmp_path / "results"), tmp_path)
-    assert [path.name for path in found] == ["copy.png"]
-    image = matplotlib.image.imread(found[0])[..., :3]
+    assert [path.name for path in found] == ["copy.png", "long.png"]
     for colour in (plots.COLOURS[0], "#999999"):
-        wanted = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
-        assert (np.abs(image - wanted).max(axis=2) < 0.01).sum() > 50, colour
+        assert _pixels(found[0], colour) > 50, colour
+    # One task is guessed, the other solved.
+    solved = matplotlib.colors.to_hex(mpl.colormaps["Blues"](1 / 1.3))
+    assert _pixels(found[1], "#f7fbff") > 500
+    assert _pixels(found[1], solved) > 500
+
+
+def _pixels(path, colour):
+    """How many pixels of a picture have a colour, nearly."""
+    image = matplotlib.image.imread(path)[..., :3]
+    return (np.abs(image - matplotlib.colors.to_rgb(colour)).max(axis=2) < 0.01).sum()
+
+
+def test_a_task_is_called_by_what_is_not_its_number_of_lanes():
+    assert runs.without_lanes("memory_chain(batch_size=16, length=64)") == "memory_chain(length=64)"
+    assert runs.without_lanes("copy(batch_size=16)") == runs.without_lanes("copy") == "copy"
 
 
 def test_the_mean_curve_is_over_the_steps_that_all_seeds_have():

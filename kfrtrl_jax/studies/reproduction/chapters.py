@@ -39,6 +39,7 @@ class Chapter(NamedTuple):
       baseline: the method that others are compared with.
       drawn: the methods in the picture.
       by_task: whether it is several tasks, of which the last figures count.
+      guessing: the first figure of one who guesses, by the name of the task without arguments.
       tasks: the first figure of each task, by name without arguments, where methods were run at several
         learning rates to be compared under one budget; none for other studies.
     """
@@ -49,6 +50,7 @@ class Chapter(NamedTuple):
     baseline: str
     drawn: Sequence[str] = ()
     by_task: bool = False
+    guessing: Mapping[str, float] = {}
     tasks: Mapping[str, Figure] = {}
 
     def figures_of(self, task: str) -> Sequence[Figure]:
@@ -120,6 +122,7 @@ exact along the same steps as the blocks of 8, without an influence beyond them.
         (Figure("score", "accuracy", 2, rises=True),),
         "TBPTT(8)",
         by_task=True,
+        guessing={"memory_chain": 0.5, "copy_fixed": 0.125},
     ),
     "budget": Chapter(
         "What is worth its time",

@@ -1,8 +1,11 @@
-"""Pictures of studies for other pages: the first figure against time steps and against time."""
+"""Pictures of studies for other pages.
+
+The first figure against time steps and against time; or, of a study of many tasks, by method and task.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +15,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from kfrtrl_jax.studies.reproduction.runs import Run, methods_of
+from kfrtrl_jax.studies.reproduction import chapters, tables
+from kfrtrl_jax.studies.reproduction.runs import Run, methods_of, without_lanes
 from kfrtrl_jax.training import plots
 
 
@@ -57,6 +61,56 @@ def draw(
         by_time.xaxis.set_major_formatter(mpl.ticker.FuncFormatter(lambda x, _: f"{x:g}"))
         _legend(figure, by_step)
         figure.savefig(path)
+
+
+def draw_tasks(
+    path: Path, own: Sequence[Run], of: chapters.Figure, guessing: Mapping[str, float]
+) -> None:
+    """Draws a table of methods and tasks, darker the further a figure is from guessing to 1.
+
+    Args:
+      path: of the picture.
+      own: our runs, of which those that are finished are drawn.
+      of: the figure, at most 1.
+      guessing: that of one who guesses, by the name of the task without arguments.
+    """
+    done = tables.finished(own)
+    methods, tasks = methods_of(done), list(dict.fromkeys(run.task for run in done))
+    with mpl.rc_context({**plots.STYLE, "axes.grid": False}):
+        figure = Figure(
+            figsize=(2.6 + 1.45 * len(tasks), 1 + 0.3 * len(methods)), layout="constrained"
+        )
+        axes = figure.subplots()
+        shades = np.full((len(methods), len(tasks)), np.nan)
+        for row, method in enumerate(methods):
+            for column, task in enumerate(tasks):
+                runs = [run for run in done if run.method == method and run.task == task]
+                value = tables.last(runs, of.field)
+                if value.runs:
+                    chance = guessing.get(chapters.base(task), 0.0)
+                    shades[row, column] = (value.mean - chance) / (1 - chance)
+                dark = shades[row, column] > 0.6
+                text = value.text(of.digits) or ("diverged" if runs else "")
+                axes.text(
+                    column, row, text, ha="center", va="center", color="w" if dark else "k", size=9
+                )
+        axes.imshow(shades, cmap="Blues", vmin=0, vmax=1.3, aspect="auto")
+        axes.set_yticks(range(len(methods)), methods)
+        axes.set_xticks(range(len(tasks)), [_two_lines(task) for task in tasks])
+        axes.xaxis.tick_top()
+        axes.tick_params(length=0)
+        axes.spines[:].set_visible(False)
+        note = (
+            f"{of.words}, mean ± standard deviation (seeds)\nwhite is guessing; blank was not run"
+        )
+        figure.supxlabel(note, fontsize=9)
+        figure.savefig(path)
+
+
+def _two_lines(task: str) -> str:
+    """memory_chain(length=16) as its name and what differs: memory chain / length 16."""
+    name, _, arguments = without_lanes(task).partition("(")
+    return f"{name}\n{arguments.rstrip(')').replace('=', ' ')}".replace("_", " ")
 
 
 def _legend(figure: Figure, axes: Axes) -> None:

@@ -62,7 +62,7 @@ def render(results: Path) -> str:
 
 
 def draw(results: Path, out: Path) -> list[Path]:
-    """Draws a picture of each study that has curves, and gives their paths.
+    """Draws a picture of each study that has curves or many tasks, and gives their paths.
 
     Args:
       results: the folder experiments/results.
@@ -71,6 +71,9 @@ def draw(results: Path, out: Path) -> list[Path]:
     paths = []
     for name, record in load(results).items():
         chapter, own = CHAPTERS[name], runs.of_record(record)
+        if chapter.by_task and tables.finished(own):
+            paths.append(out / f"{name}.png")
+            pictures.draw_tasks(paths[-1], own, chapter.figures[0], chapter.guessing)
         if chapter.drawn and set(chapter.drawn) & set(runs.methods_of(own)):
             figure, public = chapter.figures[0], runs.of_public_logs(results / REFERENCE, name)
             paths.append(out / f"{name}.png")

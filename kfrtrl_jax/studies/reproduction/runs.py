@@ -135,6 +135,15 @@ def written(value: Any) -> str:
     return value if isinstance(value, str) else notation.written(value)
 
 
+def without_lanes(task: str) -> str:
+    """A task by its name in configs, without its number of lanes: memory_chain(length=16)."""
+    call = notation.parse(task, "task")
+    if not isinstance(call, notation.Call):
+        return task
+    keywords = {name: value for name, value in call.keywords.items() if name != "batch_size"}
+    return repr(notation.Call(call.name, call.positional, keywords))
+
+
 def methods_of(runs: Sequence[Run]) -> list[str]:
     """The methods, in the order in which they come."""
     return list(dict.fromkeys(run.method for run in runs))

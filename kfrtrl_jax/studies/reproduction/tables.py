@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import scipy.stats
 
-from kfrtrl_jax.studies.reproduction.runs import Run, methods_of, status_of
+from kfrtrl_jax.studies.reproduction.runs import Run, methods_of, status_of, without_lanes
 
 _CONFIDENCE = 0.95
 
@@ -164,21 +164,30 @@ def by_task(runs: Sequence[Run], field: str, digits: int, other: str = "") -> st
       other: a method to compare with. Where the paired difference is beyond noise, a figure is marked
         by ↑ if it is above that method's, and by ↓ if it is below.
     """
-    done = [run for run in runs if run.status in ("done", "diverged")]
+    done = finished(runs)
     names = list(dict.fromkeys(run.task for run in done))
     rows = []
     for method in methods_of(done):
         cells = []
         for task in names:
             own = [run for run in done if run.method == method and run.task == task]
-            kept = [run for run in own if run.status == "done"]
-            last = [run.series.get(field, {}).get(run.steps) for run in kept]
-            text = spread([value for value in last if value is not None]).text(digits)
+            text = last(own, field).text(digits)
             mark = _mark(done, method, other, task, field)
-            gone = len(own) - len(kept)
+            gone = sum(run.status == "diverged" for run in own)
             cells.append(f"{text}{mark}{f' {gone} diverged' if gone else ''}")
         rows.append([method, *cells])
-    return markdown(["", *names], rows)
+    return markdown(["", *map(without_lanes, names)], rows)
+
+
+def finished(runs: Sequence[Run]) -> list[Run]:
+    """The runs that will not go on: those at their last step, and those that diverged."""
+    return [run for run in runs if run.status in ("done", "diverged")]
+
+
+def last(runs: Sequence[Run], field: str) -> Spread:
+    """A figure at the last step of the runs that came to it."""
+    series = [(run.series.get(field, {}), run.steps) for run in runs if run.status == "done"]
+    return spread([values[step] for values, step in series if step in values])
 
 
 def _mark(runs: Sequence[Run], method: str, other: str, task: str, field: str) -> str:
