@@ -1,4 +1,4 @@
-"""python -m experiments.train --config=configs/adding.py --workdir=DIR
+"""kfrtrl train --config=configs/adding.py --workdir=DIR
 
 The adding problem with 50 steps.
 """

@@ -1,4 +1,4 @@
-"""python -m experiments.train --config=configs/anbn.py --workdir=DIR
+"""kfrtrl train --config=configs/anbn.py --workdir=DIR
 
 Strings a^n b^n of n up to 10.
 """

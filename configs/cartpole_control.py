@@ -1,4 +1,4 @@
-"""python -m experiments.train --config=configs/cartpole_control.py --workdir=runs/cartpole
+"""kfrtrl train --config=configs/cartpole_control.py --workdir=runs/cartpole
 
 Balancing a pole whose velocities are hidden, so that they must be inferred from the past.
 """

@@ -1,4 +1,4 @@
-"""python -m experiments.train --config=configs/context_integration.py --workdir=DIR
+"""kfrtrl train --config=configs/context_integration.py --workdir=DIR
 
 A decision by one of two stimuli, as a context says.
 """

@@ -1,4 +1,4 @@
-"""python -m experiments.train --config=configs/copy_fixed.py --workdir=DIR
+"""kfrtrl train --config=configs/copy_fixed.py --workdir=DIR
 
 The copying problem: 3 symbols recalled after a delay of 10 steps.
 """

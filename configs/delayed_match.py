@@ -1,4 +1,4 @@
-"""python -m experiments.train --config=configs/delayed_match.py --workdir=DIR
+"""kfrtrl train --config=configs/delayed_match.py --workdir=DIR
 
 Delayed match to sample.
 """

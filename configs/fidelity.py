@@ -1,6 +1,6 @@
 """The estimators to compare with exact RTRL, and the cells.
 
-python -m experiments.fidelity --config=configs/fidelity.py --workdir=runs/fidelity
+kfrtrl fidelity --config=configs/fidelity.py --workdir=runs/fidelity
 """
 
 from ml_collections import ConfigDict

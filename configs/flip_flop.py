@@ -1,4 +1,4 @@
-"""python -m experiments.train --config=configs/flip_flop.py --workdir=DIR
+"""kfrtrl train --config=configs/flip_flop.py --workdir=DIR
 
 The flip-flop of three bits.
 """

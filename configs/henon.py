@@ -1,4 +1,4 @@
-"""python -m experiments.train --config=configs/henon.py --workdir=DIR
+"""kfrtrl train --config=configs/henon.py --workdir=DIR
 
 The Henon map one step ahead, with 8-OK.
 

@@ -1,4 +1,4 @@
-"""python -m experiments.train --config=configs/lorenz.py --workdir=DIR
+"""kfrtrl train --config=configs/lorenz.py --workdir=DIR
 
 The Lorenz system five steps (a quarter of a unit of time) ahead, with 8-OK.
 

@@ -1,4 +1,4 @@
-"""python -m experiments.train --config=configs/mackey_glass.py --workdir=DIR
+"""kfrtrl train --config=configs/mackey_glass.py --workdir=DIR
 
 The Mackey-Glass series six units of time ahead, with 8-OK.
 

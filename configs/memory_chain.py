@@ -1,4 +1,4 @@
-"""python -m experiments.train --config=configs/memory_chain.py --workdir=DIR
+"""kfrtrl train --config=configs/memory_chain.py --workdir=DIR
 
 A memory chain of 10 steps.
 """

@@ -1,4 +1,4 @@
-"""python -m experiments.train --config=configs/memory_chain_control.py --workdir=runs/chain
+"""kfrtrl train --config=configs/memory_chain_control.py --workdir=runs/chain
 
 Acting from memory: a bit is shown at the start of an episode and asked for 16 steps later. A linear
 recurrent unit with short memory at first, exact gradients by `diagonal_rtrl`, actor-critic with traces.

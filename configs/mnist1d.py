@@ -1,4 +1,4 @@
-"""python -m experiments.train --config=configs/mnist1d.py --workdir=DIR
+"""kfrtrl train --config=configs/mnist1d.py --workdir=DIR
 
 MNIST-1D (Greydanus and Kobak, 2020) value by value, with 8-OK.
 

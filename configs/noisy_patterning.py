@@ -1,4 +1,4 @@
-"""python -m experiments.train --config=configs/noisy_patterning.py --workdir=DIR
+"""kfrtrl train --config=configs/noisy_patterning.py --workdir=DIR
 
 Noisy patterning (Rafiee et al., 2022) by TD(0), with 8-OK.
 

@@ -1,4 +1,4 @@
-"""python -m experiments.reproduce --study=budget --workdir=runs/reproduce_budget
+"""kfrtrl reproduce --study=budget --workdir=runs/reproduce_budget
 
 What is worth its time: the same network (n = 64, batch 8) trained by each method on five tasks, with a
 learning rate chosen for each from the same five, over three seeds. Methods that are cheap have more

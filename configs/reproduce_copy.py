@@ -1,4 +1,4 @@
-"""python -m experiments.reproduce --study=copy --workdir=runs/reproduce_copy
+"""kfrtrl reproduce --study=copy --workdir=runs/reproduce_copy
 
 String memorization as Benzing et al. (2019) trained it: recurrent highway network n = 128, batch 16,
 Adam 10^-3.5, an update at every step, the curriculum's running loss begun at 1 bit. Their logs have

@@ -1,4 +1,4 @@
-"""python -m experiments.reproduce --study=long --workdir=runs/reproduce_long
+"""kfrtrl reproduce --study=long --workdir=runs/reproduce_long
 
 Where an exact window ends: a bit is recalled after 16 to 256 steps, or symbols after 10 to 80, by
 an LSTM of 32 units whose forget gates start open (a memory of some 50 steps). Methods that reach

@@ -1,4 +1,4 @@
-"""python -m experiments.reproduce --study=ptb --workdir=runs/reproduce_ptb
+"""kfrtrl reproduce --study=ptb --workdir=runs/reproduce_ptb
 
 Characters of the Penn Treebank as Benzing et al. (2019) trained on them: recurrent highway
 network n = 256, batch 32, Adam 10^-3.5, an update at every step, influence and state reset every

@@ -1,4 +1,4 @@
-"""python -m experiments.train --config=configs/sequential_mnist.py --workdir=DIR
+"""kfrtrl train --config=configs/sequential_mnist.py --workdir=DIR
 
 MNIST row by row, with 8-OK and two updates per image.
 

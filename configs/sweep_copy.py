@@ -1,6 +1,6 @@
 """A small sweep on the copy task: estimators, learning rates and seeds.
 
-python -m experiments.sweep --config=configs/sweep_copy.py
+kfrtrl sweep --config=configs/sweep_copy.py
 """
 
 from typing import Any

@@ -1,4 +1,4 @@
-"""python -m experiments.sweep --config=configs/sweep_immediate.py --workdir=runs/immediate
+"""kfrtrl sweep --config=configs/sweep_immediate.py --workdir=runs/immediate
 
 Whether immediate derivatives suffice with an optimizer that divides by second moments: truncation to
 one step by three optimizers, beside exact RTRL and RTRL along few random paths.

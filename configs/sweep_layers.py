@@ -1,4 +1,4 @@
-"""python -m experiments.sweep --config=configs/sweep_layers.py --workdir=runs/layers
+"""kfrtrl sweep --config=configs/sweep_layers.py --workdir=runs/layers
 
 Four layers of linear recurrent units or of trace units: the influence inside of each layer alone and
 truncation to one step, with an update at every step; and TBPTT(20) with one update for 20 steps.

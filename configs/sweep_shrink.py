@@ -1,4 +1,4 @@
-"""python -m experiments.sweep --config=configs/sweep_shrink.py --workdir=runs/shrink
+"""kfrtrl sweep --config=configs/sweep_shrink.py --workdir=runs/shrink
 
 What shrinking an estimate towards truncation is worth: noisy estimators by themselves, the mean of two
 copies, the mean shrunk by what part of it is signal, and truncation, on two tasks with three seeds.

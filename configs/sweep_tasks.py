@@ -1,4 +1,4 @@
-"""python -m experiments.sweep --config=configs/sweep_tasks.py --workdir=runs/tasks
+"""kfrtrl sweep --config=configs/sweep_tasks.py --workdir=runs/tasks
 
 Every generated task with every kind of gradient: three seeds, n = 64, an update at every step, the same
 number of updates. The exact part of "window" reaches back 64 steps; the others push blocks of 8 steps.

@@ -1,4 +1,4 @@
-"""python -m experiments.train --config=configs/t_maze.py --workdir=DIR
+"""kfrtrl train --config=configs/t_maze.py --workdir=DIR
 
 The T-maze with a corridor of 10 steps.
 """

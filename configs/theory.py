@@ -1,6 +1,6 @@
 """The growth of noise with width and over time, in the regime of the theory.
 
-python -m experiments.theory --config=configs/theory.py --workdir=runs/theory
+kfrtrl theory --config=configs/theory.py --workdir=runs/theory
 """
 
 from ml_collections import ConfigDict

@@ -1,4 +1,4 @@
-"""python -m experiments.train --config=configs/trace_conditioning.py --workdir=DIR
+"""kfrtrl train --config=configs/trace_conditioning.py --workdir=DIR
 
 Trace conditioning (Rafiee et al., 2022) by TD(0), with 8-OK.
 

@@ -89,8 +89,9 @@ def test_the_command_of_a_run_makes_the_config_of_its_trial(name):
     for trial in chosen.trials[::4]:
         own = {key: value for key, value in trial.items() if key != "num_steps"}
         words = shlex.split(runs.command(chosen.path, own, trial["num_steps"]))
-        assert words[3] == f"--config={chosen.path}"
-        given = dict(word.removeprefix("--config.").split("=", 1) for word in words[4:-1])
+        assert words[:2] == ["kfrtrl", "train"]
+        assert words[2] == f"--config={chosen.path}"
+        given = dict(word.removeprefix("--config.").split("=", 1) for word in words[3:-1])
         written = {path: Written(text) for path, text in given.items()}
         expected = configs.resolve(chosen.config, trial).to_dict()
         assert configs.resolve(chosen.config, written).to_dict() == expected

@@ -72,7 +72,7 @@ def test_the_report_tells_seeds_unfinished_runs_and_diverged_ones(tmp_path):
     # Seeds 1 and 2 are in both; the difference is none.
     assert "| KF-RTRL | +0.0 ± 0.0 (2, within noise) |" in lines
     assert "T\\* after 100,000 steps, paired over seeds:" in lines
-    costs = {line.split(" | ")[0][2:]: line for line in lines if "experiments.train" in line}
+    costs = {line.split(" | ")[0][2:]: line for line in lines if "kfrtrl train" in line}
     assert "| 1 | 30,000 | running: 30,000 of 100,000 steps | 2 | 2 |" in costs["16-OK"]
     assert "diverged: 1 of 2 seeds after 20,000 steps" in costs["UORO"]
     assert "num_steps=100000" in costs["16-OK"]
@@ -87,7 +87,7 @@ def test_the_report_has_budgets_and_the_noise_along_trained_networks(tmp_path):
     start = lines.index("| noise | K = 8 | papers' form |")
     assert lines[start + 2] == "| KF-RTRL | 4 ± 0.5 | 4 ± 0.5 |"
     command = (
-        "`python -m experiments.noise --config.trained=runs/one --config.num_steps=8 "
+        "`kfrtrl noise --config.trained=runs/one --config.num_steps=8 "
         "--config.draws=3 '--config.estimators=[\"kf_rtrl\"]' '--config.segment_lengths=[8]' "
         "--config.estimated=True --workdir=runs/noise`"
     )

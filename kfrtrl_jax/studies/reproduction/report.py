@@ -20,9 +20,9 @@ STEPS = (10_000, 30_000, 60_000, 100_000, 200_000, 300_000, 500_000, 1_000_000)
 
 INTRODUCTION = f"""# Results
 
-Made by `python -m experiments.report` from the records in
-[experiments/results/{RECORDS}](experiments/results/{RECORDS}), which `python -m
-experiments.reproduce --study=NAME` writes: every figure below is computed, none is typed. Figures
+Made by `kfrtrl report` from the records in
+[experiments/results/{RECORDS}](experiments/results/{RECORDS}), which `kfrtrl
+reproduce --study=NAME` writes: every figure below is computed, none is typed. Figures
 are means over seeds ± the standard deviation of a single run, with the number of seeds in
 brackets; one seed has no spread. Differences are paired over seeds, with the 95 % confidence
 interval of Student's t; where that includes zero no method is called better. The time of a step is
@@ -146,7 +146,7 @@ def _noise(words: str, record: Mapping[str, Any]) -> str:
     unused = _OF_UNTRAINED if given["trained"] else ()
     kept = {name: value for name, value in given.items() if name not in unused and value != ""}
     options = [f"--config.{name}={runs.written(value)}" for name, value in kept.items()]
-    command = shlex.join(["python", "-m", "experiments.noise", *options, "--workdir=runs/noise"])
+    command = shlex.join(["kfrtrl", "noise", *options, "--workdir=runs/noise"])
     return "\n".join(
         [
             f"{words} ({where}; {draws}):\n",

@@ -121,7 +121,7 @@ def command(config: str, overrides: Mapping[str, Any], steps: int) -> str:
     """The command that makes a run alone."""
     fields = {**overrides, "num_steps": steps}
     options = [f"--config.{path}={written(value)}" for path, value in fields.items()]
-    words = ["python", "-m", "experiments.train", f"--config={config}", *options]
+    words = ["kfrtrl", "train", f"--config={config}", *options]
     return shlex.join([*words, "--workdir=runs/one"])
 
 
