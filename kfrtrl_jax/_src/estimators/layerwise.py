@@ -195,7 +195,7 @@ def _owners(site: Site, names: Sequence[str]) -> np.ndarray:
         if len(found) > 1:
             raise UnsupportedCellError(
                 f"layerwise cannot use this cell: {label} meet in one pre-activation, but are in "
-                f"different layers"
+                f"different layers; use the estimator without layerwise"
             )
         owners += found * number
     return np.array(owners)
@@ -228,13 +228,14 @@ def _require_feed_forward(
             raise UnsupportedCellError(
                 "layerwise cannot use this cell: every layer may influence every other; either all "
                 f"entries of J can be non-zero, or its state of {structure.state_size:,} variables is "
-                "too large to look for those that are zero"
+                "too large to look for those that are zero; use the estimator without layerwise"
             )
         if i < j:
             raise UnsupportedCellError(
                 f"layerwise cannot use this cell: its layers {layers[i].name} and {layers[j].name} "
                 f"influence each other, by the entries of J and D that can be non-zero, so that the "
-                f"influence inside of one passes through the other"
+                f"influence inside of one passes through the other; use the estimator without "
+                f"layerwise"
             )
 
 

@@ -263,7 +263,8 @@ def _not_differentiable(equations: Sequence[Equation], error: Exception) -> Exce
         except Exception as cause:
             first = str(cause).strip().splitlines()[0]
             return UnsupportedCellError(
-                f"{origin(equation)} has no reverse-mode derivative: {first}"
+                f"{origin(equation)} has no reverse-mode derivative: {first}; use "
+                f"another operation, or give it one by jax.custom_vjp"
             )
     return error
 
