@@ -385,6 +385,9 @@ def test_the_noise_of_a_gradient_falls_with_the_segment(tmp_path, capsys):
     assert (one["estimator"], one["segment_length"], four["segment_length"]) == ("kf_rtrl", 1, 4)
     assert 0 < four["relative_noise"] < 0.8 * one["relative_noise"]
     assert 0 < one["cosine"] < four["cosine"] < 1
+    # Of the first segment's steps nothing is estimated, and of the first step nothing either.
+    assert four["over_time"][:2] == pytest.approx([0, 0], abs=1e-9)
+    assert min([*one["over_time"], *four["over_time"][2:]]) > 0
     assert (tmp_path / "noise.md").read_text() == capsys.readouterr().out
     with pytest.raises(ConfigError, match="multiple of each of segment_lengths, got 8 and 3"):
         noise_program.run(

@@ -3,7 +3,7 @@
 With an update at every step (U = 1), the gradient of a loss is exact along the steps of its own
 segment. The longer the segment, the less of the gradient is left to the estimator, and the fewer pushes
 have added noise to it. In the papers' form nothing is exact: the immediate derivative is in the
-estimate.
+estimate. An estimator that is biased has its bias in the noise.
 """
 
 from __future__ import annotations
@@ -73,6 +73,8 @@ class Noise(NamedTuple):
       cosine: between g~ and g, the mean over draws and those steps of the second half whose exact
         gradient is not 0, as it is where no loss counts.
       cosine_error: its standard error, over draws.
+      over_time: the relative noise in each quarter of the steps; empty where it was not kept, or a
+        quarter has no gradient.
     """
 
     estimator: str
@@ -82,6 +84,7 @@ class Noise(NamedTuple):
     standard_error: float
     cosine: float
     cosine_error: float
+    over_time: Sequence[float] = ()
 
 
 def untrained(cell: Cell, *, input_size: int, batch_size: int, steps: int, seed: int) -> Setting:
@@ -156,47 +159,79 @@ def measure_noise(
     """
     key = jax.random.split(jax.random.key(seed), 4)[3]
     exact = _gradients(setting, rtrl(), Form(1), key)(key)
-    size = float(jnp.sum(exact**2))
-    counts = jnp.any(exact != 0, axis=1)
+    late = len(exact) // 2
+    size, counts = np.asarray(jnp.sum(exact**2, axis=1), float), jnp.any(exact[late:] != 0, axis=1)
     rows = []
     for name, estimator in estimators.items():
         for form in forms:
             run = _gradients(setting, estimator, form, key)
-            off, cosines = [], []
+            errors, cosines = [], []
             for draw in jax.random.split(jax.random.key(seed + 1), draws):
                 found = run(draw)
-                off.append(float(jnp.sum((found - exact) ** 2)) / size)
-                cosines.append(float(jnp.mean(_cosine(found, exact), where=counts)))
-            rows.append(Noise(name, *form, *_mean(off), *_mean(cosines)))
+                errors.append(np.asarray(jnp.sum((found - exact) ** 2, axis=1), float))
+                cosine = _cosine(found[late:], exact[late:])
+                cosines.append(float(jnp.mean(cosine, where=counts)))
+            off = [float(np.sum(error[late:]) / np.sum(size[late:])) for error in errors]
+            over_time = _in_quarters(np.mean(errors, axis=0), size)
+            rows.append(Noise(name, *form, *_mean(off), *_mean(cosines), over_time))
     return rows
 
 
+def _in_quarters(errors: np.ndarray, sizes: np.ndarray) -> list[float]:
+    """The sums of errors relative to those of sizes, in each quarter of the steps; [] if one is 0."""
+    of_errors, of_sizes = (
+        [float(np.sum(quarter)) for quarter in np.array_split(x, 4)] for x in (errors, sizes)
+    )
+    return [error / size for error, size in zip(of_errors, of_sizes)] if all(of_sizes) else []
+
+
 def markdown(rows: Sequence[Noise], names: Mapping[str, str] | None = None) -> str:
-    """Two tables with a line per estimator and a column per form: the noise, and the cosine.
+    """Tables of the noise and the cosine, by estimator and form, and of the noise over time, if kept.
 
     Args:
       rows: of each estimator in each form.
       names: of estimators, where they are to be called otherwise.
     """
     forms = list(dict.fromkeys((row.segment_length, row.immediate) for row in rows))
-    heads = [f"K = {k}" if kind == "exact" else "papers' form" for k, kind in forms]
+    heads = [_in_words(k, kind) for k, kind in forms]
+    names = {} if names is None else names
 
     def table(title: str, shown: Callable[[Noise], str]) -> str:
         lines = [[title, *heads], ["---"] * (1 + len(forms))]
         for name in dict.fromkeys(row.estimator for row in rows):
             own = {(r.segment_length, r.immediate): r for r in rows if r.estimator == name}
-            lines.append([(names or {}).get(name, name), *(shown(own[form]) for form in forms)])
-        return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+            lines.append([names.get(name, name), *(shown(own[form]) for form in forms)])
+        return _table(lines)
 
     noise = table("noise", lambda r: f"{r.relative_noise:.3g} ± {r.standard_error:.1g}")
     cosine = table("cosine", lambda r: f"{r.cosine:.3g} ± {r.cosine_error:.1g}")
-    return f"{noise}\n{cosine}"
+    return "\n".join([noise, cosine, *_over_time(rows, names)])
+
+
+def _over_time(rows: Sequence[Noise], names: Mapping[str, str]) -> list[str]:
+    """A table of the noise in quarters of the steps, a line per estimator and form; [] if not kept."""
+    kept = [row for row in rows if row.over_time]
+    head = ["noise in the", *(f"{place} quarter" for place in ("first", "second", "third", "last"))]
+    lines = []
+    for row in kept:
+        name = names.get(row.estimator, row.estimator)
+        form = _in_words(row.segment_length, row.immediate)
+        lines.append([f"{name}, {form}", *(f"{noise:.3g}" for noise in row.over_time)])
+    return [_table([head, ["---"] * len(head), *lines])] if kept else []
+
+
+def _in_words(segment_length: int, immediate: str) -> str:
+    return f"K = {segment_length}" if immediate == "exact" else "papers' form"
+
+
+def _table(lines: Sequence[Sequence[str]]) -> str:
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def _gradients(
     setting: Setting, estimator: InfluenceEstimator, form: Form, init: Key
 ) -> Callable[[Key], Array]:
-    """A function of a key: the cell's gradients at every step of the second half, [T / 2, P]."""
+    """A function of a key: the cell's gradients at every step, [T, P]."""
     steps, length = setting.batches.reset.shape[0], form.segment_length
     learner = make_learner(
         setting.cell,
@@ -223,7 +258,7 @@ def _gradients(
         if setting.parameters is not None:
             state = state._replace(parameters=setting.parameters)
         found = jax.lax.scan(one, state, segments)[1]
-        return found.reshape(steps, -1)[steps // 2 :]
+        return found.reshape(steps, -1)
 
     return jax.jit(run)
 

@@ -158,6 +158,7 @@ The gradient of each step's loss by each estimator against that of exact RTRL, a
 network whose parameters are held fixed: the noise, E|g̃ - g|² / |g|², and the cosine between g̃ and g,
 over the second half of the steps, each with its standard error over draws. In the papers' form the
 estimate includes the immediate derivative of each step; with K, the last one to K steps are exact.
+What truncation and SnAp-1 leave out counts as noise here: it is their bias.
 """
 # How the papers call what configs name.
 PAPER_NAMES = {
