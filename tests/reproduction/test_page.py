@@ -74,7 +74,7 @@ def test_the_page_loads_nothing(content):
 
 
 def test_the_curves_are_those_of_the_records(content, results):
-    record = records.read(results / "reproduction" / "copy.json")
+    record = records.read_study(results / "reproduction" / "copy.json")
     for trial in record["trials"]:
         curves = method_of(content, trial["method"])["curves"]["sequence_length"]["seeds"]
         (own,) = (curve for curve in curves if curve["seed"] == trial["overrides"]["seed"])

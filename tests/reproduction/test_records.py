@@ -41,7 +41,7 @@ def get_sweep(scale):
 def test_a_record_is_read_as_it_was_written(tmp_path):
     record = invented.record("copy", invented.copy_trials())
     records.write(tmp_path / "new" / "copy.json", record)
-    assert records.read(tmp_path / "new" / "copy.json") == record
+    assert records.read_study(tmp_path / "new" / "copy.json") == record
     # A line per trial, for the history of the file.
     lines = (tmp_path / "new" / "copy.json").read_text().splitlines()
     assert sum('"method"' in line for line in lines) == len(record["trials"])
@@ -161,3 +161,22 @@ def test_the_time_of_a_method_that_was_timed_alone_counts():
     assert as_logged.series["wall_time"] == {10_000: 20.0, 20_000: 40.0}
     assert alone.ms_per_step == 0.5
     assert alone.series["wall_time"] == {10_000: 5.0, 20_000: 10.0}
+
+
+def test_a_file_that_is_no_record_is_refused_with_what_it_lacks(tmp_path):
+    path = tmp_path / "copy.json"
+    path.write_text('{"study": ')
+    with pytest.raises(
+        ConfigError, match=r"copy.json is not a record of a study: it is not JSON, "
+    ):
+        records.read_study(path)
+    path.write_text("[]")
+    with pytest.raises(ConfigError, match=r"it has no study, config, .*; `kfrtrl reproduce"):
+        records.read_study(path)
+    older = [{k: v for k, v in trial.items() if k != "cell"} for trial in invented.copy_trials()]
+    records.write(path, invented.record("copy", older))
+    with pytest.raises(ConfigError, match="trial 0 of a study by this version: it has no cell;"):
+        records.read_study(path)
+    path.write_text('{"rows": []}')
+    with pytest.raises(ConfigError, match=r"record of noise .* it has no config, made_with;"):
+        records.read_noise(path)

@@ -303,7 +303,7 @@ def _cosines(results: Path) -> _Cosines:
         (task, row["estimator"], row["segment_length"], row["immediate"]): row["cosine"]
         for study, task in (("copy", "copy"), ("ptb", "penn_treebank"))
         if (path := report.noise_file(results, study)).exists()
-        for row in records.read(path)["rows"]
+        for row in records.read_noise(path)["rows"]
     }
     found = {**certificates, **along_trained}
     return {key: cosine for key, cosine in found.items() if key[1] != "truncated"}

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from kfrtrl_jax.errors import ConfigError
 from kfrtrl_jax.studies.reproduction import times
 from kfrtrl_jax.studies.reproduction.study import SCALES, Study, load, path_of
 from kfrtrl_jax.training import config as configs
@@ -21,6 +22,11 @@ _POINTS = 100
 # With so many trials each is kept with fewer points.
 _MANY, _FEW_POINTS = 200, 20
 _FIELDS = ("step", "wall_time", "running_loss", "sequence_length", "valid_loss", "score")
+_OF_STUDY = ("study", "config", "settings", "versions", "sittings", "trials")
+_OF_TRIAL = (
+    "method", "task", "cell", "overrides", "lanes", "bytes_per_lane", "status", "steps",
+    "planned_steps", "ms_per_step", "curve",
+)  # fmt: skip
 # What a summary has beside the last record.
 _RESULTS = ("best_valid_loss", "best_step", "test_loss", "diverged_at", "problem")
 
@@ -92,9 +98,43 @@ def write(path: Path, record: Mapping[str, Any]) -> None:
     )
 
 
-def read(path: Path) -> dict[str, Any]:
-    """A study's record."""
-    return json.loads(path.read_text())
+def read_study(path: Path) -> dict[str, Any]:
+    """A study's record, see `write`.
+
+    Raises:
+      ConfigError: if the file is none, with what it lacks.
+    """
+    record = _read(path, "a study", _OF_STUDY)
+    for number, trial in enumerate(record["trials"]):
+        _require(path, f"trial {number} of a study", trial, _OF_TRIAL)
+    return record
+
+
+def read_noise(path: Path) -> dict[str, Any]:
+    """A record of the noise of estimators, as `kfrtrl noise` writes it.
+
+    Raises:
+      ConfigError: if the file is none, with what it lacks.
+    """
+    return _read(path, "noise", ("config", "made_with", "rows"))
+
+
+def _read(path: Path, of: str, fields: Sequence[str]) -> dict[str, Any]:
+    try:
+        record = json.loads(path.read_text())
+    except ValueError as error:
+        raise ConfigError(f"{path} is not a record of {of}: it is not JSON, {error}") from error
+    _require(path, of, record, fields)
+    return record
+
+
+def _require(path: Path, of: str, record: Any, fields: Sequence[str]) -> None:
+    missing = [field for field in fields if not isinstance(record, dict) or field not in record]
+    if missing:
+        raise ConfigError(
+            f"{path} is not a record of {of} by this version: it has no {', '.join(missing)}; "
+            f"`kfrtrl reproduce --only_collect --records=FILE` and `kfrtrl noise` write them"
+        )
 
 
 def _trials(name: str) -> Iterator[tuple[Study, dict[str, Any]]]:

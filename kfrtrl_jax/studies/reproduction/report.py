@@ -40,7 +40,7 @@ def load(results: Path) -> dict[str, Mapping[str, Any]]:
       results: the folder experiments/results.
     """
     paths = ((name, results / RECORDS / f"{name}.json") for name in CHAPTERS)
-    return {name: records.read(path) for name, path in paths if path.exists()}
+    return {name: records.read_study(path) for name, path in paths if path.exists()}
 
 
 def render(results: Path) -> str:
@@ -57,7 +57,9 @@ def render(results: Path) -> str:
     noises = {name: path for name in chapters.NOISE if (path := noise_file(results, name)).exists()}
     if noises:
         parts += [f"## {chapters.NOISE_TITLE}\n", chapters.NOISE_PROTOCOL.lstrip()]
-        parts += [_noise(chapters.NOISE[name], records.read(path)) for name, path in noises.items()]
+        parts += [
+            _noise(chapters.NOISE[name], records.read_noise(path)) for name, path in noises.items()
+        ]
     return "\n".join(parts)
 
 
