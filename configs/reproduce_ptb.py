@@ -16,6 +16,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "KF-RTRL, blocks of 8": {"estimator": "kf_rtrl", "segment_length": 8},
     "TBPTT(25)": {"estimator": "truncated", "segment_length": 1, "window": 25},
     "SnAp-1": {"estimator": "snap", "segment_length": 1},
+    "SnAp-1, blocks of 8": {"estimator": "snap", "segment_length": 8},
     "UORO, blocks of 8": {"estimator": "uoro", "segment_length": 8},
     "TBPTT(5)": {"estimator": "truncated", "segment_length": 1, "window": 5},
     "8-OK, blocks of 8": {"estimator": "ok(rank=8)", "segment_length": 8},

@@ -106,7 +106,7 @@ reset every 100 characters. Methods are named as in the copy task.
             "TBPTT(25)",
             "TBPTT(5)",
             "TBPTT(1)",
-            "SnAp-1",
+            "SnAp-1, blocks of 8",
             "8-OK",
         ),
     ),

@@ -97,14 +97,14 @@ def _chapter(
         parts.append(f"Made with {'; '.join(made_with(record))}.\n")
         return "\n".join(parts)
     for figure in chapter.figures:
-        words = figure.words[0].upper() + figure.words[1:]
-        parts.append(f"{_markdown(words)}:\n")
+        parts.append(f"{_markdown(_sentence(figure.words))}:\n")
         parts.append(tables.at_steps([*own, *public], figure.field, STEPS, figure.digits))
     first = chapter.figures[0]
     step = _last_common(own, first.field, chapter.baseline)
     compared = tables.differences(own, chapter.baseline, first.field, step, first.digits)
     if compared:
-        parts.append(f"{_markdown(first.words)} after {step:,} steps, paired over seeds:\n")
+        words = _markdown(_sentence(first.words))
+        parts.append(f"{words} after {step:,} steps, paired over seeds:\n")
         parts.append(compared)
     tested = tables.results(own)
     if tested:
@@ -163,6 +163,10 @@ def _last_common(own: Sequence[Run], field: str, baseline: str) -> int:
     """The last of the steps in tables that every seed of the baseline has come to; 0 for none."""
     series = [run.series.get(field, {}) for run in own if run.method == baseline]
     return max((s for s in STEPS if series and all(s in values for values in series)), default=0)
+
+
+def _sentence(words: str) -> str:
+    return words[0].upper() + words[1:]
 
 
 def _markdown(text: str) -> str:
