@@ -34,7 +34,7 @@ import optax
 import kfrtrl_jax as kf
 
 smoke = os.environ.get("KFRTRL_TUTORIAL_SCALE") == "smoke"  # a size for tests: it shows nothing
-units, lanes, chunks, chunk = (4, 2, 4, 30) if smoke else (32, 4, 120, 90)
+units, lanes, chunks, chunk = (4, 2, 4, 30) if smoke else (32, 4, 100, 90)
 
 # %% [markdown]
 # ## The text
@@ -102,7 +102,7 @@ def train(estimator):
 curves = {name: train(estimator) for name, estimator in estimators.items()}
 
 # %%
-figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4))
+figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
 steps = chunk * np.arange(1, chunks + 1)
 width = max(1, chunks // 10)
 
@@ -116,7 +116,7 @@ for name, curve in curves.items():
     right.plot(steps[width - 1 :], smooth(curve[:, 1]), label=name)
 left.set(xlabel="characters read, each lane", ylabel="bits per character")
 right.set(xlabel="characters read, each lane", ylabel="cosine to the exact gradient")
-left.legend()
+figure.legend(*left.get_legend_handles_labels(), loc="outside right")
 figure.savefig("character_model.png", bbox_inches="tight")
 
 # %%

@@ -37,8 +37,7 @@ import optax
 import kfrtrl_jax as kf
 
 smoke = os.environ.get("KFRTRL_TUTORIAL_SCALE") == "smoke"  # a size for tests: it shows nothing
-readings, units = (120, 4) if smoke else (20_000, 24)
-redraw_every = readings // 40
+readings, units, redraws = (500, 12, 1) if smoke else (20_000, 24, 40)
 live = "get_ipython" in globals()  # in a notebook
 
 
@@ -133,7 +132,7 @@ for time in range(1, readings + 1):
         errors[name].append(float(metrics.loss))
     series.append(current)
     said.append(float(waiting["rtrl"][0][0, 0]))
-    if time % redraw_every == 0:
+    if time % (readings // redraws) == 0:
         draw()
         if live:
             shown.update(figure)
