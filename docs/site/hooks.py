@@ -1,8 +1,8 @@
 """What the site of docs/ has beside the pages of that folder.
 
 README.md is its first page, RESULTS.md and the files of experiments/results come along, and there is a
-page of reference for each public module and each estimator. Each tutorial is run, and becomes a page with
-what it printed and drew. Formulas become MathML, which browsers show without a script.
+page of reference for each public module and each estimator. Each tutorial is run, and becomes a page
+with what it printed and drew. Formulas become MathML, which browsers show without a script.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _SHOWN = ("*.png", "*.md", "*.json", "*.csv")
 _SCALE = os.environ.get("KFRTRL_TUTORIAL_SCALE", "smoke")
 _SMOKE = """
 !!! warning
-    This page was made with the tutorials at the size of tests, so its figures and pictures show nothing.
+    The tutorials were run at the size of tests here, at which their figures and pictures show nothing.
     `make docs TUTORIALS=full` makes the site with the real ones.
 """
 

@@ -14,15 +14,15 @@
 # %% [markdown]
 # # A stream, predicted while it is learned
 #
-# A sensor gives one reading after another. Before each new reading the network says what it will be;
-# then the reading arrives, and the network learns from its error, at once and from this one reading.
-# There is no data set, no epoch and no batch, and nothing is stored but the network and its estimate
-# of how its weights have affected its state.
+# A sensor gives one reading after another. Before each new reading the network says what it will
+# be; then the reading arrives, and the network learns from its error, at once and from this one
+# reading. There is no data set, no epoch and no batch, and nothing is stored but the network and
+# its estimate of how its weights have affected its state.
 #
-# The sensor here is the equation of Mackey and Glass (1977): the number of blood cells changes by an
-# amount that depends on their number 17 units of time ago, and so goes up and down without ever
-# repeating. We read it every 6 units. The last reading alone does not tell the next one: what is needed
-# are the readings before it, so the network has to learn what to remember.
+# The sensor here is the equation of Mackey and Glass (1977): the number of blood cells changes by
+# an amount that depends on their number 17 units of time ago, and so goes up and down without ever
+# repeating. We read it every 6 units. The last reading alone does not tell the next one: what is
+# needed are the readings before it, so the network has to learn what to remember.
 
 # %%
 import collections
@@ -36,7 +36,8 @@ import optax
 
 import kfrtrl_jax as kf
 
-smoke = os.environ.get("KFRTRL_TUTORIAL_SCALE") == "smoke"  # a size for tests: it shows nothing
+# The first sizes are those of tests, at which the figures show nothing.
+smoke = os.environ.get("KFRTRL_TUTORIAL_SCALE") == "smoke"
 readings, units, redraws = (500, 12, 1) if smoke else (20_000, 24, 40)
 live = "get_ipython" in globals()  # in a notebook
 
@@ -54,9 +55,10 @@ def sensor():
 # %% [markdown]
 # ## Three learners
 #
-# Each has the same network, a GRU of 24 units, and the same start. `truncated` learns from the last step
-# alone, as if what the network remembers had been given to it. `snap` keeps, for every weight, how it has
-# affected the unit that it feeds. `rtrl` keeps how every weight has affected every unit, which is exact.
+# Each has the same network, a GRU of 24 units, and the same start. `truncated` learns from the
+# last step alone, as if what the network remembers had been given to it. `snap` keeps, for every
+# weight, how it has affected the unit that it feeds. `rtrl` keeps how every weight has affected
+# every unit, which is exact.
 
 
 # %%
@@ -81,9 +83,9 @@ states = {name: learner.init(jax.random.key(0)) for name, learner in learners.it
 # %% [markdown]
 # ## The picture that is drawn again and again
 #
-# Above, the last readings and what `rtrl` had said they would be. Below, the running error of each:
-# the mean square over 200 readings, so that 1 is the error of always predicting the mean. The dotted line
-# is the error of predicting that nothing changes.
+# Above, the last readings and what `rtrl` had said they would be. Below, the running error of
+# each: the mean square over 200 readings, so that 1 is the error of always predicting the mean.
+# The dotted line is the error of predicting that nothing changes.
 
 # %%
 figure, (above, below) = plt.subplots(2, 1, figsize=(8, 5.5))
@@ -113,7 +115,8 @@ def draw():
 # %% [markdown]
 # ## The loop
 #
-# `predict` changes nothing and returns what is left to do; `update` does it once the truth is known.
+# `predict` changes nothing and returns what is left to do; `update` does it once the truth is
+# known.
 
 # %%
 if live:
@@ -127,7 +130,7 @@ for time in range(1, readings + 1):
     inputs = jnp.full((1, 1), current)
     waiting = {name: predict[name](states[name], inputs) for name in methods}
     current = next(stream)  # only now does the truth arrive
-    for name, (prediction, pending) in waiting.items():
+    for name, (_, pending) in waiting.items():
         states[name], metrics = update[name](states[name], pending, jnp.full((1, 1), current))
         errors[name].append(float(metrics.loss))
     series.append(current)
@@ -142,3 +145,8 @@ figure.savefig("mackey_glass.png", bbox_inches="tight")
 for name in methods:
     parts = np.array_split(errors[name], 4)
     print(f"{name:10s}", "  ".join(f"{np.mean(part):.4f}" for part in parts), "(quarters)")
+
+# %% [markdown]
+# All three end far below the error of predicting no change. `truncated` is the slowest, and stays
+# behind: what the network remembers is then left to chance. `snap` is nearly as good as the exact
+# gradient, whose error is the smallest in every quarter; it keeps a 24th of the numbers.

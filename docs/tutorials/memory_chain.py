@@ -14,13 +14,14 @@
 # %% [markdown]
 # # Acting from memory
 #
-# An agent is shown one bit, waits, and is then asked which bit it was: a right answer brings a reward
-# of 1, a wrong one -1. Between the two lie 16 steps in which nothing happens. The agent learns while it
-# acts, with an update at every step. To learn, it has to find out that what it stored 16 steps ago
-# decides the reward now. How far back a gradient reaches is what the three methods here differ in.
+# An agent is shown one bit, waits, and is then asked which bit it was: a right answer brings a
+# reward of 1, a wrong one -1. Between the two lie 16 steps in which nothing happens. The agent
+# learns while it acts, with an update at every step. To learn, it has to find out that what it
+# stored 16 steps ago decides the reward now. How far back a gradient reaches is what the three
+# methods here differ in.
 #
-# The environment is MemoryChain of bsuite (Osband et al., 2020), in the version of gymnax:
-# `pip install "kfrtrl_jax[control,train]"`.
+# The environment is MemoryChain of bsuite (Osband et al., 2020), in the version of gymnax: `pip
+# install "kfrtrl_jax[control,train]"`.
 
 # %%
 import os
@@ -33,28 +34,28 @@ import optax
 
 import kfrtrl_jax as kf
 
-smoke = os.environ.get("KFRTRL_TUTORIAL_SCALE") == "smoke"  # a size for tests: it shows nothing
+# The first sizes are those of tests, at which the figures show nothing.
+smoke = os.environ.get("KFRTRL_TUTORIAL_SCALE") == "smoke"
 chunks, chunk, delay, seeds = (3, 40, 2, 1) if smoke else (40, 1000, 16, 3)
 problem = kf.control.control(batch_size=16, parameters=f"memory_length={delay}")
 
 # %% [markdown]
 # ## The agent
 #
-# The network is a linear recurrent unit, whose 32 complex units fade by a factor of their own at every
-# step. At first they all fade fast: `max_radius=0.6` leaves at most 0.6^16 = 0.0003 of the bit when the
-# question comes. So the memory itself must be learned, and not only how to read it.
+# The network is a linear recurrent unit, whose 32 complex units fade by a factor of their own at
+# every step. At first they all fade fast: `max_radius=0.6` leaves at most 0.6^16 = 0.0003 of the
+# bit when the question comes. So the memory itself must be learned, and not only how to read it.
 #
 # The readout gives the policy (a score for each action) and the critic (the reward that is still
-# expected). `kf.control.actor_critic` makes the update of both from the surprise of each step, which
-# is by how much the reward turns out better than expected; traces spread it over the last ten steps or so.
+# expected). `kf.control.actor_critic` makes the update of both from the surprise of each step,
+# which is by how much the reward turns out better than expected; traces spread it over the last
+# ten steps or so.
 
 
 # %%
 def make_agent(estimator, window):
     environment = problem.environment
-    cell = kf.cells.lru(
-        input_size=environment.observation_size, hidden_size=32, max_radius=0.6
-    )
+    cell = kf.cells.lru(input_size=environment.observation_size, hidden_size=32, max_radius=0.6)
     readout = kf.readouts.linear(input_size=64, output_size=environment.num_actions + 1)
     learner = kf.make_learner(
         cell,
@@ -76,9 +77,12 @@ def make_agent(estimator, window):
 #
 # | | the gradient reaches back |
 # |---|---|
-# | `diagonal_rtrl`, window 1 | as far as the memory: exact, at the cost of one number per weight, since each unit of this network feeds back to itself alone |
+# | `diagonal_rtrl`, window 1 | to the start of the episode: exact |
 # | `truncated`, window 8 | 8 steps: backpropagation through a window that moves along |
 # | `truncated`, window 1 | not at all: only to how the last observation was written into the memory |
+#
+# In this network each unit feeds back to itself alone. So exact gradients need one number per
+# weight, and cost no more than a window.
 
 
 # %%
@@ -123,15 +127,16 @@ axes.legend()
 figure.savefig("memory_chain.png", bbox_inches="tight")
 
 # %% [markdown]
-# With exact gradients all three seeds have solved it after about 20,000 steps, although single ones fall
-# back for a while, as is usual where an agent makes its own data. The window of 8 is slower by half and
-# more, and not done after 40,000. That it learns at all, over a delay of 16, is because a unit that is
-# told to last longer within 8 steps lasts longer beyond them too. The window of 1 stays at guessing.
+# With exact gradients all three seeds have solved it after about 20,000 steps, although single
+# ones fall back for a while, as is usual where an agent makes its own data. The window of 8 is
+# slower by half and more, and not done after 40,000. That it learns at all, over a delay of 16, is
+# because a unit that is told to last longer within 8 steps lasts longer beyond them too. The
+# window of 1 stays at guessing.
 #
 # ## What has been learned is a memory
 #
-# How much of its state a unit keeps over the delay can be read from the parameters: |λ|^delay, for the
-# factor |λ| by which it fades in one step. This is the most lasting unit of each network.
+# How much of its state a unit keeps over the delay can be read from the parameters: |λ|^delay, for
+# the factor |λ| by which it fades in one step. This is the most lasting unit of each network.
 
 # %%
 for name, (_, parameters) in learned.items():
@@ -139,5 +144,5 @@ for name, (_, parameters) in learned.items():
     print(f"{name:12s} kept over {delay} steps, by seed: {kept.max(axis=1).round(3)}")
 
 # %% [markdown]
-# At the start it was at most 0.0003. To last is not enough: some network with a window of 1 has units
-# that last, yet nothing has told them to hold on to the bit.
+# At the start it was at most 0.0003. To last is not enough: some network with a window of 1 has
+# units that last, yet nothing has told them to hold on to the bit.
