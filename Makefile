@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 ARGS ?=
 SUITE ?= step
-# The size at which `make docs` runs the tutorials: smoke, a minute in all, or full, about ten.
+# The size at which `make docs` runs the tutorials: smoke, that of tests, or full, minutes each.
 TUTORIALS ?= smoke
 # Optional dependencies of pyproject.toml beside those of requirements.txt, such as cuda13 or ray,slurm.
 EXTRAS ?=

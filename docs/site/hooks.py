@@ -19,6 +19,7 @@ from latex2mathml.converter import convert
 from mkdocs.structure.files import File, Files
 from nbclient import NotebookClient
 from nbconvert import MarkdownExporter
+from traitlets.config import Config
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = "kfrtrl_jax"
@@ -103,7 +104,14 @@ def _tutorial(path: Path) -> tuple[str, dict[str, bytes]]:
     notebook = jupytext.read(path)
     environment = os.environ | {"KFRTRL_TUTORIAL_SCALE": _SCALE, "PYTHONPATH": str(ROOT)}
     with tempfile.TemporaryDirectory() as folder:
-        client = NotebookClient(notebook, timeout=None, resources={"metadata": {"path": folder}})
+        # By default all passes through TCP ports, of which the kernel warns.
+        sockets = {"transport": "ipc", "ip": f"{folder}/kernel"}
+        client = NotebookClient(
+            notebook,
+            timeout=None,
+            resources={"metadata": {"path": folder}},
+            config=Config({"KernelManager": sockets}),
+        )
         client.execute(env=environment)
     for cell in notebook.cells:
         if cell.cell_type == "code":
