@@ -75,11 +75,16 @@ def test_a_stream_is_predicted_better_than_by_its_mean(run):
     assert len(names["series"]) == names["readings"]
 
 
-def test_an_agent_learns_to_act_from_memory(run):
+def test_an_agent_learns_as_from_exact_gradients_where_a_window_holds_the_episode(run):
     pytest.importorskip("gymnax")
-    for curve, parameters in run("memory_chain")["learned"].values():
+    learned = run("memory_chain")["learned"]
+    for curve, parameters in learned.values():
         assert np.all(np.abs(curve) <= 1)
-        assert np.all(np.isfinite(jax.tree.leaves(parameters)[0]))
+        assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(parameters))
+    # An episode of 3 steps fits into a window of 8, and not into one of 1.
+    exact, wide, short = (parameters["cell"]["nu"] for _, parameters in learned.values())
+    np.testing.assert_allclose(wide, exact, rtol=1e-3)
+    assert np.max(np.abs(short - exact)) > 1e-3
 
 
 def test_tutorials_are_notebooks_with_a_page():
