@@ -128,10 +128,10 @@ figure.savefig("memory_chain.png", bbox_inches="tight")
 
 # %% [markdown]
 # With exact gradients all three seeds have solved it after about 20,000 steps, although single
-# ones fall back for a while, as is usual where an agent makes its own data. The window of 8 is
-# slower by half and more, and not done after 40,000. That it learns at all, over a delay of 16, is
-# because a unit that is told to last longer within 8 steps lasts longer beyond them too. The
-# window of 1 stays at guessing.
+# ones fall back for a while. The window of 8 takes about twice as long on the quickest seed, and
+# is not done after 40,000 on the others. That it learns at all, over a delay of 16, may be because
+# a unit that is told to last longer within 8 steps lasts longer beyond them too. The window of 1
+# stays at guessing.
 #
 # ## What has been learned is a memory
 #
