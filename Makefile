@@ -4,6 +4,8 @@ BIN := .venv/bin
 READY := .venv/.ready
 ARGS ?=
 SUITE ?= step
+# The size at which `make docs` runs the tutorials: smoke, that of tests, or full, minutes each.
+TUTORIALS ?= smoke
 # Optional dependencies of pyproject.toml beside those of requirements.txt, such as cuda13 or ray,slurm.
 EXTRAS ?=
 comma := ,
@@ -50,8 +52,8 @@ format: setup ## what ruff can put right by itself
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs: setup .venv/.extra-docs ## the pages as a site, in build/site
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+docs: setup .venv/.extra-docs ## the pages as a site, in build/site; TUTORIALS=full runs the tutorials at full size
+	KFRTRL_TUTORIAL_SCALE=$(TUTORIALS) NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 benchmark: setup ## speeds as ratios to measured floors; SUITE=step, flax, scaling, peers, memory or compile
 	$(BIN)/python -m experiments.benchmark --suite=$(SUITE) --out=runs/benchmark_$(SUITE).json $(ARGS)
