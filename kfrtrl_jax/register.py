@@ -9,7 +9,7 @@ in a config, as those of the library's factories are:
 Then `--config.cell="my_cell(hidden_size=64)"` finds the one, and "average(my_estimator, copies=4)",
 given to `make_learner`, the other. A name belongs to the process that registered it; a config that
 other processes read, such as those of a sweep on a cluster, rather names "module:name", which needs no
-registration.
+registration. A function that is defined and registered again, as by a notebook, takes its own place.
 """
 
 from __future__ import annotations

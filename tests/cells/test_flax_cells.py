@@ -470,3 +470,24 @@ def test_a_step_that_changes_its_carry_is_refused():
     )
     with pytest.raises(ValueError, match="must keep the carry"):
         cell.step(cell.init(jax.random.key(0)), cell.initial_carry(), None)
+
+
+class NNXBare(nnx.Module):
+    """A cell that does not say the length of its input."""
+
+    def __init__(self, rngs):
+        self.dense = nnx.Linear(INPUT_SIZE + 2, 2, rngs=rngs, **F64)
+
+    def initialize_carry(self, input_shape, rngs=None):
+        return jnp.zeros((*input_shape[:-1], 2))
+
+    def __call__(self, carry, x):
+        carry = jnp.tanh(self.dense(jnp.concatenate([x, carry], axis=-1)))
+        return carry, carry
+
+
+def test_an_nnx_cell_that_does_not_say_its_length_needs_an_example():
+    with pytest.raises(ValueError, match=r"NNXBare has no in_features .*: give example_input"):
+        cells.from_flax(lambda rngs: NNXBare(rngs))
+    cell = cells.from_flax(lambda rngs: NNXBare(rngs), jnp.zeros(INPUT_SIZE))
+    assert cell.initial_carry().shape == (2,)

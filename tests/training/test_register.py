@@ -79,7 +79,22 @@ def test_a_name_or_factory_that_cannot_be_is_refused(kind, name, factory, messag
         getattr(register, kind)(name, factory)
     register.cell("mine", my_cell)
     with pytest.raises(ValueError, match="there is a cell mine already"):
-        register.cell("mine", my_cell)
+        register.cell("mine", cells.vanilla)
+    with pytest.raises(ValueError, match="there is a cell mine already"):
+        register.estimator("mine", my_cell)
+
+
+def test_a_function_that_is_defined_again_takes_its_own_place():
+    def defined(width):
+        def mine(input_size: int):
+            return cells.vanilla(input_size=input_size, hidden_size=width)
+
+        return mine
+
+    for width in (2, 3):
+        register.cell("mine", defined(width))
+    config = resolve({**COPY, "cell": "mine"})
+    assert make(config, "cell", input_size=INPUT_SIZE).initial_carry().shape == (3,)
 
 
 def test_what_is_not_registered_is_not_known():

@@ -29,8 +29,8 @@ def from_flax(
         - a function rngs -> NNX cell, such as `lambda rngs: nnx.LSTMCell(8, 64, rngs=rngs)`: then
           `init(key)` draws new parameters.
       example_input: one lane's input, an array or a `jax.ShapeDtypeStruct`, without a batch axis, as a
-        lane is one sequence of the batch. Linen needs it to determine the shapes of parameters; NNX
-        cells do not.
+        lane is one sequence of the batch. Linen needs it to determine the shapes of parameters; an NNX
+        cell needs it only if it has no `in_features`, the length of its input.
       rngs: for a Linen cell, the initial key of each random stream, by the stream's name, either typed,
         [], or raw, uint32[2]. As in Flax, "params" stands in for every stream without a key of its own.
         None means `{"params": jax.random.key(0)}` for a cell that draws random numbers, and no stream
@@ -61,9 +61,9 @@ def from_flax(
     Raises:
       TypeError: if the module is none of these; or, when its step is traced, if a call of an NNX cell
         changes an `nnx.Param` or an attribute that is not an array, as the next step would not see it.
-      ValueError: if a Linen module comes without example_input or draws from a stream that has no key,
-        if an NNX cell comes with rngs, if a key is not a PRNG key, or if cut names something that the
-        cell does not have.
+      ValueError: if a Linen module, or an NNX cell without `in_features`, comes without example_input;
+        if a Linen module draws from a stream that has no key, if an NNX cell comes with rngs, if a key
+        is not a PRNG key, or if cut names something that the cell does not have.
     """
     from flax import linen, nnx
 

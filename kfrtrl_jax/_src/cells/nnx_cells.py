@@ -31,8 +31,7 @@ def from_nnx(
         if _is_variable(variable) and not isinstance(variable, nnx.RngState)
     }
     require_known(cut, sorted(kinds), "kind of variable")
-    known = example_input is not None
-    shape = jax.numpy.shape(example_input) if known else (getattr(first, "in_features"),)  # noqa: B009
+    shape = _input_shape(first, example_input)
 
     def is_cut(variable: Any) -> bool:
         return _is_variable(variable) and type(variable).__name__ in cut
@@ -89,6 +88,19 @@ def _require_unchanged(module: Any, same_graph: bool, params: Any, new_params: A
                 f"a call of {name} changes an nnx.Param; keep whatever a step changes in another kind "
                 f"of nnx.Variable"
             )
+
+
+def _input_shape(cell: nnx.Module, example_input: Any) -> tuple[int, ...]:
+    """The shape of one lane's input."""
+    if example_input is not None:
+        return jax.numpy.shape(example_input)
+    features = getattr(cell, "in_features", None)
+    if not isinstance(features, int):
+        raise ValueError(
+            f"{type(cell).__name__} has no in_features that says the length of its input: give "
+            f"example_input, one lane's input"
+        )
+    return (features,)
 
 
 def _is_variable(x: Any) -> bool:

@@ -165,15 +165,17 @@ def register(word: str, name: str, factory: Factory) -> None:
       factory: its arguments are the fields of its section in a config.
 
     Raises:
-      ValueError: if the name exists or is none, or if the factory is no function with a signature.
+      ValueError: if the name exists, but for that of the same function, defined again as in a notebook;
+        if it is none; or if the factory is no function with a signature.
     """
     kind = KINDS[word]
     if not (isinstance(name, str) and name.isidentifier()) or name in ("True", "False", "None"):
         raise ValueError(
             f"the name of {kind} must be an identifier, such as my_{word}, got {name!r}"
         )
+    again = _origin(REGISTERED[word].get(name)) == _origin(factory) != (None, None)
     for other in KINDS.values():
-        if name in other.factories:
+        if name in other.factories and not again:
             raise ValueError(f"there is {other} {name} already: register yours by another name")
     if isinstance(factory, kind.type) or not callable(factory):
         raise ValueError(
@@ -182,6 +184,11 @@ def register(word: str, name: str, factory: Factory) -> None:
         )
     _require_signature(name, factory)
     REGISTERED[word][name] = factory
+
+
+def _origin(factory: Any) -> tuple[str | None, str | None]:
+    """The module and the name of a function where it was defined."""
+    return getattr(factory, "__module__", None), getattr(factory, "__qualname__", None)
 
 
 def fields(kind: Kind, factory: Factory) -> dict[str, Field]:
