@@ -162,7 +162,7 @@ What truncation and SnAp-1 leave out counts as noise here: it is their bias.
 """
 # How the papers call what configs name.
 PAPER_NAMES = {
-    "truncated": "truncated",
+    "truncated": "truncation",
     "uoro": "UORO",
     "kf_rtrl": "KF-RTRL",
     "ok(rank=8)": "8-OK",
