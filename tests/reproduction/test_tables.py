@@ -104,17 +104,17 @@ def test_a_run_that_diverged_before_its_first_line_is_told():
 def test_a_table_by_task_marks_what_is_beyond_noise_and_tells_what_diverged():
     def run(method, seed, score, status="done"):
         series = {} if score is None else {"score": {10: score}}
-        return Run(method, "chain", seed, status, series)
+        return Run(method, "chain", seed, status, series, ms_per_step=len(method))
 
     base = [run("base", seed, 0.5 + 0.01 * seed) for seed in range(3)]
     better = [run("better", seed, 0.9 + 0.01 * seed) for seed in range(3)]
     # The first has no figure at all.
     lost = [run("lost", 0, None, "diverged"), run("lost", 1, 0.5), run("lost", 2, 0.6)]
     lines = tables.by_task([*base, *better, *lost], "score", 2, "base").splitlines()
-    assert lines[0] == "|  | chain |"
-    assert lines[2] == "| base | 0.51 ± 0.01 (3) |"
-    assert lines[3] == "| better | 0.91 ± 0.01 (3) ↑ |"
-    assert lines[4] == "| lost | 0.55 ± 0.07 (2) 1 diverged |"
+    assert lines[0] == "|  | chain | ms a step |"
+    assert lines[2] == "| base | 0.51 ± 0.01 (3) | 4 |"
+    assert lines[3] == "| better | 0.91 ± 0.01 (3) ↑ | 6 |"
+    assert lines[4] == "| lost | 0.55 ± 0.07 (2) 1 diverged | 4 |"
 
 
 def test_the_committed_results_are_those_of_the_committed_records():

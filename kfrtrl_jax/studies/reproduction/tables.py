@@ -157,6 +157,8 @@ def differences(runs: Sequence[Run], other: str, field: str, step: int, digits: 
 def by_task(runs: Sequence[Run], field: str, digits: int, other: str = "") -> str:
     """A row per method and a column per task: the last figure, mean ± standard deviation (seeds).
 
+    The last column is what a step takes.
+
     Args:
       runs: those that are done; of others there is no last figure.
       field: of the figure.
@@ -175,8 +177,9 @@ def by_task(runs: Sequence[Run], field: str, digits: int, other: str = "") -> st
             mark = _mark(done, method, other, task, field)
             gone = sum(run.status == "diverged" for run in own)
             cells.append(f"{text}{mark}{f' {gone} diverged' if gone else ''}")
-        rows.append([method, *cells])
-    return markdown(["", *map(without_lanes, names)], rows)
+        time = spread([run.ms_per_step for run in done if run.method == method and run.ms_per_step])
+        rows.append([method, *cells, f"{time.mean:.2g}" if time.runs else ""])
+    return markdown(["", *map(without_lanes, names), "ms a step"], rows)
 
 
 def finished(runs: Sequence[Run]) -> list[Run]:
