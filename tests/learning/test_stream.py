@@ -102,6 +102,8 @@ def test_what_has_no_single_steps_does_not_predict(kwargs, message):
     state = jax.eval_shape(learner.init, KEY)
     with pytest.raises(ValueError, match=message):
         jax.eval_shape(learner.predict, state, batches(1)[0].inputs)
+    with pytest.raises(ValueError, match=message):
+        learner.update(state, None, jnp.zeros(2, int))
 
 
 def test_predict_and_update_refuse_other_shapes():

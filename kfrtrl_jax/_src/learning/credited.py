@@ -18,7 +18,7 @@ from jaxtyping import Float
 from kfrtrl_jax._src.base import Array, Batch, CreditEstimator, Key
 from kfrtrl_jax._src.composition import compose
 from kfrtrl_jax._src.learning import trees, weighted
-from kfrtrl_jax._src.learning.exact import linearized
+from kfrtrl_jax._src.learning.exact import lanes_begun, linearized
 from kfrtrl_jax._src.learning.past import Past
 from kfrtrl_jax._src.learning.types import LearnerState, Model, Outcome, Update
 from kfrtrl_jax._src.learning.unroll import SegmentGradient, Unrolled
@@ -38,13 +38,6 @@ class Credited:
     credit: CreditEstimator
     share: float | None
 
-    def take(self, state: LearnerState, batch: Batch) -> tuple[Any, Any]:
-        """Refuses: a credit learns from whole segments."""
-        del state, batch
-        raise ValueError(
-            "predict and update do not take a credit, which learns from whole segments: use step"
-        )
-
     def run(
         self,
         state: LearnerState,
@@ -59,7 +52,7 @@ class Credited:
         unrolled = Unrolled(model, state.parameters, state.carry, segment)
         inside, credit_state = self._inside(unrolled, state)
         sites, influence = inside.sites, state.influence
-        begins = segment.reset.at[0].set(segment.reset[0] | state.fresh)
+        begins = lanes_begun(state, segment)
         if self.share != 1:
             cotangent = jnp.where(state.fresh[:, None], 0, inside.cotangent)
             past = Past(model, influence, None, cotangent, begins, jnp.asarray(0))
@@ -80,8 +73,7 @@ class Credited:
 
     def _inside(self, unrolled: Unrolled, state: LearnerState) -> tuple[SegmentGradient, Any]:
         """The gradient inside the segment with the credit's part, and the updated credit state."""
-        segment, flatten = unrolled.segment, self.model.linearizer.flatten
-        credit = self.credit
+        segment, flatten, credit = unrolled.segment, self.model.linearizer.flatten, self.credit
 
         def ends(
             variables: Any, floats: Any

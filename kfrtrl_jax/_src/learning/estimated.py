@@ -48,7 +48,7 @@ class Estimated:
     model: Model
 
     def take(self, state: LearnerState, batch: Batch) -> tuple[Any, Passed]:
-        """See `types.Form`."""
+        """See `types.SteppedForm`."""
         parameters, linearizer = state.parameters, self.model.linearizer
         output_of = linearizer.output_of
         assert output_of is not None

@@ -52,7 +52,7 @@ class Exact:
     lengths: Lengths
 
     def take(self, state: LearnerState, batch: Batch) -> tuple[Any, Passed]:
-        """See `types.Form`."""
+        """See `types.SteppedForm`."""
         taken = self._take(state, jax.tree.map(lambda x: x[None], batch))
         return jax.tree.map(lambda x: x[0], taken.forward.predictions), taken
 
@@ -96,7 +96,7 @@ class Exact:
     def _take(self, state: LearnerState, batches: Batch) -> Passed:
         """Takes the steps of an update, [U, B]."""
         passed = forward(Unrolled(self.model, state.parameters, state.carry, batches))
-        begins, starts = _begins(state, batches), passed.seen.starts
+        begins, starts = lanes_begun(state, batches), passed.seen.starts
         return Passed(passed, linearized(self.model, state.parameters, starts, batches, begins))
 
     def _ring(self, state: LearnerState, segment: Batch) -> Any:
@@ -172,7 +172,7 @@ class _Updates(NamedTuple):
         inside = backward(unrolled, passed.forward)
         # Nothing precedes a run's first step: the cotangent is 0, even if the derivative is infinite.
         cotangent = jnp.where(state.fresh[:, None], 0, inside.cotangent)
-        past = Past(model, self.influence, ring, cotangent, _begins(state, batches), count)
+        past = Past(model, self.influence, ring, cotangent, lanes_begun(state, batches), count)
         pulled, lost = past.pulled()
         sites = trees.add(inside.sites, pulled.gradients)
         gradient = unrolled.by_parameters(sites, inside.others)
@@ -184,7 +184,7 @@ class _Updates(NamedTuple):
         return ((state, kept_now), outputs), pulled.influence
 
 
-def _begins(state: LearnerState, batches: Batch) -> Array:
+def lanes_begun(state: LearnerState, batches: Batch) -> Array:
     """The lanes that start anew before each step, [U, B]."""
     return batches.reset.at[0].set(batches.reset[0] | state.fresh)
 

@@ -17,7 +17,15 @@ from kfrtrl_jax._src.learning.door import Door, stacked
 from kfrtrl_jax._src.learning.lengths import Lengths
 from kfrtrl_jax._src.learning.pending import Pending, put_aside, taken_up
 from kfrtrl_jax._src.learning.recovery import Lost, lanes_lost
-from kfrtrl_jax._src.learning.types import Form, Learner, LearnerState, Model, StepMetrics, Update
+from kfrtrl_jax._src.learning.types import (
+    Form,
+    Learner,
+    LearnerState,
+    Model,
+    StepMetrics,
+    SteppedForm,
+    Update,
+)
 from kfrtrl_jax._src.shapes import require_key, require_leading_axes, require_shape
 
 
@@ -113,20 +121,20 @@ class Functions:
     def predict(
         self, state: LearnerState, inputs: Any, reset: Bool[Array, " B"] | None = None
     ) -> tuple[Any, Pending]:
-        self._require_single_steps()
+        form = self._stepped()
         self._check_state(state)
         lanes = self.model.batch_size
         self.door.check_inputs(inputs, (lanes,))
         reset = jnp.zeros(lanes, bool) if reset is None else reset
         require_shape("reset", reset, lanes)
         batch = Batch(jax.tree.map(jnp.asarray, inputs), None, jnp.asarray(reset, bool))
-        predictions, taken = self.form.take(state, batch)
+        predictions, taken = form.take(state, batch)
         return predictions, put_aside((batch, taken), state)
 
     def update(
         self, state: LearnerState, pending: Pending, targets: Any, weight: Array | None = None
     ) -> tuple[LearnerState, StepMetrics]:
-        self._require_single_steps()
+        self._stepped()
         if not isinstance(pending, Pending):
             raise ValueError(
                 f"update takes what predict has left pending, and the targets, got a "
@@ -185,14 +193,23 @@ class Functions:
         hint = "the state must come from the init of this learner"
         require_leading_axes("state.carry", state.carry, self.model.batch_size, hint=hint)
 
-    def _require_single_steps(self) -> None:
-        """Refuses `predict` and `update` for a learner that pushes more than one time step at once."""
+    def _stepped(self) -> SteppedForm:
+        """The form, if `predict` and `update` can use it: if its segments are single steps.
+
+        Raises:
+          ValueError: if they are not.
+        """
         if self.lengths.segment > 1:
             raise ValueError(
                 f"predict and update take one time step, and this learner's segment_length is "
                 f"{self.lengths.segment}: use step, or make it with segment_length=1 (a window of "
                 f"several steps may stay)"
             )
+        if not isinstance(self.form, SteppedForm):
+            raise ValueError(
+                "predict and update do not take a credit, which learns from whole segments: use step"
+            )
+        return self.form
 
 
 def _started(cell: Cell, carry: Any, lanes: Array) -> Any:

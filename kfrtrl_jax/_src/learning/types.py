@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from jaxtyping import Bool, Float
 
@@ -163,9 +163,10 @@ class Form(Protocol):
           taken: what `take` has returned, if it was called; K is 1 then.
         """
 
-    def take(self, state: LearnerState, batch: Batch) -> tuple[Any, Any]:
-        """Makes a single step, [B], whose targets need not be known: (predictions [B, ...], taken).
 
-        Raises:
-          ValueError: if the form has no single steps.
-        """
+@runtime_checkable
+class SteppedForm(Form, Protocol):
+    """A form that can make a single step before its targets are known."""
+
+    def take(self, state: LearnerState, batch: Batch) -> tuple[Any, Any]:
+        """Makes a single step, [B]: (predictions [B, ...], what `run` takes as `taken`)."""

@@ -90,7 +90,7 @@ def draw_tasks(
                     chance = guessing.get(chapters.base(task), 0.0)
                     shades[row, column] = (value.mean - chance) / (1 - chance)
                 dark = shades[row, column] > 0.6
-                text = value.text(of.digits) or ("diverged" if runs else "")
+                text = value.text(of.digits) + tables.diverged(runs)
                 axes.text(
                     column, row, text, ha="center", va="center", color="w" if dark else "k", size=9
                 )

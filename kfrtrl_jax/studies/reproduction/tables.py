@@ -175,8 +175,7 @@ def by_task(runs: Sequence[Run], field: str, digits: int, other: str = "") -> st
             own = [run for run in done if run.method == method and run.task == task]
             text = last(own, field).text(digits)
             mark = _mark(done, method, other, task, field)
-            gone = sum(run.status == "diverged" for run in own)
-            cells.append(f"{text}{mark}{f' {gone} diverged' if gone else ''}")
+            cells.append(f"{text}{mark}{diverged(own)}")
         time = spread([run.ms_per_step for run in done if run.method == method and run.ms_per_step])
         rows.append([method, *cells, f"{time.mean:.2g}" if time.runs else ""])
     return markdown(["", *map(without_lanes, names), "ms a step"], rows)
@@ -185,6 +184,12 @@ def by_task(runs: Sequence[Run], field: str, digits: int, other: str = "") -> st
 def finished(runs: Sequence[Run]) -> list[Run]:
     """The runs that will not go on: those at their last step, and those that diverged."""
     return [run for run in runs if run.status in ("done", "diverged")]
+
+
+def diverged(runs: Sequence[Run]) -> str:
+    """How many of them did, in words after a figure: " 1 diverged", or nothing."""
+    gone = sum(run.status == "diverged" for run in runs)
+    return f" {gone} diverged" if gone else ""
 
 
 def last(runs: Sequence[Run], field: str) -> Spread:
