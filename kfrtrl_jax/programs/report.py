@@ -1,8 +1,8 @@
 """Renders what the studies have come to: kfrtrl report --out=DIR.
 
 Reads the committed records alone (experiments/results of a clone) and writes DIR/RESULTS.md,
-DIR/index.html, a page that opens without a network, and a picture of each study that has curves. With
---readme=README.md the leaderboard of that page is made anew too.
+DIR/index.html, a page that opens without a network, and a picture of each study that has curves or many
+tasks. With --readme=README.md the leaderboard of that page is made anew too.
 """
 
 from __future__ import annotations
