@@ -79,18 +79,25 @@ def get_sweep(scale: str = "cpu") -> list[dict[str, Any]]:
 
 def steps_at(scale: str) -> dict[str, int]:
     """The methods, those of most interest first, and the time steps of each."""
-    first = {
-        "TBPTT(1)": CHEAPEST,
-        "TBPTT(8)": CHEAP,
-        "KF-RTRL, blocks of 8": USUAL,
-        "8-OK, blocks of 8": DEAR,
-        "SnAp-1, blocks of 8": CHEAP,
-        "UORO, blocks of 8": CHEAP,
-        "KF-RTRL": USUAL,
-        "KF-RTRL, shrunk, blocks of 8": DEAR,
-    }
+    first = (
+        "TBPTT(1)",
+        "TBPTT(8)",
+        "KF-RTRL, blocks of 8",
+        "8-OK, blocks of 8",
+        "SnAp-1, blocks of 8",
+        "UORO, blocks of 8",
+        "KF-RTRL",
+        "KF-RTRL, shrunk, blocks of 8",
+    )
     if scale == "smoke":
         return dict.fromkeys(first, 800)
-    if scale == "cpu":
-        return first
-    return dict.fromkeys([*first, *get_methods()], 2 * CHEAPEST)
+    methods = dict.fromkeys([*first, *get_methods()])
+    return {name: _about_a_second(name) if scale == "cpu" else 2 * CHEAPEST for name in methods}
+
+
+def _about_a_second(method: str) -> int:
+    if method == "TBPTT(1)":
+        return CHEAPEST
+    without_cell = method.removeprefix("LSTM, ").removeprefix("GRU, ")
+    family = without_cell.partition(", blocks of")[0].partition("(")[0]
+    return {"TBPTT": CHEAP, "SnAp-1": CHEAP, "UORO": CHEAP, "KF-RTRL": USUAL}.get(family, DEAR)

@@ -46,8 +46,9 @@ def get_methods() -> dict[str, dict[str, Any]]:
 
 def get_sweep(scale: str = "cpu") -> list[dict[str, Any]]:
     return [
-        {**METHODS[method], "num_steps": steps, "seed": 0}
+        {**METHODS[method], "num_steps": steps, "seed": seed}
         for method, steps in steps_at(scale).items()
+        for seed in range(3 if scale == "full" else 1)
     ]
 
 

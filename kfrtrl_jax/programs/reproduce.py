@@ -20,6 +20,9 @@ _SCALE = flags.DEFINE_string("scale", "cpu", f"One of {', '.join(study.SCALES)}.
 _FIRST = flags.DEFINE_multi_string(
     "first", [], "Runs this method before the others; may be given several times."
 )
+_ONLY = flags.DEFINE_multi_string(
+    "only", [], "Runs this method alone; may be given several times, on several machines."
+)
 _ENGINE = flags.DEFINE_string("engine", "local", "Where groups of trials run, see `kfrtrl sweep`.")
 _ONLY_COLLECT = flags.DEFINE_bool("only_collect", False, "Runs nothing; the sweep may be running.")
 _TIME = flags.DEFINE_bool(
@@ -32,7 +35,7 @@ _RECORDS = flags.DEFINE_string("records", "", "The file to write; WORKDIR/record
 
 def run(invocation: command_line.Invocation) -> None:
     """Runs those trials of the study that have no result yet, and collects all."""
-    chosen = study.load(_STUDY.value, _SCALE.value).first(_FIRST.value)
+    chosen = study.load(_STUDY.value, _SCALE.value).only(_ONLY.value).first(_FIRST.value)
     if invocation.dry_run:
         print(sweep.describe(chosen.config, chosen.trials, invocation.overrides))
         return

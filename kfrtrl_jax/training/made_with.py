@@ -23,6 +23,7 @@ from kfrtrl_jax.training import workdir
 from kfrtrl_jax.training.segments import About
 
 FILE = "made_with.json"
+COMMIT_VARIABLE = "KFRTRL_COMMIT"
 _WORDS = {
     "precision": "the precision (jax_enable_x64)",
     "matmul_precision": "the precision of products (jax_default_matmul_precision)",
@@ -71,10 +72,13 @@ def numbers(data: Mapping[str, str]) -> dict[str, Any]:
 
 
 def commit() -> str:
-    """The commit of the code, with "+" if files differ from it; "" outside of a repository."""
+    """The commit of the code, with "+" if files differ from it.
+
+    Outside of a repository it is what KFRTRL_COMMIT says, as an image of a container may, or "".
+    """
     # Installed inside somebody's repository, the code is not of that repository.
     if not _git("ls-files", Path(__file__).name):
-        return ""
+        return os.environ.get(COMMIT_VARIABLE, "")
     return _git("describe", "--always", "--abbrev=12", "--exclude=*", "--dirty=+")
 
 

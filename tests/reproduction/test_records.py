@@ -76,6 +76,15 @@ def test_some_methods_of_a_study_can_be_run_first():
         whole.first(["KF"])
 
 
+def test_some_methods_of_a_study_can_be_run_alone():
+    whole = study.load("copy", "cpu")
+    chosen = whole.only(["UORO", "SnAp-1"])
+    assert [chosen.method_of(trial) for trial in chosen.trials] == ["UORO"] * 3 + ["SnAp-1"] * 3
+    assert whole.only([]) == whole
+    with pytest.raises(ConfigError, match=r"--only: the study copy has KF-RTRL; .*, but no 'KF'"):
+        whole.only(["KF"])
+
+
 def test_unknown_studies_and_scales_are_refused():
     with pytest.raises(ConfigError, match="--study must be one of"):
         study.load("chess", "smoke")

@@ -82,5 +82,13 @@ def test_the_commit_is_that_of_the_repository(monkeypatch):
     if path.returncode:
         pytest.skip("the tests do not run in a repository")
     assert path.stdout.startswith(made_with.commit().removesuffix("+"))
+    monkeypatch.setenv(made_with.COMMIT_VARIABLE, "0123456789ab")
+    assert path.stdout.startswith(made_with.commit().removesuffix("+"))
+
+
+def test_without_a_repository_the_commit_is_what_the_environment_says(monkeypatch):
     monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv(made_with.COMMIT_VARIABLE, raising=False)
     assert made_with.commit() == ""
+    monkeypatch.setenv(made_with.COMMIT_VARIABLE, "0123456789ab")
+    assert made_with.commit() == "0123456789ab"

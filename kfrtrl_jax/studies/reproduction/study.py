@@ -52,16 +52,31 @@ class Study(NamedTuple):
         Raises:
           ConfigError: if it has no such method.
         """
-        for name in methods:
-            if name not in self.methods:
-                known = "; ".join(self.methods)
-                raise ConfigError(f"--first: the study {self.name} has {known}, but no {name!r}")
+        self._require("--first", methods)
 
         def place(trial: Mapping[str, Any]) -> int:
             method = self.method_of(trial)
             return methods.index(method) if method in methods else len(methods)
 
         return self._replace(trials=sorted(self.trials, key=place))
+
+    def only(self, methods: Sequence[str]) -> Study:
+        """The study with the trials of some of its methods, of all if none is given.
+
+        Raises:
+          ConfigError: if it has no such method.
+        """
+        self._require("--only", methods)
+        if not methods:
+            return self
+        kept = [trial for trial in self.trials if self.method_of(trial) in methods]
+        return self._replace(trials=kept)
+
+    def _require(self, flag: str, methods: Sequence[str]) -> None:
+        for name in methods:
+            if name not in self.methods:
+                known = "; ".join(self.methods)
+                raise ConfigError(f"{flag}: the study {self.name} has {known}, but no {name!r}")
 
 
 def path_of(name: str) -> str:
