@@ -23,6 +23,12 @@ _FIRST = flags.DEFINE_multi_string(
 _ONLY = flags.DEFINE_multi_string(
     "only", [], "Runs this method alone; may be given several times, on several machines."
 )
+_GROUP_SIZE = flags.DEFINE_integer(
+    "group_size",
+    0,
+    "As for `kfrtrl sweep`: the most trials side by side as one program.",
+    lower_bound=0,
+)
 _ENGINE = flags.DEFINE_string("engine", "local", "Where groups of trials run, see `kfrtrl sweep`.")
 _ONLY_COLLECT = flags.DEFINE_bool("only_collect", False, "Runs nothing; the sweep may be running.")
 _TIME = flags.DEFINE_bool(
@@ -47,6 +53,7 @@ def run(invocation: command_line.Invocation) -> None:
             invocation.workdir,
             invocation.overrides,
             engine,
+            group_size=_GROUP_SIZE.value,
             wandb=invocation.wandb,
         )
     if _TIME.value:
