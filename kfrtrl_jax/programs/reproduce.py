@@ -3,7 +3,8 @@
 A study is a sweep (`configs/reproduce_NAME.py`) and can be stopped and continued like one; a larger
 scale continues a smaller one. At the end, and at any moment with --only_collect, what it has come to is
 written to a small file, DIR/records.json, which `kfrtrl report` renders. With --time_methods a
-step of each method is timed alone, which methods of different costs are compared by.
+step of each method is timed alone, which methods of different costs are compared by. With --only and
+--add the parts of a study are run on several machines and come together in one file.
 """
 
 from __future__ import annotations
@@ -37,6 +38,9 @@ _TIME = flags.DEFINE_bool(
     "Times a step of each method alone, in turns, on a machine left in peace.",
 )
 _RECORDS = flags.DEFINE_string("records", "", "The file to write; WORKDIR/records.json by default.")
+_ADD = flags.DEFINE_bool(
+    "add", False, "Keeps what the file has of trials that are not, or have fewer steps, here."
+)
 
 
 def run(invocation: command_line.Invocation) -> None:
@@ -60,6 +64,8 @@ def run(invocation: command_line.Invocation) -> None:
         times.write(invocation.workdir, times.measure(chosen, invocation.overrides))
     record = records.collect(_STUDY.value, invocation.workdir, invocation.overrides)
     path = pathlib.Path(_RECORDS.value or invocation.workdir / "records.json")
+    if _ADD.value and path.exists():
+        record = records.merge(record, records.read_study(path))
     records.write(path, record)
     display.say(f"records of {len(record['trials'])} trials: {path}")
 

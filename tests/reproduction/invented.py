@@ -31,6 +31,7 @@ def trial(method: str, seed: int, last: int = PLANNED, status: str = "done", **f
         "planned_steps": PLANNED,
         "seconds": 1.0,
         "ms_per_step": 2.0 + seed,
+        "made_with": 0,
         "curve": {
             "step": steps,
             "wall_time": [(2.0 + seed) * step / 1000 for step in steps],
@@ -119,15 +120,23 @@ def noise() -> dict[str, Any]:
     }
 
 
+def made_with(device: str = "cpu") -> dict[str, Any]:
+    """What the trials of a record were made with."""
+    return {
+        "settings": {"precision": "float32"},
+        "data": {},
+        "versions": {"jax": "1.2.3"},
+        "device": device,
+        "sittings": [{"commit": "abc", "processor": "<b>processor</b>", "cores": 2}],
+    }
+
+
 def record(study: str, trials: list[Any]) -> dict[str, Any]:
     """A record of a study."""
     return {
         "study": study,
         "config": f"configs/reproduce_{study}.py",
-        "settings": {"precision": "float32"},
-        "data": {},
-        "versions": {"jax": "1.2.3"},
-        "sittings": [{"commit": "abc", "processor": "<b>processor</b>", "cores": 2}],
+        "made_with": [made_with()],
         "trials": trials,
     }
 

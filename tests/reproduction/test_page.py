@@ -194,7 +194,7 @@ def test_configs_stand_side_by_side_by_their_differences(content):
     assert rows["KF-RTRL"] == ["kf_rtrl", None]
     assert rows["TBPTT(25)"] == ["truncated", "25"]
     made_with = content["tasks"][0]["made_with"]
-    assert made_with == ["jax 1.2.3", "float32", "commit abc on <b>processor</b>, cores used: 2"]
+    assert made_with == ["jax 1.2.3, float32", "commit abc on <b>processor</b>, cores used: 2"]
 
 
 def test_without_records_there_is_a_page_that_says_so(tmp_path):

@@ -3,6 +3,7 @@
 import json
 import shlex
 
+import jax
 import pytest
 
 from kfrtrl_jax._src.compositions.notation import Written
@@ -141,8 +142,10 @@ def test_what_a_sweep_has_come_to_is_collected(tmp_path, monkeypatch):
         assert trial["ms_per_step"] > 0 < trial["bytes_per_lane"]
     assert len(record["trials"]) == 2
     assert "times" not in record
+    assert [made["device"] for made in record["made_with"]] == [jax.devices()[0].device_kind]
     times.write(folder, {"KF-RTRL": 0.25})
-    assert records.collect("tiny", folder, common)["times"] == {"KF-RTRL": 0.25}
+    timed = records.collect("tiny", folder, common)
+    assert (timed["times"], timed["timed_on"]) == ({"KF-RTRL": 0.25}, times.machine())
 
     # The first trial is run on, the second diverged before its first line.
     first, second = (folder / "trials" / name for name in ("000", "001"))
@@ -161,15 +164,54 @@ def test_what_a_sweep_has_come_to_is_collected(tmp_path, monkeypatch):
     assert runs.status_of(found) == "diverged: 0 steps"
 
 
+def test_parts_of_a_study_come_together_in_one_record():
+    methods = study.load("copy", "cpu").methods
+
+    def trial(method, seed, steps, **fields):
+        own = {**methods[method], "seed": seed}
+        return invented.trial(method, seed, steps, overrides=own, **fields)
+
+    here = {
+        **invented.record("copy", [trial("UORO", 0, 30_000), trial("UORO", 1, 20_000)]),
+        "times": {"UORO": 0.5},
+        "timed_on": "here",
+    }
+    there = invented.record(
+        "copy", [trial("UORO", 0, 20_000), trial("UORO", 1, 30_000), trial("KF-RTRL", 0, 10_000)]
+    )
+    there["made_with"] = [invented.made_with("accelerator")]
+    expected = [("KF-RTRL", 0, 10_000), ("UORO", 0, 30_000), ("UORO", 1, 30_000)]
+    for merged in (records.merge(there, here), records.merge(here, there)):
+        # In the order of the study, each with what it was made with, and the times of whoever has some.
+        assert [
+            (t["method"], t["overrides"]["seed"], t["steps"]) for t in merged["trials"]
+        ] == expected
+        devices = [merged["made_with"][t["made_with"]]["device"] for t in merged["trials"]]
+        assert devices == ["accelerator", "cpu", "accelerator"]
+        assert (merged["times"], merged["timed_on"]) == ({"UORO": 0.5}, "here")
+        assert records.merge(merged, merged) == merged
+    # What is read again counts, and what nothing was made with any more is left out.
+    again = invented.record("copy", [trial("UORO", 0, 30_000, ms_per_step=7.0)])
+    again["made_with"] = [invented.made_with("another")]
+    merged = records.merge(again, {**here, "trials": here["trials"][:1]})
+    assert [t["ms_per_step"] for t in merged["trials"]] == [7.0]
+    assert [made["device"] for made in merged["made_with"]] == ["another"]
+    with pytest.raises(ConfigError, match="a record of copy cannot take trials of the study ptb"):
+        records.merge({**here, "study": "ptb"}, there)
+
+
 def test_the_time_of_a_method_that_was_timed_alone_counts():
     made = {**invented.record("copy", [invented.trial("KF-RTRL", 0, 20_000)]), "config": "c"}
-    (as_logged,), (alone,) = (
-        runs.of_record(record) for record in (made, {**made, "times": {"KF-RTRL": 0.5}})
+    (as_logged,), (alone,), (left_out,) = (
+        runs.of_record(record)
+        for record in (made, {**made, "times": {"KF-RTRL": 0.5}}, {**made, "times": {"UORO": 0.5}})
     )
     assert as_logged.ms_per_step == 2.0
     assert as_logged.series["wall_time"] == {10_000: 20.0, 20_000: 40.0}
     assert alone.ms_per_step == 0.5
     assert alone.series["wall_time"] == {10_000: 5.0, 20_000: 10.0}
+    # Times of a log are not those of a method alone.
+    assert (left_out.ms_per_step, left_out.series["wall_time"]) == (0.0, {})
 
 
 def test_a_file_that_is_no_record_is_refused_with_what_it_lacks(tmp_path):

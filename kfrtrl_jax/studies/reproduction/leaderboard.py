@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from kfrtrl_jax.errors import ConfigError
-from kfrtrl_jax.studies.reproduction import budget, report, runs, tables
+from kfrtrl_jax.studies.reproduction import budget, report, runs, tables, times
 from kfrtrl_jax.studies.reproduction.chapters import CHAPTERS
 
 _STEP = 100_000
@@ -76,7 +76,7 @@ def _places(found: Mapping[str, Mapping[str, Any]]) -> tuple[dict[str, float], d
     if "budget" not in found:
         return {}, {}
     own, scores = runs.of_record(found["budget"]), CHAPTERS["budget"].tasks
-    by_time = budget.same_time(own, scores, found["budget"].get("times", {}))
+    by_time = budget.same_time(own, scores, times.of(found["budget"]))
     by_steps = budget.same_steps(own, scores)
     return budget.ranks(by_time, scores), budget.ranks(by_steps, scores)
 

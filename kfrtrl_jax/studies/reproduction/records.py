@@ -1,4 +1,7 @@
-"""What a study has come to, small enough to be kept with the code: a curve and a summary per trial."""
+"""What a study has come to, small enough to be kept with the code: a curve and a summary per trial.
+
+A study may be run in parts, on several machines; the record says with what each trial was made.
+"""
 
 from __future__ import annotations
 
@@ -22,11 +25,12 @@ _POINTS = 100
 # With so many trials each is kept with fewer points.
 _MANY, _FEW_POINTS = 200, 20
 _FIELDS = ("step", "wall_time", "running_loss", "sequence_length", "valid_loss", "score")
-_OF_STUDY = ("study", "config", "settings", "versions", "sittings", "trials")
+_OF_STUDY = ("study", "config", "made_with", "trials")
 _OF_TRIAL = (
     "method", "task", "cell", "overrides", "lanes", "bytes_per_lane", "status", "steps",
-    "planned_steps", "ms_per_step", "curve",
+    "planned_steps", "ms_per_step", "curve", "made_with",
 )  # fmt: skip
+_MADE_WITH = ("settings", "data", "versions", "device", "sittings")
 # What a summary has beside the last record.
 _RESULTS = ("best_valid_loss", "best_step", "test_loss", "diverged_at", "problem")
 
@@ -40,7 +44,8 @@ def collect(name: str, folder: Path, common: Mapping[str, Any] | None = None) ->
       common: overrides of all trials, as the sweep had them.
 
     Returns:
-      A record of the study: plain values, see `write`.
+      A record of the study: plain values, see `write`. Its "made_with" is a list of what trials were
+      made with, and that of a trial a place in it.
 
     Raises:
       WorkdirError: if the folder is of no sweep.
@@ -69,22 +74,57 @@ def collect(name: str, folder: Path, common: Mapping[str, Any] | None = None) ->
                 "method": method,
                 "task": task,
                 "cell": config.cell.name,
-                "overrides": {key: value for key, value in own.items() if key != "num_steps"},
+                "overrides": _without_steps(own),
                 "lanes": config.task.batch_size,
                 "bytes_per_lane": units[method, task],
+                "made_with": 0,
                 **record,
             }
         )
-    measured = times.read(folder)
     return {
         "study": name,
         "config": path_of(name),
-        "settings": made["settings"],
-        "data": made["data"],
-        "versions": made["versions"],
-        "sittings": made.get("sittings", []),
-        **({"times": measured} if measured else {}),
+        "made_with": [{field: made.get(field, []) for field in _MADE_WITH}],
+        **times.read(folder),
         "trials": found,
+    }
+
+
+def merge(new: Mapping[str, Any], old: Mapping[str, Any]) -> dict[str, Any]:
+    """One record of the same study from two, such as of its parts on two machines.
+
+    Of a trial that both have, the one with more steps is kept, and the new one if they are equal. Times
+    are those of the new record, if it has any: only methods that took turns can be compared.
+
+    Raises:
+      ConfigError: if they are of different studies.
+    """
+    name = new["study"]
+    if old["study"] != name:
+        raise ConfigError(f"a record of {old['study']} cannot take trials of the study {name}")
+    chosen: dict[str, tuple[Any, Any]] = {}
+    for record in (old, new):
+        for trial in record["trials"]:
+            key = _key(trial["overrides"])
+            if key not in chosen or trial["steps"] >= chosen[key][0]["steps"]:
+                chosen[key] = trial, record["made_with"][trial["made_with"]]
+    keys = dict.fromkeys(_key(_without_steps(overrides)) for _, overrides in _trials(name))
+    places = {key: place for place, key in enumerate(keys)}
+    ordered = sorted(chosen, key=lambda key: places.get(key, len(places)))
+    made: list[Any] = []
+    for key in ordered:
+        if chosen[key][1] not in made:
+            made.append(chosen[key][1])
+    timed = next((r for r in (new, old) if times.of(r)), old)
+    return {
+        "study": name,
+        "config": path_of(name),
+        "made_with": made,
+        **{field: timed[field] for field in times.FIELDS if field in timed},
+        "trials": [
+            {**trial, "made_with": made.index(its)}
+            for trial, its in (chosen[key] for key in ordered)
+        ],
     }
 
 
@@ -143,6 +183,14 @@ def _trials(name: str) -> Iterator[tuple[Study, dict[str, Any]]]:
         study = load(name, scale)
         for overrides in study.trials:
             yield study, overrides
+
+
+def _without_steps(overrides: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in overrides.items() if key != "num_steps"}
+
+
+def _key(overrides: Mapping[str, Any]) -> str:
+    return json.dumps(overrides, sort_keys=True)
 
 
 def _trial(folder: Path, planned: int, points: int) -> dict[str, Any] | None:

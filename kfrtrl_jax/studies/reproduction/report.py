@@ -8,7 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from kfrtrl_jax.studies.fidelity import gradient_noise
-from kfrtrl_jax.studies.reproduction import budget, chapters, pictures, records, runs, tables
+from kfrtrl_jax.studies.reproduction import (
+    budget,
+    chapters,
+    pictures,
+    records,
+    runs,
+    tables,
+    times,
+)
 from kfrtrl_jax.studies.reproduction.chapters import CHAPTERS, Chapter
 from kfrtrl_jax.studies.reproduction.runs import Run
 
@@ -26,8 +34,9 @@ reproduce --study=NAME` writes: every figure below is computed, none is typed. F
 are means over seeds ± the standard deviation of a single run, with the number of seeds in
 brackets; one seed has no spread. Differences are paired over seeds, with the 95 % confidence
 interval of Student's t; where that includes zero no method is called better. The time of a step is
-that of a run alone, the methods of a study taking turns in one process (`--time_methods`); a study
-that has not been timed has the medians of its runs, which had others beside them.
+that of a run alone, the methods of a study taking turns in one process (`--time_methods`); a method
+that was not timed with the others has none, and a study that has not been timed has the medians of
+its runs, which had others beside them.
 [docs/speed.md](docs/speed.md) has more ratios. A run that is still short of its last step
 says so. A seed that diverged has no figures after that, and is told beside the mean of the others.
 """
@@ -117,15 +126,15 @@ def _chapter(
 
 
 def _budgets(chapter: Chapter, record: Mapping[str, Any], own: Sequence[Run]) -> list[str]:
-    times = record.get("times", {})
+    timed = times.of(record)
     parts = []
-    if times:
-        by_time = budget.same_time(own, chapter.tasks, times)
+    if timed:
+        by_time = budget.same_time(own, chapter.tasks, timed)
         parts.append("At the same wall time:\n")
-        parts.append(budget.table(by_time, chapter.tasks, times))
+        parts.append(budget.table(by_time, chapter.tasks, timed))
     by_steps = budget.same_steps(own, chapter.tasks)
     parts.append("At the same number of time steps:\n")
-    parts.append(budget.table(by_steps, chapter.tasks, times))
+    parts.append(budget.table(by_steps, chapter.tasks, timed))
     parts.append(f"Made with {'; '.join(made_with(record))}.\n")
     return parts
 
@@ -175,10 +184,20 @@ def _markdown(text: str) -> str:
 
 
 def made_with(record: Mapping[str, Any]) -> list[str]:
-    """What a study was made with: versions, precision, and each sitting's commit and processor."""
-    versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
-    sittings = [
-        f"commit {s['commit'] or 'unknown'} on {s['processor']}, cores used: {s['cores']}"
-        for s in record["sittings"]
-    ]
-    return [versions, record["settings"]["precision"], *sittings]
+    """What a study was made with: versions, precision, devices, and each sitting's commit."""
+    lines: list[str] = []
+    for made in record["made_with"]:
+        versions = ", ".join(f"{name} {version}" for name, version in made["versions"].items())
+        device = "" if made["device"] == "cpu" else f" with {made['device']}"
+        own = [
+            f"{versions}, {made['settings']['precision']}",
+            *(
+                f"commit {s['commit'] or 'unknown'} on {s['processor']}{device}, "
+                f"cores used: {s['cores']}"
+                for s in made["sittings"]
+            ),
+        ]
+        lines += [line for line in own if line not in lines]
+    if times.of(record):
+        lines.append(f"steps timed on {record['timed_on']}")
+    return lines

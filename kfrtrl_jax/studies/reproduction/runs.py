@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from kfrtrl_jax._src.compositions import notation
+from kfrtrl_jax.studies.reproduction import times
 
 # Of the public logs: every 100,000 steps, T* at two steps before, and the validation loss.
 EARLY = "ok_copy_early.csv"
@@ -35,7 +36,8 @@ class Run(NamedTuple):
       lanes: B; 0 if unknown.
       planned_steps: at which it ends; 0 if unknown.
       ms_per_step: what a step takes alone, all methods taking turns, if the study has been timed; else
-        the median over the run, which may have had others beside it; 0 if unknown.
+        the median over the run, which may have had others beside it; 0 if unknown, such as of a method
+        that was not among those timed.
       bytes_per_lane: that one more lane adds to the state; 0 if unknown.
       command: that makes it; "" for a log of others.
       overrides: of the study's config.
@@ -68,9 +70,14 @@ def of_record(record: Mapping[str, Any]) -> list[Run]:
 
 
 def _of_trial(record: Mapping[str, Any], trial: Mapping[str, Any]) -> Run:
-    series, alone = _series(trial["curve"]), record.get("times", {}).get(trial["method"])
-    if alone is not None:
-        series["wall_time"] = {step: step * alone / 1000 for step in trial["curve"]["step"]}
+    series, timed = _series(trial["curve"]), times.of(record)
+    ms_per_step = timed.get(trial["method"], 0.0) if timed else trial["ms_per_step"]
+    if timed:
+        series["wall_time"] = (
+            {step: step * ms_per_step / 1000 for step in trial["curve"]["step"]}
+            if ms_per_step
+            else {}
+        )
     return Run(
         method=trial["method"],
         task=trial["task"],
@@ -80,7 +87,7 @@ def _of_trial(record: Mapping[str, Any], trial: Mapping[str, Any]) -> Run:
         cell=trial["cell"],
         lanes=trial["lanes"],
         planned_steps=trial["planned_steps"],
-        ms_per_step=trial["ms_per_step"] if alone is None else alone,
+        ms_per_step=ms_per_step,
         bytes_per_lane=trial["bytes_per_lane"],
         command=command(record["config"], trial["overrides"], trial["planned_steps"]),
         overrides=trial["overrides"],

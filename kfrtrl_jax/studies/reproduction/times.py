@@ -1,7 +1,7 @@
 """What a time step of each method takes, when it runs alone and all take turns.
 
-The runs of a study go on beside other work, for hours, several as one program; the times of their logs
-say little of what a method costs.
+The runs of a study go on beside other work, for hours, several as one program, on several machines; the
+times of their logs say little of what a method costs.
 """
 
 from __future__ import annotations
@@ -16,18 +16,21 @@ import jax
 from kfrtrl_jax._src import xla
 from kfrtrl_jax.studies.benchmarking.timing import median
 from kfrtrl_jax.studies.reproduction.study import Study
-from kfrtrl_jax.training import sweep, workdir
+from kfrtrl_jax.training import made_with, sweep, workdir
 from kfrtrl_jax.training.program import build
 
 _FILE = "times.json"
-# A stretch of steps that a clock can tell, of the cheapest method too; a multiple of all blocks.
-_STEPS = 400
+# What a record has of them: milliseconds by method, and where.
+FIELDS = ("times", "timed_on")
+# A chunk has at least so many steps. It is repeated until a clock can tell its time.
+_STEPS = 40
+_LEAST_SECONDS = 0.2
 
 
 def measure(study: Study, common: Mapping[str, Any], rounds: int = 5) -> dict[str, float]:
     """Milliseconds that a time step of each method takes, on the task of the study's config.
 
-    In each round every method trains for some hundred steps; the median over the rounds counts.
+    In each round every method trains for a while; the median over the rounds counts.
 
     Args:
       study: at the scale of which the methods are taken.
@@ -35,23 +38,21 @@ def measure(study: Study, common: Mapping[str, Any], rounds: int = 5) -> dict[st
       rounds: how often each is timed.
     """
     methods = dict.fromkeys(study.method_of(overrides) for overrides in study.trials)
-    chunks = {name: _chunk(study, study.methods[name], common) for name in methods}
+    steps = {name: _train(study, study.methods[name], common) for name in methods}
     seconds: dict[str, list[float]] = {name: [] for name in methods}
     for _ in range(rounds):
-        for name, chunk in chunks.items():
-            start = time.perf_counter()
-            jax.block_until_ready(chunk())
-            seconds[name].append(time.perf_counter() - start)
-    return {name: round(1000 * median(own) / _STEPS, 5) for name, own in seconds.items()}
+        for name, train in steps.items():
+            seconds[name].append(_seconds_per_step(train))
+    return {name: round(1000 * median(own), 5) for name, own in seconds.items()}
 
 
 def write(folder: Path, measured: Mapping[str, float]) -> None:
-    """Keeps what was measured in the folder of the study's sweep."""
-    workdir.write_document(folder / _FILE, dict(measured))
+    """Keeps what was measured in this process in the folder of the study's sweep."""
+    workdir.write_document(folder / _FILE, {"times": dict(measured), "timed_on": machine()})
 
 
-def read(folder: Path) -> dict[str, float]:
-    """What was measured; none if nothing was.
+def read(folder: Path) -> dict[str, Any]:
+    """What was measured and where, by FIELDS; empty if nothing was.
 
     Raises:
       DamagedError: if the file is not as it was written.
@@ -60,14 +61,41 @@ def read(folder: Path) -> dict[str, float]:
     return workdir.read_document(path) if path.exists() else {}
 
 
-def _chunk(
+def of(record: Mapping[str, Any]) -> dict[str, float]:
+    """The milliseconds of a study's record, by method; empty if it has not been timed."""
+    return dict(record.get("times", {}))
+
+
+def machine() -> str:
+    """Where this process computes, in words."""
+    device = jax.local_devices()[0]
+    if device.platform != "cpu":
+        return str(device.device_kind)
+    return f"{made_with.processor()}, cores used: {made_with.cores()}"
+
+
+def _seconds_per_step(train: Callable[[], int]) -> float:
+    start, steps = time.perf_counter(), 0
+    while (spent := time.perf_counter() - start) < _LEAST_SECONDS:
+        steps += train()
+    return spent / steps
+
+
+def _train(
     study: Study, overrides: Mapping[str, Any], common: Mapping[str, Any]
-) -> Callable[[], Any]:
-    """Some hundred steps from the initial state, compiled and run once."""
-    own = {**overrides, "num_steps": _STEPS, "log_every": _STEPS}
+) -> Callable[[], int]:
+    """Some steps from the initial state, compiled and run once; it gives how many they are."""
+    block = overrides.get("segment_length", study.config.get("segment_length", 1))
+    steps = -(-_STEPS // block) * block
+    own = {**overrides, "num_steps": steps, "log_every": steps, "eval_every": 0}
     (config,) = sweep.resolve(study.config, [own], dict(common))
     experiment = build(config)
     state = experiment.init(config.seed)
     run = xla.jit(experiment.run_chunk)
-    jax.block_until_ready(run(state))
-    return lambda: run(state)
+
+    def train() -> int:
+        jax.block_until_ready(run(state))
+        return steps
+
+    train()
+    return train
