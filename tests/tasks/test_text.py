@@ -29,9 +29,9 @@ def run(task, steps, seed=0):
     return jax.tree.map(np.asarray, batch)
 
 
-def expected(stream, batch_size, reset_every, steps):
+def expected(stream, batch_size, reset_every, steps, start=0):
     size = len(stream)
-    starts = np.array([i * size // batch_size for i in range(batch_size)])
+    starts = np.array([start + i * size // batch_size for i in range(batch_size)])
     positions = (starts + np.arange(steps)[:, None]) % size
     reset = positions % reset_every == 0
     reset[0] = True
@@ -57,16 +57,25 @@ def folder(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("batch_size", "reset_every", "steps"), [(1, 100, 250), (3, 7, 250), (47, 10, 130), (4, 1, 9)]
+    ("batch_size", "reset_every", "steps", "start"),
+    [
+        (1, 100, 250, 0),
+        (3, 7, 250, 0),
+        (47, 10, 130, 0),
+        (4, 1, 9, 0),
+        (3, 7, 250, 94),
+        (1, 9, 30, 5),
+    ],
 )
-def test_lanes_start_equally_spaced_and_wrap_around(folder, batch_size, reset_every, steps):
+def test_lanes_start_equally_spaced_and_wrap_around(folder, batch_size, reset_every, steps, start):
     corpus = tasks.read_corpus(str(folder))
-    task = tasks.text(batch_size=batch_size, data_dir=str(folder), reset_every=reset_every)
+    task = tasks.text(
+        batch_size=batch_size, data_dir=str(folder), reset_every=reset_every, start=start
+    )
     batch = run(task, steps)
     assert len(corpus.train) == 95
-    jax.tree.map(
-        np.testing.assert_array_equal, batch, expected(corpus.train, batch_size, reset_every, steps)
-    )
+    wanted = expected(corpus.train, batch_size, reset_every, steps, start)
+    jax.tree.map(np.testing.assert_array_equal, batch, wanted)
     assert batch.inputs.dtype == batch.targets.dtype == np.int32
     assert batch.reset.dtype == bool
 
@@ -212,6 +221,12 @@ def test_text_that_is_missing_empty_or_short_is_refused(tmp_path):
 def test_impossible_sizes_are_refused(kwargs):
     with pytest.raises(ValueError, match="at least 1"):
         tasks.text(**kwargs)
+
+
+@pytest.mark.parametrize("start", [-1, 95])
+def test_a_start_outside_of_the_text_is_refused(folder, start):
+    with pytest.raises(ValueError, match=f"position in the text, 0 to 94, got {start}"):
+        tasks.text(batch_size=3, data_dir=str(folder), start=start)
 
 
 def test_missing_penn_treebank_says_how_to_get_it(tmp_path, monkeypatch):

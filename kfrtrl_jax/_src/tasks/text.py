@@ -54,7 +54,7 @@ class TextState(NamedTuple):
     started: Array
 
 
-def text(*, batch_size: int, data_dir: str = "", reset_every: int = 100) -> Task:
+def text(*, batch_size: int, data_dir: str = "", reset_every: int = 100, start: int = 0) -> Task:
     """Predicts the next character of a text.
 
     Args:
@@ -63,16 +63,20 @@ def text(*, batch_size: int, data_dir: str = "", reset_every: int = 100) -> Task
         with "train", "valid" and "test" in its name; or "", for the documentation topics that come with
         every Python and differ slightly between its versions.
       reset_every: a lane starts anew where its position is a multiple of this.
+      start: the position in the training text from which the others are counted; all lanes read
+        somewhere else.
 
     Raises:
       DataError: if the text is missing, is not UTF-8, is too short, or has a character in a held-out
         part that is not in its training part.
-      ValueError: if batch_size or reset_every is less than 1.
+      ValueError: if batch_size or reset_every is less than 1, or start is not in the text.
     """
-    return _task(read_corpus(data_dir), batch_size, reset_every)
+    return _task(read_corpus(data_dir), batch_size, reset_every, start)
 
 
-def penn_treebank(*, batch_size: int, data_dir: str = "", reset_every: int = 100) -> Task:
+def penn_treebank(
+    *, batch_size: int, data_dir: str = "", reset_every: int = 100, start: int = 0
+) -> Task:
     """Predicts the next character of the Penn Treebank, as the papers do: of its raw text.
 
     Args:
@@ -80,12 +84,14 @@ def penn_treebank(*, batch_size: int, data_dir: str = "", reset_every: int = 100
       data_dir: the folder of ptb.train.txt, ptb.valid.txt and ptb.test.txt; "" for the folder named by
         the environment variable KFRTRL_DATA_DIR.
       reset_every: a lane starts anew where its position is a multiple of this.
+      start: the position in the training text from which the others are counted; all lanes read
+        somewhere else.
 
     Raises:
       DataError: if a file is missing or broken.
-      ValueError: if batch_size or reset_every is less than 1.
+      ValueError: if batch_size or reset_every is less than 1, or start is not in the text.
     """
-    return _task(read_penn_treebank(data_dir), batch_size, reset_every)
+    return _task(read_penn_treebank(data_dir), batch_size, reset_every, start)
 
 
 def read_penn_treebank(data_dir: str = "") -> Corpus:
@@ -209,7 +215,7 @@ def _tokens(parts: dict[str, str], alphabet: str, name: str) -> Corpus:
     return Corpus(encoded["train"], encoded["valid"], encoded["test"], characters)
 
 
-def _task(corpus: Corpus, batch_size: int, reset_every: int) -> Task:
+def _task(corpus: Corpus, batch_size: int, reset_every: int, start: int) -> Task:
     require_positive(batch_size=batch_size, reset_every=reset_every)
     size = len(corpus.train)
     if size < 2 * batch_size:
@@ -217,8 +223,10 @@ def _task(corpus: Corpus, batch_size: int, reset_every: int) -> Task:
             f"{size} characters are too few for {batch_size} lanes, which need at least "
             f"{2 * batch_size}"
         )
+    if not 0 <= start < size:
+        raise ValueError(f"start must be a position in the text, 0 to {size - 1}, got {start}")
     train = jnp.asarray(corpus.train)
-    starts = np.arange(batch_size, dtype=np.int64) * size // batch_size
+    starts = (start + np.arange(batch_size, dtype=np.int64) * size // batch_size) % size
 
     def init(key: Key) -> TextState:
         del key
