@@ -82,6 +82,23 @@ class Place(NamedTuple):
     stop_on: Sequence[int] = SIGNALS
 
 
+class _Chunk(NamedTuple):
+    """A chunk that has been handed to the device, and when.
+
+    Attributes:
+      report: its metrics.
+      step: its last.
+      started: when it was handed over.
+      ended: when it was seen to be done, if that was at once: a device that waits for its processor to
+        start each operation is as good as done then.
+    """
+
+    report: Any
+    step: int
+    started: float
+    ended: float | None
+
+
 class Training:
     """A group of runs, from its last checkpoint to its last step.
 
@@ -112,7 +129,7 @@ class Training:
         self._totals = jax.jit(group.evaluate)
         self._better = jax.jit(group.better)
         self._streams: dict[str, Any] = {}
-        self._pending: tuple[Any, int] | None = None
+        self._pending: _Chunk | None = None
         like = jax.eval_shape(self._initial)
         restored = place.saved.restore(like, self._warn)
         lie = self.group.placed(like)
@@ -126,7 +143,7 @@ class Training:
             place.show.note(f"continuing {members[0].folder} at step {self.step}")
         self.state, self.best = tree["state"], tree["best"]
         self._begun = time.monotonic() - self.wall_time
-        self._saved_at = self._lap = time.monotonic()
+        self._saved_at = self._last_end = time.monotonic()
 
     def run(self) -> list[dict[str, Any]]:
         """Runs chunks until the last step, until no run is finite, or until a signal.
@@ -159,7 +176,7 @@ class Training:
         if self.step == 0:
             self._place.show.note(str(self.group.about.check()))
         chunk = self._compiled()
-        self._begun, self._lap = time.monotonic() - self.wall_time, time.monotonic()
+        self._begun = time.monotonic() - self.wall_time
         with catch_signals(self._place.stop_on) as received:
             signals = processes.agreed(received)
             while self.step < self._config.num_steps and not signals and self._alive:
@@ -206,19 +223,20 @@ class Training:
 
     def _advance(self, chunk: Callable[[Any], tuple[Any, Any]]) -> None:
         """One chunk, and what is due after it."""
-        config = self._config
+        config, started = self._config, time.monotonic()
         self.state, report = chunk(self.state)
+        done = all(leaf.is_ready() for leaf in jax.tree.leaves(report))
+        ended = time.monotonic() if done else None
         self.step += config.log_every
         # The previous chunk's metrics are logged while the device computes this one.
         self._log_pending()
-        self._pending = report, self.step
+        self._pending = _Chunk(report, self.step, started, ended)
         evaluating = self._evaluates and self._due(config.eval_every)
         saving = self._due(config.checkpoint_every) or self._overdue()
         if evaluating or saving:
             self._log_pending(evaluating)
             if saving and self._alive:
                 self._save()
-            self._lap = time.monotonic()
 
     def _due(self, every: int) -> bool:
         return self.step == self._config.num_steps or (every > 0 and self.step % every == 0)
@@ -233,11 +251,12 @@ class Training:
         """Waits for the last chunk and writes its records, with an evaluation if it is time for one."""
         if self._pending is None:
             return
-        (report, at), self._pending = self._pending, None
-        fetched = jax.device_get(report)
-        now = time.monotonic()
-        rate, self._lap = self._config.log_every / max(now - self._lap, 1e-9), now
-        self.wall_time = now - self._begun
+        chunk, self._pending = self._pending, None
+        fetched = jax.device_get(chunk.report)
+        ended = time.monotonic() if chunk.ended is None else chunk.ended
+        spent = ended - max(chunk.started, self._last_end)
+        rate, self._last_end = self._config.log_every / max(spent, 1e-9), ended
+        self.wall_time = ended - self._begun
         times = {"wall_time": round(self.wall_time, 3), "steps_per_second": round(rate, 2)}
         found = self.evaluate("valid", self.group.learned(self.state)) if evaluating else None
         improved = []
@@ -245,7 +264,7 @@ class Training:
             own = None if found is None else evaluation.Means(found.loss[i], found.score[i])
             before = member.best_step
             if member.diverged_at is None:
-                self._log(member, sink, self.group.part(fetched, i), own, at, times)
+                self._log(member, sink, self.group.part(fetched, i), own, chunk.step, times)
             improved.append(member.best_step != before)
         if any(improved):
             self.best = self._better(improved, self.group.learned(self.state), self.best)

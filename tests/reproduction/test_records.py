@@ -111,10 +111,13 @@ def test_curves_are_thinned_to_round_steps_that_runs_of_all_lengths_share():
     log = [{"step": 2000 * i, "running_loss": 1.0, "valid_loss": None} for i in range(1, 502)]
     log[6]["valid_loss"] = 0.5
     steps = records._curve(log, 100)["step"]
-    assert set(range(20_000, 1_000_001, 20_000)) | {14_000, 1_002_000} == set(steps)
+    # Every tenth, the evaluation, the last, and the steps of tables.
+    every_tenth = set(range(20_000, 1_000_001, 20_000))
+    assert every_tenth | {14_000, 1_002_000, 10_000, 30_000} == set(steps)
     assert len(records._curve(log[:100], 100)["step"]) == 100
     assert records._curve(log[:30], 100)["step"] == [2000 * i for i in range(1, 31)]
-    assert records._curve(log[:40], 20)["step"] == sorted([*range(4_000, 80_001, 4_000), 14_000])
+    every_second = range(4_000, 80_001, 4_000)
+    assert records._curve(log[:40], 20)["step"] == sorted([*every_second, 10_000, 14_000, 30_000])
     assert records._curve([], 100) == {"step": []}
 
 

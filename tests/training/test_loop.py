@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import shutil
+import types
 
 import chex
 import jax
@@ -15,6 +16,7 @@ from kfrtrl_jax.training import (
     checkpoints,
     evaluation,
     generation,
+    loop,
     metrics,
     program,
     train,
@@ -59,6 +61,28 @@ def test_a_run_leaves_all_that_it_should(text_run):
     assert workdir.read_document(folder / "summary.json") == summary
     assert list((folder / "tensorboard").glob("events*"))
     assert matplotlib.image.imread(folder / "learning_curve.png").ndim == 3
+
+
+def test_the_rate_of_a_chunk_is_its_own_whatever_comes_between(tmp_path, monkeypatch):
+    now = [0.0]
+
+    def lasting(seconds, function):
+        def call(*args):
+            result = jax.block_until_ready(function(*args))
+            now[0] += seconds
+            return result
+
+        return call
+
+    compiled = loop.Training._compiled
+    monkeypatch.setattr(loop, "time", types.SimpleNamespace(monotonic=lambda: now[0]))
+    # A device that is done when it is told; an evaluation that takes long.
+    monkeypatch.setattr(loop.Training, "_compiled", lambda self: lasting(5.0, compiled(self)))
+    monkeypatch.setattr(loop.Training, "evaluate", lasting(100.0, loop.Training.evaluate))
+    train.train(small(text(tmp_path / "data")), tmp_path / "run")
+    lines = metrics.read(tmp_path / "run" / "metrics.jsonl")
+    assert [line["steps_per_second"] for line in lines] == [2.0] * 6
+    assert [line["wall_time"] for line in lines] == [5.0, 10.0, 115.0, 120.0, 225.0, 230.0]
 
 
 def test_the_best_parameters_are_those_of_the_lowest_validation_loss(text_run):

@@ -20,7 +20,9 @@ from kfrtrl_jax.training import config as configs
 from kfrtrl_jax.training import made_with, memory, metrics, sweep, trials, workdir
 from kfrtrl_jax.training.program import build
 
-# Of a curve at most, beside its evaluations; a picture is some hundred points wide.
+# The steps of tables.
+STEPS = (10_000, 30_000, 60_000, 100_000, 200_000, 300_000, 500_000, 1_000_000)
+# Of a curve at most, beside those and its evaluations; a picture is some hundred points wide.
 _POINTS = 100
 # With so many trials each is kept with fewer points.
 _MANY, _FEW_POINTS = 200, 20
@@ -108,8 +110,7 @@ def merge(new: Mapping[str, Any], old: Mapping[str, Any]) -> dict[str, Any]:
             key = _key(trial["overrides"])
             if key not in chosen or trial["steps"] >= chosen[key][0]["steps"]:
                 chosen[key] = trial, record["made_with"][trial["made_with"]]
-    keys = dict.fromkeys(_key(_without_steps(overrides)) for _, overrides in _trials(name))
-    places = {key: place for place, key in enumerate(keys)}
+    places = {_key(_without_steps(own)): place for place, (_, own) in enumerate(_trials(name))}
     ordered = sorted(chosen, key=lambda key: places.get(key, len(places)))
     made: list[Any] = []
     for key in ordered:
@@ -178,11 +179,15 @@ def _require(path: Path, of: str, record: Any, fields: Sequence[str]) -> None:
 
 
 def _trials(name: str) -> Iterator[tuple[Study, dict[str, Any]]]:
-    """The trials of all scales, the largest first."""
+    """The trials of all scales, the largest first, each once."""
+    seen = set()
     for scale in reversed(SCALES):
         study = load(name, scale)
         for overrides in study.trials:
-            yield study, overrides
+            key = _key(_without_steps(overrides))
+            if key not in seen:
+                seen.add(key)
+                yield study, overrides
 
 
 def _without_steps(overrides: Mapping[str, Any]) -> dict[str, Any]:
@@ -219,12 +224,16 @@ def _trial(folder: Path, planned: int, points: int) -> dict[str, Any] | None:
 def _curve(log: Sequence[metrics.Record], points: int) -> dict[str, list[Any]]:
     """Some records of a log: every first, second, fifth, tenth, ..., the last, all evaluations.
 
-    So the curves of runs of all lengths have steps in common, and round ones.
+    So the curves of runs of all lengths have steps in common, and round ones; and those of tables.
     """
     strides = (factor * 10**power for power in itertools.count() for factor in (1, 2, 5))
     stride = next(stride for stride in strides if len(log) <= stride * points)
     kept = {*range(stride - 1, len(log), stride), *range(len(log))[-1:]}
-    kept |= {i for i, record in enumerate(log) if record.get("valid_loss") is not None}
+    kept |= {
+        i
+        for i, record in enumerate(log)
+        if record.get("valid_loss") is not None or record["step"] in STEPS
+    }
     chosen = [log[i] for i in sorted(kept)]
     return {
         field: [_rounded(record.get(field)) for record in chosen]

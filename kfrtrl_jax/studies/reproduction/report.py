@@ -23,7 +23,7 @@ from kfrtrl_jax.studies.reproduction.runs import Run
 # Fields of configs/noise.py that describe an untrained cell.
 _OF_UNTRAINED = ("cell", "init_scale", "input_size", "hidden_size", "batch_size")
 RECORDS, REFERENCE = "reproduction", "reference"
-STEPS = (10_000, 30_000, 60_000, 100_000, 200_000, 300_000, 500_000, 1_000_000)
+STEPS = records.STEPS
 
 
 INTRODUCTION = f"""# Results
@@ -109,7 +109,7 @@ def _chapter(
         parts.append(f"{_markdown(_sentence(figure.words))}:\n")
         parts.append(tables.at_steps([*own, *public], figure.field, STEPS, figure.digits))
     first = chapter.figures[0]
-    step = _last_common(own, first.field, chapter.baseline)
+    step = _last_step(own, first.field, chapter.baseline)
     compared = tables.differences(own, chapter.baseline, first.field, step, first.digits)
     if compared:
         words = _markdown(_sentence(first.words))
@@ -168,10 +168,10 @@ def _noise(words: str, record: Mapping[str, Any]) -> str:
     )
 
 
-def _last_common(own: Sequence[Run], field: str, baseline: str) -> int:
-    """The last of the steps in tables that every seed of the baseline has come to; 0 for none."""
+def _last_step(own: Sequence[Run], field: str, baseline: str) -> int:
+    """The last of the steps in tables that a seed of the baseline has come to; 0 for none."""
     series = [run.series.get(field, {}) for run in own if run.method == baseline]
-    return max((s for s in STEPS if series and all(s in values for values in series)), default=0)
+    return max((s for s in STEPS if any(s in values for values in series)), default=0)
 
 
 def _sentence(words: str) -> str:
