@@ -21,6 +21,7 @@ from kfrtrl_jax._src.cells.spiking import adlif, alif, lif
 from kfrtrl_jax._src.cells.stack import stack, stack_of
 from kfrtrl_jax._src.cells.tokens import on_tokens
 from kfrtrl_jax._src.cells.vanilla import vanilla
+from kfrtrl_jax._src.precision import cell_in as in_dtype
 
 __all__ = [
     "CELLS",
@@ -33,6 +34,7 @@ __all__ = [
     "from_flax",
     "from_function",
     "gru",
+    "in_dtype",
     "lif",
     "lru",
     "lstm",

@@ -18,6 +18,7 @@ from typing import Any, Literal, NamedTuple
 from ml_collections import FrozenConfigDict
 
 import kfrtrl_jax
+from kfrtrl_jax._src import precision
 from kfrtrl_jax._src.compositions import composed
 from kfrtrl_jax._src.compositions.factories import KINDS, REQUIRED
 from kfrtrl_jax._src.compositions.values import (
@@ -65,6 +66,9 @@ class RunFields(NamedTuple):
         and names the step and the array. "skip" drops that segment: the parameters stay as they were
         before it, the lanes that are not finite start anew and the run goes on, unless this happens
         more than 100 times.
+      dtype: the precision of the parameters, the carry and what is computed from them; "" for JAX's
+        default, float32, or float64 with JAX_ENABLE_X64=1. In 16 bits the optimizer keeps a copy of the
+        parameters in float32, to which it adds the updates.
       init_from: the workdir of another run, whose parameters (the best, or else the last) this one
         starts with. The optimizer and the estimator start anew. Once the run has a checkpoint, the
         folder is no longer read.
@@ -82,6 +86,7 @@ class RunFields(NamedTuple):
     checkpoint_every: int = 0
     devices: int = 0
     on_nonfinite: Literal["stop", "skip"] = "stop"
+    dtype: Literal["", "bfloat16", "float16", "float32", "float64"] = ""
     init_from: str = ""
 
 
@@ -154,9 +159,22 @@ def make(
       ConfigError: if a factory refuses its arguments.
     """
     full = {f"config.{path}": value for path, value in (floats or {}).items()}
-    return composed.make(
+    made = composed.make(
         KINDS[section], config[section].to_dict(), f"config.{section}", full, **supplied
     )
+    return made if not config.dtype else _in_precision(section, made, config.dtype)
+
+
+def _in_precision(section: str, made: Any, dtype: Any) -> Any:
+    try:
+        if section == "cell":
+            return precision.cell_in(made, dtype)
+        if section == "readout":
+            return precision.readout_in(made, dtype)
+    except ValueError as error:
+        raise ConfigError(f"config.dtype: {error}") from None
+    is_short = section == "optimizer" and dtype in ("bfloat16", "float16")
+    return precision.in_float32(made) if is_short else made
 
 
 def shown(config: Any, section: str) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import jax
+
 from kfrtrl_jax._src.learning import trees
 from kfrtrl_jax._src.learning.types import LearnerState, Parameters
 from kfrtrl_jax._src.optimizers import average_in
@@ -19,4 +21,7 @@ def evaluated_parameters(state: LearnerState) -> Parameters:
     average = average_in(state.optimizer_state)
     if average is None:
         return state.parameters
-    return trees.combine(average, trees.partition(state.parameters)[1])
+    floats, constants = trees.partition(state.parameters)
+    # See `optimizers.in_float32`.
+    own = jax.tree.map(lambda x, like: x.astype(like.dtype), average, floats)
+    return trees.combine(own, constants)

@@ -201,7 +201,10 @@ def _draw(cell: Cell, example_input: Any, generator: np.random.Generator) -> _Dr
         return values.astype(dtype)
 
     def change(leaf: Any) -> tuple[np.ndarray, np.ndarray]:
-        return 1 + 0.1 * normal(leaf.shape, leaf.dtype), 0.01 * normal(leaf.shape, leaf.dtype)
+        factor = 1 + 0.1 * normal(leaf.shape, leaf.dtype)
+        addend = 0.01 * normal(leaf.shape, leaf.dtype)
+        # NumPy computes with bfloat16 in more bits.
+        return factor.astype(leaf.dtype), addend.astype(leaf.dtype)
 
     def an_input(leaf: Any) -> Any:
         shape = (_STEPS, _LANES, *leaf.shape)
