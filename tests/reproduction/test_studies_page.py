@@ -1,0 +1,50 @@
+"""The figures of docs/studies.md are those of the committed records."""
+
+import statistics
+
+import pytest
+
+from kfrtrl_jax.studies.reproduction import report, runs, tables
+from tests.reproduction import invented
+
+PAGE = " ".join((invented.RESULTS.parents[1] / "docs" / "studies.md").read_text().split())
+STARTS = ("TBPTT(5)", *(f"TBPTT(5), read from {n}" for n in ("40,000", "80,000", "120,000")))
+
+
+@pytest.fixture(scope="module")
+def ptb():
+    return runs.of_record(report.load(invented.RESULTS)["ptb"])
+
+
+@pytest.fixture(scope="module")
+def logs():
+    return runs.of_public_logs(invented.RESULTS / report.REFERENCE, "ptb")
+
+
+def figures(found, method, field, step):
+    """A figure of the first seed, with three digits behind the point."""
+    own = tables.values_at([run for run in found if run.method == method], field, step)
+    return f"{own[0]:.3f}"
+
+
+def mean(found, field, step):
+    return f"{statistics.mean(tables.values_at(found, field, step)):.3f}"
+
+
+def test_what_the_text_just_read_does_to_a_loss(ptb, logs):
+    first, *others = (figures(ptb, m, "running_loss", 200_000) for m in STARTS)
+    assert f"running training loss of {mean(logs, 'running_loss', 200_000)}" in PAGE
+    assert f"TBPTT(5) has {first} there, and {others[0]}, {others[1]} and {others[2]} if" in PAGE
+    first, *others = (figures(ptb, m, "valid_loss", 200_000) for m in STARTS)
+    known = mean(logs, "valid_loss", 200_000)
+    words = f"{first}, and {others[0]}, {others[1]} and {others[2]}, where the logs have {known}"
+    assert words in PAGE
+
+
+def test_how_far_the_papers_form_is_from_the_logs(ptb, logs):
+    early = [figures(ptb, m, "valid_loss", 60_000) for m in STARTS]
+    ours = figures(ptb, "8-OK", "valid_loss", 60_000)
+    spread = statistics.stdev(tables.values_at(logs, "valid_loss", 60_000))
+    assert f"it is {early[0]}, {early[1]}, {early[2]} and {early[3]}, and {ours} for 8-OK" in PAGE
+    assert f"{mean(logs, 'valid_loss', 60_000)} ± {spread:.3f}" in PAGE
+    assert sum(run.method == "8-OK" for run in ptb) == 1
