@@ -22,8 +22,9 @@ from kfrtrl_jax.training.program import build
 _FILE = "times.json"
 # What a record has of them: milliseconds by method, and where.
 FIELDS = ("times", "timed_on")
-# A chunk has at least so many steps. It is repeated until a clock can tell its time.
-_STEPS = 40
+# A chunk has enough steps for the start of a program not to count, and few where steps are slow. It is
+# repeated until a clock can tell its time.
+_STEPS, _FEW_STEPS = 400, 40
 _LEAST_SECONDS = 0.2
 
 
@@ -84,9 +85,19 @@ def _seconds_per_step(train: Callable[[], int]) -> float:
 def _train(
     study: Study, overrides: Mapping[str, Any], common: Mapping[str, Any]
 ) -> Callable[[], int]:
-    """Some steps from the initial state, compiled and run once; it gives how many they are."""
+    """A chunk of steps from the initial state, compiled and run once; it gives how many they are."""
+    few = _chunk(study, overrides, common, _FEW_STEPS)
+    start = time.perf_counter()
+    few()
+    is_slow = time.perf_counter() - start > _LEAST_SECONDS
+    return few if is_slow else _chunk(study, overrides, common, _STEPS)
+
+
+def _chunk(
+    study: Study, overrides: Mapping[str, Any], common: Mapping[str, Any], least: int
+) -> Callable[[], int]:
     block = overrides.get("segment_length", study.config.get("segment_length", 1))
-    steps = -(-_STEPS // block) * block
+    steps = -(-least // block) * block
     own = {**overrides, "num_steps": steps, "log_every": steps, "eval_every": 0}
     (config,) = sweep.resolve(study.config, [own], dict(common))
     experiment = build(config)
