@@ -48,3 +48,16 @@ def test_how_far_the_papers_form_is_from_the_logs(ptb, logs):
     assert f"it is {early[0]}, {early[1]}, {early[2]} and {early[3]}, and {ours} for 8-OK" in PAGE
     assert f"{mean(logs, 'valid_loss', 60_000)} ± {spread:.3f}" in PAGE
     assert sum(run.method == "8-OK" for run in ptb) == 1
+
+
+def test_how_far_ahead_kf_rtrl_is_after_a_million_steps():
+    copy = runs.of_record(report.load(invented.RESULTS)["copy"])
+    ours, others = (
+        tables.spread(
+            tables.values_at([r for r in copy if r.method == m], "sequence_length", 1_000_000)
+        )
+        for m in ("KF-RTRL", "UORO")
+    )
+    assert ours.runs == others.runs == 3
+    words = f"{ours.mean:.1f} ± {ours.deviation:.1f} to {others.mean:.1f} ± {others.deviation:.1f}"
+    assert f"{words} after a million steps" in PAGE
