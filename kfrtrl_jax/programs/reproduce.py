@@ -39,7 +39,10 @@ _TIME = flags.DEFINE_bool(
 )
 _RECORDS = flags.DEFINE_string("records", "", "The file to write; WORKDIR/records.json by default.")
 _ADD = flags.DEFINE_bool(
-    "add", False, "Keeps what the file has of trials that are not, or have fewer steps, here."
+    "add",
+    False,
+    "Keeps what the file has of trials that are not, or have fewer steps, here; and its times, unless "
+    "methods were timed here.",
 )
 
 

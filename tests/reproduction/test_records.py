@@ -201,6 +201,14 @@ def test_parts_of_a_study_come_together_in_one_record():
     assert [made["device"] for made in merged["made_with"]] == ["another"]
     with pytest.raises(ConfigError, match="a record of copy cannot take trials of the study ptb"):
         records.merge({**here, "study": "ptb"}, there)
+    for field, value, said in (
+        ("data", {"copy": "another"}, "what copy read is not the same"),
+        ("settings", {"precision": "float64"}, "one record is in float64, the other in float32"),
+    ):
+        other = {**here, "made_with": [{**invented.made_with(), field: value}]}
+        mine = {**here, "made_with": [{**invented.made_with(), "data": {"copy": "one"}}]}
+        with pytest.raises(ConfigError, match=said):
+            records.merge(other, mine)
 
 
 def test_the_time_of_a_method_that_was_timed_alone_counts():

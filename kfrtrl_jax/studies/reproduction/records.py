@@ -99,11 +99,13 @@ def merge(new: Mapping[str, Any], old: Mapping[str, Any]) -> dict[str, Any]:
     are those of the new record, if it has any: only methods that took turns can be compared.
 
     Raises:
-      ConfigError: if they are of different studies.
+      ConfigError: if they are of different studies, data or precisions.
     """
     name = new["study"]
     if old["study"] != name:
         raise ConfigError(f"a record of {old['study']} cannot take trials of the study {name}")
+    for one, other in itertools.product(new["made_with"], old["made_with"]):
+        _require_alike(one, other)
     chosen: dict[str, tuple[Any, Any]] = {}
     for record in (old, new):
         for trial in record["trials"]:
@@ -176,6 +178,18 @@ def _require(path: Path, of: str, record: Any, fields: Sequence[str]) -> None:
             f"{path} is not a record of {of} by this version: it has no {', '.join(missing)}; "
             f"`kfrtrl reproduce --only_collect --records=FILE` and `kfrtrl noise` write them"
         )
+
+
+def _require_alike(one: Mapping[str, Any], other: Mapping[str, Any]) -> None:
+    """Refuses trials whose figures cannot be compared; commits and devices may differ."""
+    for task in one["data"].keys() & other["data"].keys():
+        if one["data"][task] != other["data"][task]:
+            raise ConfigError(
+                f"the two records are of other data: what {task} read is not the same"
+            )
+    precisions = [made["settings"]["precision"] for made in (one, other)]
+    if precisions[0] != precisions[1]:
+        raise ConfigError(f"one record is in {precisions[0]}, the other in {precisions[1]}")
 
 
 def _trials(name: str) -> Iterator[tuple[Study, dict[str, Any]]]:
