@@ -4,7 +4,7 @@ The Mackey-Glass series six units of time ahead, with 8-OK.
 
 The long horizon of the literature: --config.task.horizon=84.
 
-NMSE 0.0056 of the test stream after 100,000 steps, 132 s of one core.
+NMSE 0.0044 of the test stream after 100,000 steps, 142 s of one core.
 """
 
 from ml_collections import ConfigDict
@@ -27,5 +27,5 @@ def get_config() -> ConfigDict:
     config.cell = ConfigDict({"name": "recurrent_highway", "hidden_size": 64})
     config.estimator = ConfigDict({"name": "ok", "rank": 8})
     config.task = ConfigDict({"name": "mackey_glass", "batch_size": 16, "horizon": 6})
-    config.optimizer = ConfigDict({"name": "adam", "learning_rate": 1e-3, "clip_norm": 1.0})
+    config.optimizer = ConfigDict({"name": "adam", "learning_rate": 10**-3.5, "clip_norm": 1.0})
     return config
