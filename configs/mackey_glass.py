@@ -20,8 +20,8 @@ def get_config() -> ConfigDict:
     config.checkpoint_every = 10_000
     config.segment_length = 8
     config.update_every = 1
-    # No lane of these series ever starts anew: an influence may grow until it is not finite. Its lane
-    # begins again then, and the run goes on.
+    # No lane of these series ever starts anew: an influence may grow until it is not finite. Segments
+    # that are not finite are dropped, and their lanes begin again.
     config.on_nonfinite = "skip"
 
     config.cell = ConfigDict({"name": "recurrent_highway", "hidden_size": 64})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -108,7 +108,7 @@ def in_float32(optimizer: optax.GradientTransformation) -> optax.GradientTransfo
 
 
 def _caster(dtype: str) -> Callable[[Any], Any]:
-    if dtype not in ("bfloat16", "float16", "float32", "float64"):
+    if dtype not in get_args(Precision):
         raise ValueError(f"a dtype is bfloat16, float16, float32 or float64, got {dtype!r}")
     if dtype == "float64" and jnp.zeros(()).dtype != jnp.float64:
         raise ValueError("float64 needs JAX_ENABLE_X64=1 in the environment")

@@ -50,7 +50,11 @@ def run(invocation: command_line.Invocation) -> None:
     """Runs those trials of the study that have no result yet, and collects all."""
     chosen = study.load(_STUDY.value, _SCALE.value).only(_ONLY.value).first(_FIRST.value)
     if invocation.dry_run:
-        print(sweep.describe(chosen.config, chosen.trials, invocation.overrides))
+        print(
+            sweep.describe(
+                chosen.config, chosen.trials, invocation.overrides, group_size=_GROUP_SIZE.value
+            )
+        )
         return
     if not _ONLY_COLLECT.value:
         engine = engines.make(_ENGINE.value)
