@@ -13,13 +13,20 @@ import numpy as np
 import optax
 
 from kfrtrl_jax import estimators, make_learner
-from kfrtrl_jax._src.base import Batch
+from kfrtrl_jax._src.base import Batch, Cell
 from kfrtrl_jax._src.lanes import initial_lanes
 from kfrtrl_jax._src.matrices import places_of_bands
 from kfrtrl_jax.readouts import Readout
 from tests.helpers.interpreter import evaluated, traced
 
 LANES, TARGETS = 2, 2
+
+
+def cell_of(step, carry, **shapes):
+    """A cell of these parameters, the same ones for any key."""
+    generator = np.random.default_rng(0)
+    params = {name: 0.5 * generator.normal(size=shape) for name, shape in shapes.items()}
+    return Cell(lambda key: jax.tree.map(jnp.asarray, params), lambda: jnp.zeros(carry), step)
 
 
 def is_float(leaf):

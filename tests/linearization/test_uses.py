@@ -6,20 +6,12 @@ import numpy as np
 import pytest
 
 from kfrtrl_jax import estimators
-from kfrtrl_jax.base import Cell
 from kfrtrl_jax.errors import UnsupportedCellError
 from kfrtrl_jax.linearization import explain, make_linearizer
 from tests.estimators import monte_carlo
-from tests.linearization.references import assert_exact, random_point
+from tests.linearization.references import assert_exact, cell_of, random_point
 
 X = 3
-
-
-def cell_of(step, carry, **shapes):
-    """A cell of these parameters, the same ones for any key."""
-    generator = np.random.default_rng(0)
-    params = {name: 0.5 * generator.normal(size=shape) for name, shape in shapes.items()}
-    return Cell(lambda key: jax.tree.map(jnp.asarray, params), lambda: jnp.zeros(carry), step)
 
 
 def conv(image, kernel, strides=(1, 1), padding="SAME", **options):
