@@ -244,7 +244,8 @@ class InfluenceEstimator(NamedTuple):
     Attributes:
       init: structure -> state, with G_0 = 0.
       push: (state, linearization, key) -> state, with G_t ~ J_t G_{t-1} + I_t.
-      pull: (state, cotangent [B, n]) -> for every site the sum over lanes of c^T G, [m, g].
+      pull: (state, cotangent [B, n]) -> for every site the sum over lanes of c^T G, [m, g]; it may be
+        anything by weights that a fixed mask sets to 0.
       diagnostics: state -> named scalars worth logging, such as factor norms.
       observe: (state, cotangents [U, B, n]) -> state, called once between two pushes with what this
         state was pulled with, for an estimator that learns from how it is used.

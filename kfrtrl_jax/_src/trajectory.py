@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float
 from kfrtrl_jax._src.base import Array, Cell, InfluenceEstimator, Key, Linearization, Structure
 from kfrtrl_jax._src.composition import compose
 from kfrtrl_jax._src.estimators.rtrl import rtrl
+from kfrtrl_jax._src.estimators.weights import weights_of
 from kfrtrl_jax._src.lanes import initial_lanes, restarted
 from kfrtrl_jax._src.linearization.linearizer import make_linearizer
 from kfrtrl_jax._src.shapes import require_key, require_positive, require_shape
@@ -168,10 +169,11 @@ def reference(
     def run(linearizations: Linearization) -> tuple[Array, Array]:
         def step(state: Any, linearization: Linearization) -> tuple[Any, Array]:
             state = exact.push(state, linearization, jax.random.key(0))
-            return state, gradients(exact, state, cotangents)
+            return state, gradients(exact, state, cotangents, along.structure)
 
         state, along_time = jax.lax.scan(step, exact.init(along.structure), linearizations)
-        return along_time, gradients(exact, state, all_cotangents(along.structure))
+        everything = all_cotangents(along.structure)
+        return along_time, gradients(exact, state, everything, along.structure)
 
     return Reference(along, cotangents, *run(along.linearizations))
 
@@ -183,9 +185,20 @@ def all_cotangents(structure: Structure) -> Float[Array, "Bn B n"]:
 
 
 def gradients(
-    estimator: InfluenceEstimator, state: Any, cotangents: Float[Array, "C B n"]
+    estimator: InfluenceEstimator,
+    state: Any,
+    cotangents: Float[Array, "C B n"],
+    structure: Structure | None = None,
 ) -> Float[Array, "C P"]:
     """The gradients that an estimator pulls for cotangents [C, B, n]: [C, P].
+
+    Args:
+      estimator: any.
+      state: its state.
+      cotangents: at least one.
+      structure: of the cell. With it the gradients are 0 by weights that a fixed mask sets to 0, where
+        estimators may pull anything, as no parameter sees it: so those of different estimators can be
+        compared.
 
     Raises:
       ValueError: if the cotangents do not have three axes.
@@ -193,7 +206,10 @@ def gradients(
     require_shape("cotangents", cotangents, "C", "B", "n")
 
     def pull(cotangent: Float[Array, "B n"]) -> Float[Array, " P"]:
-        return jnp.concatenate([g.reshape(-1) for g in estimator.pull(state, cotangent)])
+        pulled = estimator.pull(state, cotangent)
+        if structure is not None:
+            pulled = tuple(w.existing(g) for w, g in zip(weights_of(structure), pulled))
+        return jnp.concatenate([g.reshape(-1) for g in pulled])
 
     return jax.vmap(pull)(cotangents)
 

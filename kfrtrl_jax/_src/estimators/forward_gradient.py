@@ -19,6 +19,7 @@ from kfrtrl_jax._src.base import (
     SiteGradients,
     Structure,
 )
+from kfrtrl_jax._src.estimators.weights import Weights, weights_of
 from kfrtrl_jax._src.xla import norm
 
 
@@ -27,11 +28,13 @@ class ForwardGradientState(NamedTuple):
 
     Attributes:
       tangents: s. = G v, [B, n, k].
-      directions: v, for every site [B, k, m, g].
+      directions: v, for every site [B, k, m, g]; [B, k, f, g] where fixed zeros are left out.
+      weights: the weights of every site.
     """
 
     tangents: Float[Array, "B n k"]
-    directions: tuple[Float[Array, "B k _m _g"], ...]
+    directions: tuple[Float[Array, "B k _f _g"], ...]
+    weights: tuple[Weights, ...]
 
 
 def forward_gradient(directions: int = 1) -> InfluenceEstimator:
@@ -56,13 +59,11 @@ def forward_gradient(directions: int = 1) -> InfluenceEstimator:
         raise ValueError(f"directions must be at least 1, got {directions}")
 
     def init(structure: Structure) -> ForwardGradientState:
-        b, dtype = structure.batch_size, structure.dtype
+        b, dtype, weights = structure.batch_size, structure.dtype, weights_of(structure)
         return ForwardGradientState(
             jnp.zeros((b, structure.state_size, directions), dtype),
-            tuple(
-                jnp.zeros((b, directions, site.input_size, site.output_size), dtype)
-                for site in structure.sites
-            ),
+            tuple(jnp.zeros((b, directions, *w.shape), dtype) for w in weights),
+            weights,
         )
 
     def push(
@@ -72,8 +73,8 @@ def forward_gradient(directions: int = 1) -> InfluenceEstimator:
         anew = jnp.all(carried == 0, axis=1)  # [B, k]
 
         def draw(
-            old: tuple[Float[Array, "B k _m _g"], ...],
-        ) -> tuple[Float[Array, "B k _m _g"], ...]:
+            old: tuple[Float[Array, "B k _f _g"], ...],
+        ) -> tuple[Float[Array, "B k _f _g"], ...]:
             keys = jax.random.split(key, len(old))
             return tuple(
                 jnp.where(anew[:, :, None, None], jax.random.normal(k, v.shape, v.dtype), v)
@@ -82,14 +83,18 @@ def forward_gradient(directions: int = 1) -> InfluenceEstimator:
 
         v = jax.lax.cond(jnp.any(anew), draw, lambda old: old, state.directions)
         along = [
-            jnp.einsum("btm,bkmg->btgk", site.inputs, w) for site, w in zip(linearization.sites, v)
+            weights.times_inputs(site.inputs, of_site)
+            for weights, site, of_site in zip(state.weights, linearization.sites, v)
         ]
         immediate = [jnp.sum(x, axis=1) for x in linearization.times_each(along)]
-        return ForwardGradientState(sum(immediate, carried), v)
+        return ForwardGradientState(sum(immediate, carried), v, state.weights)
 
     def pull(state: ForwardGradientState, cotangent: Float[Array, "B n"]) -> SiteGradients:
         weight = jnp.einsum("bn,bnk->bk", cotangent, state.tangents) / directions
-        return tuple(jnp.einsum("bk,bkmg->mg", weight, v) for v in state.directions)
+        return tuple(
+            weights.everywhere(jnp.einsum("bk,bkmg->mg", weight, v))
+            for weights, v in zip(state.weights, state.directions)
+        )
 
     def diagnostics(state: ForwardGradientState) -> dict[str, Array]:
         return {"tangents_norm": jnp.mean(norm(state.tangents))}

@@ -17,6 +17,7 @@ from kfrtrl_jax._src.base import (
     Structure,
 )
 from kfrtrl_jax._src.estimators.combinators import average
+from kfrtrl_jax._src.estimators.weights import Weights, weights_of
 from kfrtrl_jax._src.xla import at_least_float32
 
 
@@ -27,11 +28,13 @@ class ShrinkState(NamedTuple):
       copies: the states, with a leading axis [copies, ...].
       power: of every site, the running mean of |g|^2 for the mean g of the copies' gradients.
       noise: of every site, the running mean of an estimate of g's variance.
+      weights: the weights of every site; others count neither for g nor for its noise.
     """
 
     copies: Any
     power: Float[Array, " sites"]
     noise: Float[Array, " sites"]
+    weights: tuple[Weights, ...]
 
 
 def shrink(
@@ -66,7 +69,7 @@ def shrink(
 
     def init(structure: Structure) -> ShrinkState:
         nothing = jnp.zeros(len(structure.sites), jnp.promote_types(structure.dtype, jnp.float32))
-        return ShrinkState(mean.init(structure), nothing, nothing)
+        return ShrinkState(mean.init(structure), nothing, nothing, weights_of(structure))
 
     def push(state: ShrinkState, linearization: Linearization, key: Key) -> ShrinkState:
         return state._replace(copies=mean.push(state.copies, linearization, key))
@@ -78,7 +81,10 @@ def shrink(
     def observe(state: ShrinkState, cotangents: Float[Array, "U B n"]) -> ShrinkState:
         def measured(cotangent: Float[Array, "B n"]) -> tuple[Array, Array]:
             pulled = jax.vmap(estimator.pull, in_axes=(0, None))(state.copies, cotangent)
-            found = [_power_and_noise(at_least_float32(g)) for g in pulled]
+            found = [
+                _power_and_noise(at_least_float32(weights.existing(g)))
+                for weights, g in zip(state.weights, pulled)
+            ]
             return jnp.stack([p for p, _ in found]), jnp.stack([v for _, v in found])
 
         def updated(old: Array, new: Array) -> Array:
@@ -90,6 +96,7 @@ def shrink(
             mean.observe(state.copies, cotangents),
             updated(state.power, power),
             updated(state.noise, noise),
+            state.weights,
         )
 
     def diagnostics(state: ShrinkState) -> dict[str, Array]:

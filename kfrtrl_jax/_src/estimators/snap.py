@@ -54,7 +54,7 @@ def snap(order: int = 1) -> InfluenceEstimator:
     A site whose g pre-activations reach r of the n state variables and have f weights each, both at
     most, takes O(g r f) memory and O(g r^2 f) work per lane: with order 1 and an element-wise cell, as
     many entries as there are weights for each of its bands. Where r is more than half of n it takes
-    O(g n f) and O(g n^2 f), `rtrl` without the absent weights. With order 2 and a dense J r is n.
+    O(g n f) and O(g n^2 f), as much as `rtrl`. With order 2 and a dense J r is n.
 
     Biased, without noise; exact where J carries no influence out of the pattern.
 

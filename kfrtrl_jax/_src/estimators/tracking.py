@@ -19,6 +19,7 @@ from kfrtrl_jax._src.base import (
     Structure,
 )
 from kfrtrl_jax._src.errors import ConfigError
+from kfrtrl_jax._src.estimators.weights import Weights, weights_of
 
 _PROBES = 8
 # Folding this into a key gives none of the key's splits; split(key, k)[1] is fold_in(key, 1).
@@ -32,11 +33,13 @@ class TrackedState(NamedTuple):
       inner: the estimator's state.
       reference: the state of the reference.
       probes: fixed cotangents on which the two are compared, [C, B, n].
+      weights: the weights of every site.
     """
 
     inner: Any
     reference: Any
     probes: Float[Array, "C B n"]
+    weights: tuple[Weights, ...]
 
 
 def tracked(estimator: InfluenceEstimator, reference: InfluenceEstimator) -> InfluenceEstimator:
@@ -55,7 +58,9 @@ def tracked(estimator: InfluenceEstimator, reference: InfluenceEstimator) -> Inf
     def init(structure: Structure) -> TrackedState:
         shape = (_PROBES, structure.batch_size, structure.state_size)
         probes = jax.random.normal(jax.random.key(0), shape, structure.dtype)
-        return TrackedState(estimator.init(structure), reference.init(structure), probes)
+        return TrackedState(
+            estimator.init(structure), reference.init(structure), probes, weights_of(structure)
+        )
 
     def push(state: TrackedState, linearization: Linearization, key: Key) -> TrackedState:
         # The estimator gets the key itself, so that its draws are the same whether tracked or not.
@@ -70,8 +75,10 @@ def tracked(estimator: InfluenceEstimator, reference: InfluenceEstimator) -> Inf
         return estimator.pull(state.inner, cotangent)
 
     def diagnostics(state: TrackedState) -> dict[str, Array]:
-        ours = jax.vmap(lambda c: _flat(estimator.pull(state.inner, c)))(state.probes)
-        theirs = jax.vmap(lambda c: _flat(reference.pull(state.reference, c)))(state.probes)
+        def compared(one: InfluenceEstimator, own_state: Any) -> Float[Array, "C P"]:
+            return jax.vmap(lambda c: _flat(state.weights, one.pull(own_state, c)))(state.probes)
+
+        ours, theirs = compared(estimator, state.inner), compared(reference, state.reference)
         norms = jnp.linalg.norm(ours, axis=1) * jnp.linalg.norm(theirs, axis=1)
         error = jnp.linalg.norm(ours - theirs)
         return {
@@ -86,8 +93,8 @@ def tracked(estimator: InfluenceEstimator, reference: InfluenceEstimator) -> Inf
     return InfluenceEstimator(init, push, pull, diagnostics, observe)
 
 
-def _flat(gradients: SiteGradients) -> Float[Array, " P"]:
-    return jnp.concatenate([g.reshape(-1) for g in gradients])
+def _flat(weights: tuple[Weights, ...], gradients: SiteGradients) -> Float[Array, " P"]:
+    return jnp.concatenate([w.existing(g).reshape(-1) for w, g in zip(weights, gradients)])
 
 
 def _ratio(numerator: Float[Array, " *C"], denominator: Float[Array, " *C"]) -> Float[Array, " *C"]:

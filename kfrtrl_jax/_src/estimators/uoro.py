@@ -20,10 +20,10 @@ from kfrtrl_jax._src.base import (
 from kfrtrl_jax._src.estimators.common import (
     balance,
     joint_norm,
-    norm_of_outer_sum,
     random_signs,
 )
-from kfrtrl_jax._src.xla import norm, outer_sum
+from kfrtrl_jax._src.estimators.weights import Weights, weights_of
+from kfrtrl_jax._src.xla import norm
 
 Noise = Literal["state", "pre_activation"]
 
@@ -33,11 +33,13 @@ class UoroState(NamedTuple):
 
     Attributes:
       state_vector: s~, [B, n].
-      parameter_vector: theta~, for every site [B, m, g].
+      parameter_vector: theta~, for every site [B, m, g]; [B, f, g] where fixed zeros are left out.
+      weights: the weights of every site.
     """
 
     state_vector: Array
     parameter_vector: tuple[Array, ...]
+    weights: tuple[Weights, ...]
 
 
 def uoro(noise: Noise = "state") -> InfluenceEstimator:
@@ -67,8 +69,12 @@ def uoro(noise: Noise = "state") -> InfluenceEstimator:
         # The noise that s~ receives, and the g-sized parts of what every theta~ receives, a_t (x)
         # part_t.
         nu, parts = project(linearization, key)
-        inputs = [site.inputs for site in linearization.sites]
-        immediate_norm = joint_norm([norm_of_outer_sum(a, part) for a, part in zip(inputs, parts)])
+        immediate_norm = joint_norm(
+            [
+                weights.norm_of_outer_sum(site.inputs, part)
+                for weights, site, part in zip(state.weights, linearization.sites, parts)
+            ]
+        )
         up, down = balance(norm(nu), immediate_norm)
         return accumulate(
             state,
@@ -114,15 +120,19 @@ def rank_one(
     """The estimator that keeps s~ and theta~ and moves them on by `push`."""
 
     def init(structure: Structure) -> UoroState:
-        b, dtype = structure.batch_size, structure.dtype
+        b, dtype, weights = structure.batch_size, structure.dtype, weights_of(structure)
         return UoroState(
             jnp.zeros((b, structure.state_size), dtype),
-            tuple(jnp.zeros((b, s.input_size, s.output_size), dtype) for s in structure.sites),
+            tuple(jnp.zeros((b, *w.shape), dtype) for w in weights),
+            weights,
         )
 
     def pull(state: UoroState, cotangent: Array) -> SiteGradients:
         weight = jnp.sum(cotangent * state.state_vector, axis=1)
-        return tuple(jnp.einsum("b,bmg->mg", weight, theta) for theta in state.parameter_vector)
+        return tuple(
+            weights.everywhere(jnp.einsum("b,bmg->mg", weight, theta))
+            for weights, theta in zip(state.weights, state.parameter_vector)
+        )
 
     def diagnostics(state: UoroState) -> dict[str, Array]:
         return {
@@ -152,7 +162,10 @@ def accumulate(
     return UoroState(
         up[:, None] * carried + noise,
         tuple(
-            down[:, None, None] * theta + outer_sum(site.inputs, part)
-            for theta, site, part in zip(state.parameter_vector, linearization.sites, parts)
+            down[:, None, None] * theta + weights.outer_sum(site.inputs, part)
+            for theta, weights, site, part in zip(
+                state.parameter_vector, state.weights, linearization.sites, parts
+            )
         ),
+        state.weights,
     )

@@ -217,7 +217,8 @@ def deviations(
 
     def one(key: Array, linearizations: Linearization) -> Array:
         along = exact.trajectory._replace(linearizations=linearizations)
-        got = gradients(estimator, push_all(estimator, along, key, segment_length), probes)
+        state = push_all(estimator, along, key, segment_length)
+        got = gradients(estimator, state, probes, along.structure)
         return jnp.sum(directions * got, axis=1)
 
     @functools.partial(jax.jit, compiler_options=compiler_options)
@@ -321,11 +322,11 @@ def _draw(
         def step(state: Any, xs: tuple[Linearization, Array, Array]) -> tuple[Any, Array]:
             steps, target, key = xs
             state = estimator.push(state, compose(steps), key)
-            return state, _cosine(gradients(estimator, state, probes), target)
+            return state, _cosine(gradients(estimator, state, probes, along.structure), target)
 
         xs = (segments, targets, jax.random.split(key, along.steps // segment_length))
         state, cosines = jax.lax.scan(step, estimator.init(along.structure), xs)
-        got = gradients(estimator, state, everything)
+        got = gradients(estimator, state, everything, along.structure)
         projected = jnp.sum(directions * got, axis=(1, 2))
         return got, jnp.sum((got - influence) ** 2), projected, cosines
 

@@ -318,7 +318,7 @@ def _squared_error(
 
     def part(xs: tuple[Array, Array]) -> Array:
         cotangents, exact = xs
-        return jnp.sum((gradients(estimator, state, cotangents) - exact) ** 2)
+        return jnp.sum((gradients(estimator, state, cotangents, structure) - exact) ** 2)
 
     return jnp.sum(jax.lax.map(part, (unit, influence.reshape(n // rows, rows, -1))))
 
