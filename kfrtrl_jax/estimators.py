@@ -17,6 +17,7 @@ from kfrtrl_jax._src.estimators.layerwise import layerwise
 from kfrtrl_jax._src.estimators.local_traces import e_prop, rflo
 from kfrtrl_jax._src.estimators.nobacktrack import nobacktrack
 from kfrtrl_jax._src.estimators.ok import ok
+from kfrtrl_jax._src.estimators.per_head import per_head
 from kfrtrl_jax._src.estimators.per_lane import pull_lanes
 from kfrtrl_jax._src.estimators.pp_prop import pp_prop
 from kfrtrl_jax._src.estimators.random_transport import random_transport
@@ -49,6 +50,7 @@ __all__ = [
     "nobacktrack",
     "ok",
     "partition",
+    "per_head",
     "pp_prop",
     "pull_lanes",
     "random_resets",

@@ -18,6 +18,7 @@ from kfrtrl_jax.programs import benchmark
 from kfrtrl_jax.studies.benchmarking import (
     floors,
     memory,
+    parts,
     peers,
     plan,
     scaling,
@@ -383,3 +384,12 @@ def test_a_stream_is_measured_against_a_scan():
     assert row.ratio > 0
     assert row.floor == "the same steps in one scan"
     assert (row.n, row.batch, row.target) == (4, 1, None)
+
+
+@pytest.mark.parametrize("without", ["the push", "the pull", "both"])
+def test_a_part_is_left_out_of_a_whole_step(without):
+    case = parts.Part("ok", 4, 2, 2, without, {"rank": 2})
+    row = parts.measure_part(case, suite="parts", rounds=1, steps=4)
+    assert row.ratio > 0
+    assert (row.name, row.floor) == (f"ok(rank=2) K=2 U=1 without {without}", "the whole step")
+    assert (row.segment_length, row.update_every, row.target) == (2, 1, None)

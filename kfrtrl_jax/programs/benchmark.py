@@ -3,8 +3,9 @@
 Suites: step (a training step against its floor), gpu (rows for accelerators only, with the time of a
 million steps on the Penn Treebank in the folder KFRTRL_DATA_DIR), flax (an unmodified Flax cell against
 ours), scaling (time against width, lanes and rank; with a picture beside FILE.json), peers (other
-packages; needs the extra "peers"), memory, stream (one call per sample, from Python, against a scan),
-and compile (from the start to the first finished chunk; the import of the library).
+packages; needs the extra "peers"), memory, parts (what a step's time is spent on), stream (one call
+per sample, from Python, against a scan), and compile (from the start to the first finished chunk; the
+import of the library).
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from kfrtrl_jax.errors import ConfigError
 from kfrtrl_jax.studies.benchmarking import (
     floors,
     memory,
+    parts,
     peers,
     scaling,
     startup,
@@ -46,6 +48,7 @@ SUITES: dict[str, dict[str, Any]] = {
     "scaling": {f"{s.name} against {s.variable}": s for s in scaling.SCALING_SUITE},
     "peers": {f"{p.name} n{p.n} b{p.batch}": p for p in peers.PEERS_SUITE},
     "memory": {f"{c.name} n{c.n} b{c.batch}": c for c in memory.MEMORY_SUITE},
+    "parts": {f"{p.name} n{p.n} b{p.batch}": p for p in parts.PARTS_SUITE},
     "stream": {f"{c.name} n{c.n} b{c.batch}": c for c in stream.STREAM_SUITE},
     "compile": {name: name for name in (*startup.COMPILE_SUITE, startup.IMPORT)},
 }
@@ -143,6 +146,8 @@ def measure_case(
         return memory.measure_memory(case, config, suite=suite, rounds=rounds or 3), []
     if suite == "peers":
         return [peers.measure_peer(case, suite=suite, rounds=rounds or 9)], []
+    if suite == "parts":
+        return [parts.measure_part(case, suite=suite, rounds=rounds or 9)], []
     if case == startup.IMPORT:
         return [startup.measure_import(suite=suite, rounds=rounds or 9)], []
     if suite == "stream":

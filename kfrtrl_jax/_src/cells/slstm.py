@@ -27,7 +27,8 @@ def slstm(
     [i; f; g; o] = W^T x + R^T h + b, C' = phi(f) C + exp(i) tanh(g), N' = phi(f) N + exp(i) and
     h' = sigmoid(o) C' / N', where phi is the sigmoid or exp. R connects only the units of a head: each
     gate has one matrix for every head. As heads do not meet, `estimators.snap` of a high order is exact
-    and keeps the entries within each head alone. The paper's group norm of h is left out.
+    and keeps the entries within each head alone; `estimators.per_head(ok(r))` has r products for each.
+    The paper's group norm of h is left out.
 
     Kept are c = C exp(-m) and n = N exp(-m), with the stabilizer m' = max(log phi(f) + m, i), or i
     while N is 0. As h' does not depend on m, m is constant in all derivatives: then those of c and n

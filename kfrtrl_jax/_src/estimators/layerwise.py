@@ -24,6 +24,7 @@ from kfrtrl_jax._src.base import (
 )
 from kfrtrl_jax._src.composition import compose
 from kfrtrl_jax._src.errors import UnsupportedCellError
+from kfrtrl_jax._src.estimators.parts_of_sites import jacobian_of, mask_of, part_of
 from kfrtrl_jax._src.matrices import Index, places_of_bands, spans
 
 
@@ -252,27 +253,14 @@ def _structure_of(layer: Layer, structure: Structure) -> Structure:
     """The structure of a layer by itself."""
     rows = slice(*layer.rows)
 
-    def part_of(site: Site, chosen: np.ndarray) -> Site:
-        columns, derivatives, weights = site.columns, site.derivative_mask, site.weights_mask
-        numbers = np.full(site.output_size + 1, -1)
-        numbers[chosen] = np.arange(len(chosen))
-        if columns is not None:
-            bands = numbers[columns.array][:, rows]
-            columns = Index(bands[(bands >= 0).any(axis=1)])
-        return site._replace(
-            output_size=len(chosen),
-            columns=columns,
-            derivative_mask=derivatives and _mask(derivatives.array[rows, chosen]),
-            weights_mask=weights and _mask(weights.array[:, chosen]),
-            parts=(),
-        )
-
     def block(mask: Mask | None) -> Mask | None:
-        return mask and _mask(mask.array[rows, rows])
+        return mask and mask_of(mask.array[rows, rows])
 
     return structure._replace(
         state_size=layer.rows[1] - layer.rows[0],
-        sites=tuple(part_of(structure.sites[i], chosen.array) for i, chosen in layer.parts),
+        sites=tuple(
+            part_of(structure.sites[i], chosen.array, rows=rows) for i, chosen in layer.parts
+        ),
         jacobian_mask=block(structure.jacobian_mask),
         leak_mask=block(structure.leak_mask),
         leaf_sizes=structure.leaf_sizes[slice(*layer.leaves)],
@@ -280,24 +268,18 @@ def _structure_of(layer: Layer, structure: Structure) -> Structure:
     )
 
 
-def _mask(array: np.ndarray) -> Mask | None:
-    return None if array.all() else Mask(array)
-
-
 def _linearization_of(layer: Layer, linearization: Linearization) -> Linearization:
     """The same steps of a layer by itself, at fixed inputs."""
 
-    def part_of(site: SiteJacobian, chosen: np.ndarray) -> SiteJacobian:
-        derivatives = site.derivatives
-        if len(chosen) < derivatives.shape[1]:
-            derivatives = derivatives.columns_at(chosen)
-        return SiteJacobian(site.inputs, derivatives.rows(*layer.rows))
+    def part(site: SiteJacobian, chosen: np.ndarray) -> SiteJacobian:
+        inputs, derivatives = jacobian_of(site, chosen)
+        return SiteJacobian(inputs, derivatives.rows(*layer.rows))
 
     return compose(
         [
             Linearization(
                 step.jacobian.diagonal_block(*layer.leaves),
-                tuple(part_of(step.sites[i], chosen.array) for i, chosen in layer.parts),
+                tuple(part(step.sites[i], chosen.array) for i, chosen in layer.parts),
                 step.leak.diagonal_block(*layer.leaves),
                 step.keep,
             )

@@ -20,6 +20,7 @@ from kfrtrl_jax._src.estimators.layerwise import layerwise
 from kfrtrl_jax._src.estimators.local_traces import e_prop, rflo
 from kfrtrl_jax._src.estimators.nobacktrack import nobacktrack
 from kfrtrl_jax._src.estimators.ok import ok
+from kfrtrl_jax._src.estimators.per_head import per_head
 from kfrtrl_jax._src.estimators.pp_prop import pp_prop
 from kfrtrl_jax._src.estimators.random_transport import random_transport
 from kfrtrl_jax._src.estimators.reverse_kf_rtrl import reverse_kf_rtrl
@@ -61,6 +62,7 @@ COMBINATORS: dict[str, Callable[..., InfluenceEstimator]] = {
     "reset_every": reset_every,
     "shrink": shrink,
     "layerwise": layerwise,
+    "per_head": per_head,
     "stored": stored,
 }
 
@@ -82,6 +84,7 @@ UNBIASED = frozenset(
         "antithetic",
         "control_variate",
         "random_resets",
+        "per_head",
         "stored",
     }
 )
