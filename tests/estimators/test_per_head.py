@@ -108,8 +108,8 @@ def test_each_head_has_products_of_its_own():
         return gradients(estimator, state, cotangents, along.structure)
 
     exact, rank = rows(estimators.rtrl()), X + 2
-    np.testing.assert_allclose(rows(estimators.per_head(estimators.ok(rank))), exact, atol=1e-6)
-    assert np.max(np.abs(rows(estimators.ok(rank)) - exact)) > 1e-3
+    np.testing.assert_allclose(rows(estimators.per_head(estimators.ok(rank))), exact, atol=1e-9)
+    assert np.max(np.abs(rows(estimators.ok(rank)) - exact)) > 1e-4
 
 
 def test_states_are_those_of_the_heads():
