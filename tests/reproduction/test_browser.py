@@ -99,7 +99,7 @@ def test_scores_can_be_compared_at_a_step(opened):
     scores = dict(zip(column(opened, "Method"), column(opened, "T*"), strict=True))
     assert scores["KF-RTRL"] == "4.0 ± 1.0(3)"
     assert scores["16-OK, logs of Benzing et al. (2019)"] == "9.4 ± 0.9(5)"
-    assert scores["16-KTP, logs of Benzing et al. (2019)"] == "–"
+    assert scores["16-KTP, batch 256, logs of Benzing et al. (2019)"] == "–"
     assert set(column(opened, "Steps")) == {"30,000", "–"}
 
 
