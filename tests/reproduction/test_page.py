@@ -125,7 +125,9 @@ def test_of_several_learning_rates_the_best_is_shown(content):
 
 def test_public_logs_are_marked(content):
     public = [m for m in content["tasks"][0]["methods"] if m["public"]]
-    assert [m["name"] for m in public] == [f"16-{name}, {runs.SOURCE}" for name in ("KTP", "OK")]
+    assert [m["name"] for m in public] == [
+        f"16-{name}, {runs.SOURCE}" for name in ("KTP, batch 256", "OK")
+    ]
     assert {(m["status"], m["command"], m["colour"], m["seeds"]) for m in public} == {
         ("public log", "", None, 5)
     }
