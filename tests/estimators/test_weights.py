@@ -9,9 +9,17 @@ from kfrtrl_jax.base import InfluenceEstimator, Mask
 from kfrtrl_jax.linearization import make_linearizer
 from kfrtrl_jax.trajectories import gradients, push_all, trajectory
 from tests.estimators import monte_carlo
+from tests.linearization.references import cell_of
 
 INPUT_SIZE = 3
-HEADS = cells.slstm(input_size=INPUT_SIZE, hidden_size=4, num_heads=2)
+HEADS = cell_of(
+    lambda p, h, x: (
+        2 * (jnp.tanh(h @ (p["r"] * np.kron(np.eye(2), np.ones((2, 2)))) + x @ p["w"]),)
+    ),
+    4,
+    r=(4, 4),
+    w=(INPUT_SIZE, 4),
+)
 SPARSE = cells.vanilla(input_size=INPUT_SIZE, hidden_size=6, sparsity=0.7)
 rng = np.random.default_rng(0)
 MASKS = {
