@@ -61,3 +61,13 @@ def test_how_far_ahead_kf_rtrl_is_after_a_million_steps():
     assert ours.runs == others.runs == 3
     words = f"{ours.mean:.1f} ± {ours.deviation:.1f} to {others.mean:.1f} ± {others.deviation:.1f}"
     assert f"{words} after a million steps" in PAGE
+
+
+def test_windows_are_alike_on_the_penn_treebank(ptb, logs):
+    names = ("TBPTT(5)", "TBPTT(25)", "SnAp-1, blocks of 8", "TBPTT(1)")
+    short, long, snap, one = (figures(ptb, m, "valid_loss", 200_000) for m in names)
+    known = mean(logs, "valid_loss", 200_000)
+    words = (
+        f"{short} and {long} in validation, and 8-OK in the logs, {known}; SnAp-1 in blocks of 8"
+    )
+    assert f"{words} has {snap}, TBPTT(1) {one}." in PAGE
