@@ -37,6 +37,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "UORO, n = 32": {"estimator": "uoro", **PAPER, **SMALL},
     "AVG of 16": {"estimator": "average(kf_rtrl, copies=16)", **PAPER},
     "16-KTP": {"estimator": "ktp(rank=16)", **PAPER},
+    "16-KTP, sampled": {"estimator": "ktp(rank=16, reduction='sampling')", **PAPER},
     # As in the logs of 16-KTP; those of 16-OK have 16 lanes.
     "16-KTP, batch 256": {"estimator": "ktp(rank=16)", **PAPER, "task.batch_size": 256},
 }
@@ -82,5 +83,7 @@ def runs_at(scale: str) -> dict[str, tuple[int, int]]:
         return {
             method: (slow.get(method, 200_000), 1 if method in slow else 3) for method in METHODS
         }
-    short = dict.fromkeys(("16-OK", "AVG of 16", "16-KTP", "16-KTP, batch 256"), 200_000)
+    short = dict.fromkeys(
+        ("16-OK", "AVG of 16", "16-KTP", "16-KTP, sampled", "16-KTP, batch 256"), 200_000
+    )
     return {method: (short.get(method, 1_000_000), 3) for method in METHODS}

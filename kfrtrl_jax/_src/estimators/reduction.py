@@ -57,7 +57,7 @@ def by_sampling(
     Returns:
       X and Y, [r, p].
     """
-    return _mixed(input_gram, state_gram, lambda sigma: _sampling(sigma, uniform, rank))
+    return _mixed(input_gram, state_gram, lambda sigma: sampling(sigma, uniform, rank))
 
 
 def _mixed(
@@ -79,8 +79,14 @@ def _mixed(
     return mix.T @ inputs * up, mix.T @ (right[::-1] @ inverse_b) * down
 
 
-def _sampling(sigma: Array, uniform: Array, rank: int) -> Array:
-    """L with E[L L^T] = diag(sigma): [p, r], for sigma in ascending order."""
+def sampling(sigma: Array, uniform: Array, rank: int) -> Array:
+    """L with E[L L^T] = diag(sigma), [p, r], one number in each column: see `by_sampling`.
+
+    Args:
+      sigma: not negative, in ascending order, [p].
+      uniform: a random number in [0, 1).
+      rank: r, less than p.
+    """
     count = len(sigma)
     place = jnp.arange(count)
     # For a number of kept ones from 0 to r - 1: the largest that is not kept, and the sum of all of

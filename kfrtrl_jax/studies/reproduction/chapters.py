@@ -70,6 +70,7 @@ step. The score is T*, which needs memory over T* + 1 steps. KF-RTRL, 16-OK, UOR
 estimate. In blocks of 8 steps the last one to eight steps are exact, and the influence is pushed
 once in eight. TBPTT(L) is exact along the last L steps, with an update at every step. Exact RTRL
 is too expensive for n = 128, and is compared at n = 32. The logs of 16-KTP are of 256 lanes.
+"16-KTP, sampled" is this library's variant with less noise.
 """,
         (
             Figure("sequence_length", "T*", 1, rises=True, axis="length of the strings, T*"),
