@@ -71,3 +71,26 @@ def test_windows_are_alike_on_the_penn_treebank(ptb, logs):
         f"{short} and {long} in validation, and 8-OK in the logs, {known}; SnAp-1 in blocks of 8"
     )
     assert f"{words} has {snap}, TBPTT(1) {one}." in PAGE
+
+
+def test_what_the_lanes_are_to_ktp():
+    copy = runs.of_record(report.load(invented.RESULTS)["copy"])
+    public = runs.of_public_logs(invented.RESULTS / report.REFERENCE, "copy")
+
+    def at_100_000(found, method):
+        own = [run for run in found if run.method.startswith(method)]
+        return tables.spread(tables.values_at(own, "sequence_length", 100_000))
+
+    logs = at_100_000(public, "16-KTP")
+    ours = tables.spread(
+        tables.values_at([r for r in copy if r.method == "16-KTP"], "sequence_length", 100_000)
+    )
+    many, sampled = (at_100_000(copy, f"16-KTP, {kind}") for kind in ("batch 256", "sampled"))
+    words = (
+        f"T\\* = {ours.mean:.1f} ± {ours.deviation:.1f} after 100,000 steps, where the logs have "
+    )
+    assert f"{words}{logs.mean:.1f} ± {logs.deviation:.1f}" in PAGE
+    assert many.runs == 1
+    assert f"256 lanes it has {many.mean:.0f} (one seed)" in PAGE
+    assert sampled.runs == 3
+    assert f"it has {sampled.mean:.1f} ± {sampled.deviation:.1f} with 16 lanes" in PAGE
