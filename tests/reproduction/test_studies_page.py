@@ -78,13 +78,11 @@ def test_what_the_lanes_are_to_ktp():
     public = runs.of_public_logs(invented.RESULTS / report.REFERENCE, "copy")
 
     def at_100_000(found, method):
-        own = [run for run in found if run.method.startswith(method)]
+        own = [run for run in found if run.method == method]
         return tables.spread(tables.values_at(own, "sequence_length", 100_000))
 
-    logs = at_100_000(public, "16-KTP")
-    ours = tables.spread(
-        tables.values_at([r for r in copy if r.method == "16-KTP"], "sequence_length", 100_000)
-    )
+    ours = at_100_000(copy, "16-KTP")
+    logs = at_100_000(public, f"16-KTP, batch 256, {runs.SOURCE}")
     many, sampled = (at_100_000(copy, f"16-KTP, {kind}") for kind in ("batch 256", "sampled"))
     words = (
         f"T\\* = {ours.mean:.1f} ± {ours.deviation:.1f} after 100,000 steps, where the logs have "

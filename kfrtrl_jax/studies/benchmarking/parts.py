@@ -6,7 +6,7 @@ steps, pulls the influence before them, and a K-th of it is a push.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
@@ -50,8 +50,7 @@ class Part(NamedTuple):
     @property
     def name(self) -> str:
         """Estimator and what is left out."""
-        arguments = ", ".join(f"{key}={value}" for key, value in self.arguments.items())
-        own = self.estimator + (f"({arguments})" if arguments else "")
+        own = timing.called(self.estimator, self.arguments)
         return f"{own} K={self.segment_length} U=1 without {self.without}"
 
 
@@ -127,14 +126,6 @@ def _work(part: Part, estimator: InfluenceEstimator, steps: int) -> Work:
     train = xla.jit(
         lambda state, segments: jax.lax.scan(learner.step, state, segments), donate_argnums=0
     )
-    return Work(_resumed(train, learner.init(keys[2]), segments), count * length)
-
-
-def _resumed(train: Callable[..., Any], start: Any, segments: Batch) -> Callable[[], Any]:
-    state = [start]
-
-    def run() -> Any:
-        state[0], metrics = train(state[0], segments)
-        return metrics
-
-    return run
+    return timing.resumed(
+        lambda state: train(state, segments), learner.init(keys[2]), count * length
+    )

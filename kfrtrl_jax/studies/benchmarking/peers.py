@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -114,7 +113,7 @@ def measure_peer(peer: Peer, *, suite: str, rounds: int = 9, steps: int = 24) ->
     if peer.product:
         work = floors.product(peer.batch, peer.n, peer.n, [peer.n], weights.dtype).work
     else:
-        work = Work(_ours(peer, weights, xs, ys), steps)
+        work = _ours(peer, weights, xs, ys)
     return timing.compare(
         work,
         floor,
@@ -171,21 +170,15 @@ def segments(xs: Array, ys: Array, length: int = 1) -> Batch:
     )
 
 
-def _ours(peer: Peer, weights: Array, xs: Array, ys: Array) -> Callable[[], Any]:
-    """A function that trains on the whole sequence each time it is called."""
+def _ours(peer: Peer, weights: Array, xs: Array, ys: Array) -> Work:
+    """Training on the whole sequence, each time it is run."""
     length = peer.segment_length
     learner, start = our_learner(peer.estimator, weights, xs.shape[1], length)
     train = xla.jit(
         lambda state, xs, ys: jax.lax.scan(learner.step, state, segments(xs, ys, length)),
         donate_argnums=0,
     )
-    state = [start]
-
-    def run() -> Any:
-        state[0], metrics = train(state[0], xs, ys)
-        return metrics
-
-    return run
+    return timing.resumed(lambda state: train(state, xs, ys), start, len(xs))
 
 
 def _torch(peer: Peer, weights: Array, xs: Array, ys: Array) -> tuple[Any, str]:

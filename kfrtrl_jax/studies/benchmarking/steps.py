@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -60,8 +60,7 @@ class Case(NamedTuple):
     @property
     def name(self) -> str:
         """Cell and estimator."""
-        arguments = ", ".join(f"{key}={value}" for key, value in self.arguments.items())
-        name = f"{self.cell} {self.estimator}" + (f"({arguments})" if arguments else "")
+        name = f"{self.cell} {timing.called(self.estimator, self.arguments)}"
         name += f" K={self.segment_length}" if self.segment_length > 1 else ""
         name += f" U={self.update_every}" if self.update_every else ""
         name += f" {self.config}" if self.config != "copy" else ""
@@ -158,7 +157,7 @@ def resolve(config: Any, case: Case, steps: int) -> Any:
 def training(resolved: Any) -> Work:
     """A run that continues by one chunk per call."""
     experiment = programs.build(resolved)
-    return _resumable(
+    return timing.resumed(
         xla.jit(experiment.run_chunk, donate_argnums=0),
         jax.jit(experiment.init)(0),
         resolved.log_every,
@@ -240,23 +239,13 @@ def _floor(case: Case, resolved: Any, config: Any, steps: int) -> Floor:
 
 def _population(experiment: programs.Experiment, seeds: int, steps: int) -> Work:
     states = jax.jit(jax.vmap(experiment.init))(jnp.arange(seeds))
-    return _resumable(xla.jit(jax.vmap(experiment.run_chunk), donate_argnums=0), states, steps)
+    return timing.resumed(xla.jit(jax.vmap(experiment.run_chunk), donate_argnums=0), states, steps)
 
 
 def _one_after_another(experiment: programs.Experiment, seeds: int, steps: int) -> Floor:
     init, chunk = jax.jit(experiment.init), xla.jit(experiment.run_chunk, donate_argnums=0)
-    runs = [_resumable(chunk, init(seed), steps) for seed in range(seeds)]
+    runs = [timing.resumed(chunk, init(seed), steps) for seed in range(seeds)]
     return Floor(f"{seeds} runs one after another", Work(lambda: [r.run() for r in runs], steps))
-
-
-def _resumable(chunk: Callable[[Any], tuple[Any, Any]], start: Any, steps: int) -> Work:
-    state = [start]
-
-    def run() -> Any:
-        state[0], metrics = chunk(state[0])
-        return metrics
-
-    return Work(run, steps)
 
 
 def _steps(case: Case) -> int:

@@ -8,7 +8,7 @@ round.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -27,6 +27,29 @@ class Work(NamedTuple):
 
     run: Callable[[], Any]
     steps: int
+
+
+def resumed(advance: Callable[[Any], tuple[Any, Any]], start: Any, steps: int) -> Work:
+    """A program that goes on from its last state each time it is run.
+
+    Args:
+      advance: state -> (state, arrays to wait for); it may take over the state's memory.
+      start: the first state.
+      steps: time steps that one call makes.
+    """
+    state = [start]
+
+    def run() -> Any:
+        state[0], metrics = advance(state[0])
+        return metrics
+
+    return Work(run, steps)
+
+
+def called(factory: str, arguments: Mapping[str, Any]) -> str:
+    """The call of a factory as text: ok(rank=16); its name alone without arguments."""
+    written = ", ".join(f"{key}={value}" for key, value in arguments.items())
+    return f"{factory}({written})" if written else factory
 
 
 class Floor(NamedTuple):
