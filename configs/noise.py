@@ -4,7 +4,7 @@ kfrtrl noise --config=configs/noise.py --workdir=runs/noise
 
 With --config.trained=WORKDIR along the stream of a trained network, in place of an untrained cell on
 random inputs; --config.stream="copy(batch_size=2, initial_length=9)" takes another stream than that of
-its run.
+its run. WORKDIR may also be that of a sweep over widths, see configs/sweep_widths.py.
 """
 
 from ml_collections import ConfigDict
@@ -18,7 +18,8 @@ def get_config() -> ConfigDict:
     config.input_size = 8
     config.hidden_size = 32
     config.batch_size = 2
-    # Of a finished run; "" for an untrained cell. The four fields above are then not used.
+    # Of a finished run, or of a sweep over widths; "" for an untrained cell. The four fields above are
+    # then not used.
     config.trained = ""
     config.stream = ""
     config.estimators = ("uoro", "kf_rtrl", "ok(rank=8)")

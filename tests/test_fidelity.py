@@ -1,6 +1,7 @@
 import functools
 import importlib
 import json
+import math
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +25,7 @@ from kfrtrl_jax.studies import fidelity
 from kfrtrl_jax.studies.fidelity import gradient_noise, named, theory
 from kfrtrl_jax.studies.fidelity.cells import output_skip
 from kfrtrl_jax.tasks import Batch
-from kfrtrl_jax.training import train
+from kfrtrl_jax.training import sweep, train
 from kfrtrl_jax.training.command_line import Invocation
 from tests.training.small import small
 
@@ -374,6 +375,43 @@ def test_the_noise_along_the_stream_of_a_trained_network(tmp_path, capsys):
     jax.tree.map(np.testing.assert_array_equal, setting.parameters, trained)
     with pytest.raises(ConfigError, match=r"adding.* has other inputs or outputs than the task"):
         gradient_noise.trained(tmp_path / "run", "adding(batch_size=3)", steps=4, seed=0)
+
+
+def test_the_noise_against_the_width_of_trained_networks(tmp_path, capsys):
+    trials = [{"cell.hidden_size": 4}, {"cell.hidden_size": 8}]
+    sweep.run_sweep(small({"num_steps": 20}), trials, tmp_path / "sweep")
+    stream = "copy(batch_size=1, initial_length=2)"
+    fields = {"trained": str(tmp_path / "sweep"), "stream": stream, "segment_lengths": (2,),
+              "estimators": ("uoro", "rtrl"), "num_steps": 8, "draws": 8}  # fmt: skip
+    noise_program.run(invocation(noise_config, tmp_path / "noise", **fields))
+    found = json.loads((tmp_path / "noise" / "noise.json").read_text())["rows"]
+    assert [(row["estimator"], row["width"]) for row in found] == [
+        ("uoro", 4),
+        ("rtrl", 4),
+        ("uoro", 8),
+        ("rtrl", 8),
+    ]
+    small_noise, large_noise = (found[i]["relative_noise"] for i in (0, 2))
+    exponent = math.log2(large_noise / small_noise)
+    lines = capsys.readouterr().out.splitlines()
+    assert "| noise | n = 4 | n = 8 | exponent of n |" in lines
+    (line,) = (
+        line for line in lines if line.startswith("| uoro, K = 2") and line.endswith("0.00 |")
+    )
+    assert line.split("|")[4].strip() == f"{exponent:.2f} ± 0.00"
+    # Its error is that of two networks, the first of which is a trial of its own.
+    alone = fields | {"trained": str(tmp_path / "sweep" / "trials" / "000")}
+    noise_program.run(invocation(noise_config, tmp_path / "alone", **alone))
+    assert json.loads((tmp_path / "alone" / "noise.json").read_text())["rows"] == found[:2]
+
+
+def test_networks_of_the_same_width_are_no_table_against_width(tmp_path):
+    sweep.run_sweep(small({"num_steps": 20}), [{"seed": 0}, {"seed": 1}], tmp_path / "sweep")
+    fields = {"trained": str(tmp_path / "sweep"), "estimators": ("rtrl",), "segment_lengths": (2,),
+              "num_steps": 8, "draws": 2}  # fmt: skip
+    message = r"must differ in their width, .* have n = (\d+), \1; a single one is .*/trials/NUMBER"
+    with pytest.raises(ConfigError, match=message):
+        noise_program.run(invocation(noise_config, tmp_path / "noise", **fields))
 
 
 def test_the_noise_of_a_gradient_falls_with_the_segment(tmp_path, capsys):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-from kfrtrl_jax.studies.fidelity import gradient_noise, named, settings
-from kfrtrl_jax.training import command_line, made_with, workdir
+from kfrtrl_jax.errors import ConfigError
+from kfrtrl_jax.studies.fidelity import gradient_noise, named, noise_tables, settings
+from kfrtrl_jax.training import command_line, finished, made_with, workdir
 from kfrtrl_jax.training import config as configs
 
 
@@ -13,20 +16,24 @@ def run(invocation: command_line.Invocation) -> None:
     """Writes noise.json and noise.md, and prints the table."""
     given = settings.checked(invocation, configs.call("noise", "get_config"))
     settings.check_divides(given["segment_lengths"], given["num_steps"])
-    setting = _trained(given) if given["trained"] else _untrained(given)
+    networks = _trained(given) if given["trained"] else [_untrained(given)]
     forms = [gradient_noise.Form(length) for length in given["segment_lengths"]]
     forms += [gradient_noise.Form(1, "estimated")] * given["estimated"]
     folder = invocation.workdir
     with workdir.hold(folder):
         workdir.claim(folder, given)
-        rows = gradient_noise.measure_noise(
-            setting,
-            {text: named(text).estimator for text in given["estimators"]},
-            forms,
-            draws=given["draws"],
-            seed=given["seed"],
-        )
-        table = gradient_noise.markdown(rows)
+        rows = [
+            row
+            for network in networks
+            for row in gradient_noise.measure_noise(
+                network,
+                {text: named(text).estimator for text in given["estimators"]},
+                forms,
+                draws=given["draws"],
+                seed=given["seed"],
+            )
+        ]
+        table = noise_tables.markdown(rows)
         record = {
             "config": given,
             "made_with": made_with.numbers({}),
@@ -53,10 +60,24 @@ def _untrained(given: dict[str, Any]) -> gradient_noise.Setting:
     )
 
 
-def _trained(given: dict[str, Any]) -> gradient_noise.Setting:
-    return gradient_noise.trained(
-        given["trained"], given["stream"], steps=given["num_steps"], seed=given["seed"]
-    )
+def _trained(given: dict[str, Any]) -> list[gradient_noise.Setting]:
+    networks = [
+        gradient_noise.trained(
+            folder, given["stream"], steps=given["num_steps"], seed=given["seed"]
+        )
+        for folder in finished.trial_folders(Path(given["trained"]))
+    ]
+    _check_widths(given["trained"], [gradient_noise.width(network) for network in networks])
+    return networks
+
+
+def _check_widths(folder: str, widths: Sequence[int]) -> None:
+    """Refuses networks that a table against width could not tell apart."""
+    if len(set(widths)) < len(widths):
+        raise ConfigError(
+            f"config.trained: the networks of a sweep must differ in their width, those of {folder} "
+            f"have n = {', '.join(map(str, widths))}; a single one is {folder}/trials/NUMBER"
+        )
 
 
 def main() -> None:

@@ -9,6 +9,7 @@ estimate. An estimator that is biased has its bias in the noise.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -75,6 +76,7 @@ class Noise(NamedTuple):
       cosine_error: its standard error, over draws.
       over_time: the relative noise in each quarter of the steps; empty where it was not kept, or a
         quarter has no gradient.
+      width: n of the network, see `width`; 0 where it was not kept.
     """
 
     estimator: str
@@ -85,6 +87,7 @@ class Noise(NamedTuple):
     cosine: float
     cosine_error: float
     over_time: Sequence[float] = ()
+    width: int = 0
 
 
 def untrained(cell: Cell, *, input_size: int, batch_size: int, steps: int, seed: int) -> Setting:
@@ -140,6 +143,12 @@ def trained(folder: str | Path, task: str, *, steps: int, seed: int) -> Setting:
     return Setting(*network, chosen.loss, chosen.example_input, batches, loaded.parameters)
 
 
+def width(setting: Setting) -> int:
+    """The number n of state variables of a network."""
+    carry = jax.eval_shape(setting.cell.initial_carry)
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(carry))
+
+
 def measure_noise(
     setting: Setting,
     estimators: Mapping[str, InfluenceEstimator],
@@ -173,7 +182,8 @@ def measure_noise(
                 cosines.append(float(jnp.mean(cosine, where=counts)))
             off = [float(np.sum(error[late:]) / np.sum(size[late:])) for error in errors]
             over_time = _in_quarters(np.mean(errors, axis=0), size)
-            rows.append(Noise(name, *form, *_mean(off), *_mean(cosines), over_time))
+            n = width(setting)
+            rows.append(Noise(name, *form, *_mean(off), *_mean(cosines), over_time, n))
     return rows
 
 
@@ -183,49 +193,6 @@ def _in_quarters(errors: np.ndarray, sizes: np.ndarray) -> list[float]:
         [float(np.sum(quarter)) for quarter in np.array_split(x, 4)] for x in (errors, sizes)
     )
     return [error / size for error, size in zip(of_errors, of_sizes)] if all(of_sizes) else []
-
-
-def markdown(rows: Sequence[Noise], names: Mapping[str, str] | None = None) -> str:
-    """Tables of the noise and the cosine, by estimator and form, and of the noise over time, if kept.
-
-    Args:
-      rows: of each estimator in each form.
-      names: of estimators, where they are to be called otherwise.
-    """
-    forms = list(dict.fromkeys((row.segment_length, row.immediate) for row in rows))
-    heads = [_in_words(k, kind) for k, kind in forms]
-    names = {} if names is None else names
-
-    def table(title: str, shown: Callable[[Noise], str]) -> str:
-        lines = [[title, *heads], ["---"] * (1 + len(forms))]
-        for name in dict.fromkeys(row.estimator for row in rows):
-            own = {(r.segment_length, r.immediate): r for r in rows if r.estimator == name}
-            lines.append([names.get(name, name), *(shown(own[form]) for form in forms)])
-        return _table(lines)
-
-    noise = table("noise", lambda r: f"{r.relative_noise:.3g} ± {r.standard_error:.1g}")
-    cosine = table("cosine", lambda r: f"{r.cosine:.3g} ± {r.cosine_error:.1g}")
-    return "\n".join([noise, cosine, *_over_time(rows, names)])
-
-
-def _over_time(rows: Sequence[Noise], names: Mapping[str, str]) -> list[str]:
-    """A table of the noise in quarters of the steps, a line per estimator and form; [] if not kept."""
-    kept = [row for row in rows if row.over_time]
-    head = ["noise in the", *(f"{place} quarter" for place in ("first", "second", "third", "last"))]
-    lines = []
-    for row in kept:
-        name = names.get(row.estimator, row.estimator)
-        form = _in_words(row.segment_length, row.immediate)
-        lines.append([f"{name}, {form}", *(f"{noise:.3g}" for noise in row.over_time)])
-    return [_table([head, ["---"] * len(head), *lines])] if kept else []
-
-
-def _in_words(segment_length: int, immediate: str) -> str:
-    return f"K = {segment_length}" if immediate == "exact" else "papers' form"
-
-
-def _table(lines: Sequence[Sequence[str]]) -> str:
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def _gradients(

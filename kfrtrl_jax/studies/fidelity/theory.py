@@ -229,12 +229,22 @@ def fit(rows: Sequence[Width], name: str) -> NoiseExponent:
     predicted = PREDICTED.get(name.split("(")[0])
     if any(row.relative_noise <= 0 for row in points):
         return NoiseExponent(None, None, predicted)
-    x = np.log([row.hidden_size for row in points])
-    y = np.log([row.relative_noise for row in points])
+    found = exponent([row.hidden_size for row in points], [row.relative_noise for row in points])
+    return NoiseExponent(*found, predicted)
+
+
+def exponent(widths: Sequence[int], noises: Sequence[float]) -> tuple[float, float]:
+    """The exponent of n in noise, and its standard error by the points' distances to the line.
+
+    Args:
+      widths: values of n, two or more.
+      noises: the noise at each, positive.
+    """
+    x, y = np.log(widths), np.log(noises)
     x, y = x - x.mean(), y - y.mean()
-    slope = float(x @ y / (x @ x))
-    rest = float(np.sum((y - slope * x) ** 2)) / max(len(x) - 2, 1)
-    return NoiseExponent(slope, math.sqrt(rest / float(x @ x)), predicted)
+    found = float(x @ y / (x @ x))
+    rest = float(np.sum((y - found * x) ** 2)) / max(len(x) - 2, 1)
+    return found, math.sqrt(rest / float(x @ x))
 
 
 def drift(times: Sequence[int], curve: Sequence[float], span: int = 1000) -> Drift:

@@ -154,6 +154,8 @@ NOISE = {
     "untrained": "An untrained network",
     "copy": "A network trained on the copy task",
     "ptb": "A network trained on the Penn Treebank",
+    "copy_widths": "Networks of several widths trained on the copy task",
+    "ptb_widths": "Networks of several widths trained on the Penn Treebank",
 }
 NOISE_TITLE = "Noise"
 NOISE_PROTOCOL = """

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kfrtrl_jax.studies.fidelity import gradient_noise
+from kfrtrl_jax.studies.fidelity import gradient_noise, noise_tables
 from kfrtrl_jax.studies.reproduction import (
     budget,
     chapters,
@@ -161,7 +161,7 @@ def _noise(words: str, record: Mapping[str, Any]) -> str:
     return "\n".join(
         [
             f"{words} ({where}; {draws}):\n",
-            gradient_noise.markdown(rows, chapters.PAPER_NAMES),
+            noise_tables.markdown(rows, chapters.PAPER_NAMES),
             f"`{command}`\n",
             f"Made with {versions}; commit {made['commit']}.\n",
         ]
