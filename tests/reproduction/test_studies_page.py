@@ -4,7 +4,8 @@ import statistics
 
 import pytest
 
-from kfrtrl_jax.studies.reproduction import report, runs, tables
+from kfrtrl_jax.studies.fidelity import theory
+from kfrtrl_jax.studies.reproduction import records, report, runs, tables
 from tests.reproduction import invented
 
 PAGE = " ".join((invented.RESULTS.parents[1] / "docs" / "studies.md").read_text().split())
@@ -92,3 +93,24 @@ def test_what_the_lanes_are_to_ktp():
     assert f"256 lanes it has {many.mean:.0f} (one seed)" in PAGE
     assert sampled.runs == 3
     assert f"it has {sampled.mean:.1f} ± {sampled.deviation:.1f} with 16 lanes" in PAGE
+
+
+def test_how_noise_grows_with_the_width_of_trained_networks():
+    found = {}
+    for task in ("copy", "ptb"):
+        record = records.read_noise(report.noise_file(invented.RESULTS, f"{task}_widths"))
+        for estimator in ("uoro", "kf_rtrl"):
+            rows = [
+                row
+                for row in record["rows"]
+                if (row["estimator"], row["immediate"]) == (estimator, "estimated")
+            ]
+            widths = [row["width"] for row in rows]
+            assert widths == [16, 32, 64, 128]
+            exponent, error = theory.exponent(widths, [row["relative_noise"] for row in rows])
+            found[estimator, task] = f"{exponent:.2f} ± {error:.2f}"
+    uoro, kf_rtrl = (
+        [found[estimator, task] for task in ("copy", "ptb")] for estimator in ("uoro", "kf_rtrl")
+    )
+    assert f"n to the power of {uoro[0]} on the copy task and of {uoro[1]} on the Penn" in PAGE
+    assert f"KF-RTRL's of {kf_rtrl[0]} and {kf_rtrl[1]}." in PAGE

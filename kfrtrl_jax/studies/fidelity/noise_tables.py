@@ -7,6 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from kfrtrl_jax.studies.fidelity import theory
 from kfrtrl_jax.studies.fidelity.gradient_noise import Noise
 
+# Relative noise below this is that of rounding, and has no exponent.
+_ROUNDING = 1e-9
+
 
 def markdown(rows: Sequence[Noise], names: Mapping[str, str] | None = None) -> str:
     """Tables of the noise and the cosine, by estimator and form, and of the noise over time, if kept.
@@ -18,7 +21,9 @@ def markdown(rows: Sequence[Noise], names: Mapping[str, str] | None = None) -> s
       rows: of each estimator in each form.
       names: of estimators, where they are to be called otherwise.
     """
-    named = [row._replace(estimator=(names or {}).get(row.estimator, row.estimator)) for row in rows]
+    named = [
+        row._replace(estimator=(names or {}).get(row.estimator, row.estimator)) for row in rows
+    ]
     if len({row.width for row in rows}) > 1:
         return _against_width(named)
     return "\n".join([*_by_form(named), *_over_time(named)])
@@ -62,7 +67,7 @@ def _against_width(rows: Sequence[Noise]) -> str:
 
 def _exponent(widths: Sequence[int], found: Sequence[Noise]) -> str:
     noises = [row.relative_noise for row in found]
-    if min(noises) <= 0:
+    if min(noises) < _ROUNDING:
         return ""
     return "{:.2f} ± {:.2f}".format(*theory.exponent(widths, noises))
 
