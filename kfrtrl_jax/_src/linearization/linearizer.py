@@ -8,22 +8,14 @@ the cuts goes the elimination (`elimination`).
 from __future__ import annotations
 
 import dataclasses
-import math
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from kfrtrl_jax._src.base import (
-    Cell,
-    Linearization,
-    Site,
-    SiteGradients,
-    SiteJacobian,
-    Structure,
-)
+from kfrtrl_jax._src.base import Cell, Linearization, SiteGradients, SiteJacobian, Structure
 from kfrtrl_jax._src.errors import UnsupportedCellError
 from kfrtrl_jax._src.linearization.complex_numbers import (
     joined,
@@ -32,10 +24,8 @@ from kfrtrl_jax._src.linearization.complex_numbers import (
     real_leaves,
 )
 from kfrtrl_jax._src.linearization.custom_rules import pullback
-from kfrtrl_jax._src.linearization.discovery import discover, follows, parameter_paths
+from kfrtrl_jax._src.linearization.cut_step import CutStep, read_step, structure_of
 from kfrtrl_jax._src.linearization.elimination import eliminate
-from kfrtrl_jax._src.linearization.local_jacobians import LocalJacobians
-from kfrtrl_jax._src.linearization.patterns import DenseRelation, normalized
 from kfrtrl_jax._src.linearization.program import (
     Environment,
     Equation,
@@ -47,19 +37,10 @@ from kfrtrl_jax._src.linearization.program import (
     origin,
     read,
 )
-from kfrtrl_jax._src.linearization.random_keys import check_raw_keys
-from kfrtrl_jax._src.linearization.reach import mask_of, places, reachable
-from kfrtrl_jax._src.linearization.sites import SitePlan, plan_sites
 from kfrtrl_jax._src.linearization.taps import Taps, make_taps
-from kfrtrl_jax._src.linearization.trace import trace
-from kfrtrl_jax._src.linearization.zeros import nonzero_masks
-from kfrtrl_jax._src.matrices import Banded, Index, Terms
 from kfrtrl_jax._src.one_step import output_shapes
 
 Array = jax.Array
-
-# Zeros are not looked for in Jacobians with more entries than this.
-_MAX_ENTRIES = 2**28
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,146 +94,106 @@ def make_linearizer(cell: Cell, example_input: Any, batch_size: int) -> Lineariz
     carry = jax.eval_shape(cell.initial_carry)
     _check_carry(carry)
     output = output_shapes(cell, params, carry, example_input)
-    program = trace(cell.step, params, carry, example_input, follows)
-    check_raw_keys(program, carry)
-    discovery = discover(program)
-    plans = plan_sites(discovery)
-    states = list(filter(is_inexact, program.carry))
-    results = [atom for atom, v in zip(program.new_carry, program.carry) if v in states]
-    local = LocalJacobians(discovery, states, results)
-
-    def one_lane(
-        params: Any, carry: Any, x: Any, keep: Array
-    ) -> tuple[Linearization, tuple[Array, ...]]:
-        variables = (*program.parameters, *program.carry, *program.inputs)
-        environment = dict(zip(variables, real_leaves((params, carry, x)), strict=True))
-        environment = evaluate((*discovery.prefix, *discovery.equations), environment)
-        return eliminate(local, plans, environment, keep)
-
-    def linearize(params: Any, carry: Any, x: Any, keep: Array) -> Linearization:
-        # The axis of the lanes stands after that of the terms.
-        sites = tuple(SiteJacobian(inputs=0, derivatives=1) for _ in plans)  # type: ignore[arg-type]
-        axes = Linearization(jacobian=0, sites=sites, leak=0, keep=0)  # type: ignore[arg-type]
-        linearization, weights = jax.vmap(one_lane, in_axes=(None, 0, 0, 0), out_axes=(axes, None))(
-            params, carry, x, keep
-        )
-        jacobian = linearization.jacobian
-        products = tuple(
-            dataclasses.replace(p, weights=w) for p, w in zip(jacobian.products, weights)
-        )
-        return linearization._replace(jacobian=dataclasses.replace(jacobian, products=products))
-
-    try:
-        shapes, _ = jax.eval_shape(one_lane, params, carry, example_input, jnp.ones(()))
-    except (ValueError, TypeError, NotImplementedError) as error:
-        raise _not_differentiable(local.equations, error) from error
-    masks = nonzero_masks(discovery.prefix)
-    size = sum(math.prod(v.shape) for v in states)
-    entries = size * sum(math.prod(v.shape) for v in local.sources)
-    # Past this size nothing is known to be zero, which is never wrong.
-    reach = reachable(local, masks) if entries <= _MAX_ENTRIES else {}
-
-    def label(weights: list[Variable]) -> str:
-        return " + ".join(parameter_paths(program, discovery.prefix, weights))
-
-    def shape(plan: SitePlan, site: SiteJacobian) -> Site:
-        columns = _columns_of(site.derivatives)
-        return Site(
-            input_size=plan.input_size,
-            output_size=plan.output_size,
-            label=label(plan.weights()),
-            columns=columns,
-            derivative_mask=mask_of([plan.reached(reach)]) if columns is None else None,
-            weights_mask=mask_of([plan.nonzero(masks)]),
-            problem=plan.problem,
-            uses=plan.count,
-            parts=tuple((number, label(weights)) for number, weights in plan.weights_of_columns()),
-        )
-
-    structure = Structure(
-        batch_size=batch_size,
-        state_size=size,
-        sites=tuple(map(shape, plans, shapes.sites)),
-        dtype=jnp.result_type(*(v.dtype for v in states)),
-        jacobian_mask=mask_of([reach.get(v) for v in states]),
-        leaf_sizes=tuple(math.prod(v.shape) for v in states),
-        leak_mask=mask_of(list(map(places, shapes.leak.blocks)))
-        if entries <= _MAX_ENTRIES
-        else None,
-        leaf_paths=tuple(
-            path
-            for v, path in zip(program.carry, _paths_of_parts(carry), strict=True)
-            if v in states
-        ),
-    )
-
-    def gradient(
-        params: Any, site_gradients: SiteGradients, live_gradients: Sequence[Array] = ()
-    ) -> Any:
-        leaves = real_leaves(params)
-        floats = [i for i, v in enumerate(program.parameters) if is_inexact(v)]
-        pairs = [
-            pair for plan, block in zip(plans, site_gradients) for pair in plan.cotangents(block)
-        ]
-        wanted = [v for v, _ in pairs]
-        chain = needed(discovery.prefix, wanted)
-
-        def weights(*values: Array) -> list[Array]:
-            environment = dict(zip(program.parameters, leaves))
-            environment.update((program.parameters[i], x) for i, x in zip(floats, values))
-            environment = evaluate(chain, environment)
-            return [environment[v] for v in wanted]
-
-        values, pullback = jax.vjp(weights, *(leaves[i] for i in floats))
-        found: list[Any] = [None] * len(leaves)
-        cotangents = pullback([c.astype(v.dtype) for (_, c), v in zip(pairs, values)])
-        for i, cotangent in zip(floats, cotangents):
-            found[i] = cotangent
-        for i, live in zip(taps.live, live_gradients):
-            found[i] = found[i] + live
-        return joined_cotangents(found, params)
-
-    def flatten(leaves: list[Any]) -> Array:
-        parts = [
-            leaf.reshape(leaf.shape[0], -1)
-            for leaf, v in zip(leaves, program.carry, strict=True)
-            if v in states
-        ]
-        return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=1)
-
-    taps = make_taps(program, discovery, plans, carry, output)
-    reaching = {path for site in structure.sites for path in site.label.split(" + ")}
+    step = read_step(cell, params, carry, example_input)
+    structure = structure_of(step, _shapes(step, params, carry, example_input), batch_size, carry)
+    taps = make_taps(step.program, step.discovery, step.plans, carry, output)
     return Linearizer(
         structure,
-        linearize,
-        gradient,
-        lambda carry: flatten(real_leaves(carry)),
-        lambda cotangent: flatten(real_cotangents(cotangent)),
+        functools.partial(_linearize, step),
+        functools.partial(_gradient, step, taps),
+        lambda carry: _flat(step, real_leaves(carry)),
+        lambda cotangent: _flat(step, real_cotangents(cotangent)),
         output,
-        _output_of(program, output),
-        tuple(dict.fromkeys(path for path in program.paths if path not in reaching)),
+        _output_of(step.program, output),
+        _direct(step.program, structure),
         taps,
     )
 
 
-def _paths_of_parts(carry: Any) -> list[str]:
-    """The path of each real leaf: the two parts of a complex one have the same."""
-    return [
-        jax.tree_util.keystr(path, simple=True, separator="/")
-        for path, leaf in jax.tree_util.tree_flatten_with_path(carry)[0]
-        for _ in range(2 if jnp.issubdtype(leaf.dtype, jnp.complexfloating) else 1)
+def _linearize(step: CutStep, params: Any, carry: Any, x: Any, keep: Array) -> Linearization:
+    """Of all lanes; the axis of the lanes stands after that of the terms."""
+    sites = tuple(SiteJacobian(inputs=0, derivatives=1) for _ in step.plans)  # type: ignore[arg-type]
+    axes = Linearization(jacobian=0, sites=sites, leak=0, keep=0)  # type: ignore[arg-type]
+    one_lane = jax.vmap(
+        functools.partial(_one_lane, step), in_axes=(None, 0, 0, 0), out_axes=(axes, None)
+    )
+    linearization, weights = one_lane(params, carry, x, keep)
+    jacobian = linearization.jacobian
+    products = tuple(dataclasses.replace(p, weights=w) for p, w in zip(jacobian.products, weights))
+    return linearization._replace(jacobian=dataclasses.replace(jacobian, products=products))
+
+
+def _one_lane(
+    step: CutStep, params: Any, carry: Any, x: Any, keep: Array
+) -> tuple[Linearization, tuple[Array, ...]]:
+    """The linearization, and the weights of the products in J, which lanes share."""
+    program = step.program
+    variables = (*program.parameters, *program.carry, *program.inputs)
+    environment = dict(zip(variables, real_leaves((params, carry, x)), strict=True))
+    equations = (*step.discovery.prefix, *step.discovery.equations)
+    return eliminate(step.local, step.plans, evaluate(equations, environment), keep)
+
+
+def _shapes(step: CutStep, params: Any, carry: Any, example_input: Any) -> Any:
+    """A `Linearization` of one lane, by shape.
+
+    Raises:
+      UnsupportedCellError: naming the operation that JAX cannot differentiate backward.
+    """
+    one_lane = functools.partial(_one_lane, step)
+    try:
+        return jax.eval_shape(one_lane, params, carry, example_input, jnp.ones(()))[0]
+    except (ValueError, TypeError, NotImplementedError) as error:
+        raise _not_differentiable(step.local.equations, error) from error
+
+
+def _gradient(
+    step: CutStep,
+    taps: Taps,
+    params: Any,
+    site_gradients: SiteGradients,
+    live_gradients: Sequence[Array] = (),
+) -> Any:
+    """From the sites' gradients to the parameters', back through what makes weights of parameters."""
+    parameters, prefix = step.program.parameters, step.discovery.prefix
+    leaves = real_leaves(params)
+    floats = [i for i, v in enumerate(parameters) if is_inexact(v)]
+    pairs = [
+        pair for plan, block in zip(step.plans, site_gradients) for pair in plan.cotangents(block)
     ]
+    wanted = [v for v, _ in pairs]
+    chain = needed(prefix, wanted)
+
+    def weights(*values: Array) -> list[Array]:
+        environment = dict(zip(parameters, leaves))
+        environment.update((parameters[i], x) for i, x in zip(floats, values))
+        environment = evaluate(chain, environment)
+        return [environment[v] for v in wanted]
+
+    values, pullback = jax.vjp(weights, *(leaves[i] for i in floats))
+    found: list[Any] = [None] * len(leaves)
+    cotangents = pullback([c.astype(v.dtype) for (_, c), v in zip(pairs, values)])
+    for i, cotangent in zip(floats, cotangents):
+        found[i] = cotangent
+    for i, live in zip(taps.live, live_gradients):
+        found[i] = found[i] + live
+    return joined_cotangents(found, params)
 
 
-def _columns_of(derivatives: Terms) -> Index | None:
-    """The columns of all of a site's D together, [bands, n], if they are few; see `Banded`."""
-    banded = [group for group in derivatives.groups if isinstance(group, Banded)]
-    if len(banded) < len(derivatives.groups):
-        return None
-    together = normalized([band for group in banded for band in group.columns.array])
-    if isinstance(together, DenseRelation):
-        return None
-    return Index(np.stack(together)) if together else banded[0].columns
+def _flat(step: CutStep, leaves: Sequence[Array]) -> Array:
+    """The leaves of the carry that are states, [B, ...] each, as [B, n]."""
+    parts = [
+        leaf.reshape(leaf.shape[0], -1)
+        for leaf, v in zip(leaves, step.program.carry, strict=True)
+        if v in step.states
+    ]
+    return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=1)
+
+
+def _direct(program: TracedStep, structure: Structure) -> tuple[str, ...]:
+    """The paths of the parameters that are of no site."""
+    reaching = {path for site in structure.sites for path in site.label.split(" + ")}
+    return tuple(dict.fromkeys(path for path in program.paths if path not in reaching))
 
 
 def _not_differentiable(equations: Sequence[Equation], error: Exception) -> Exception:
