@@ -1,4 +1,4 @@
-"""kfrtrl train --config=copy --workdir=DIR
+"""kfrtrl train --config=configs/copy.py --workdir=DIR
 
 The copy task at the published size (n = 128, batch 16) with SnAp-1 in blocks of 8 steps: with those
 of 4 and 16 the best of RESULTS.md at the same time and at the same steps. The paper's own training:

@@ -1,6 +1,6 @@
-"""The estimators to compare with exact RTRL, and the cells.
+"""kfrtrl fidelity --config=configs/fidelity.py --workdir=runs/fidelity
 
-kfrtrl fidelity --config=configs/fidelity.py --workdir=runs/fidelity
+The estimators to compare with exact RTRL, and the cells.
 """
 
 from ml_collections import ConfigDict

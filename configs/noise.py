@@ -1,6 +1,6 @@
-"""The noise of an update's gradient against the number of steps pushed at once.
+"""kfrtrl noise --config=configs/noise.py --workdir=runs/noise
 
-kfrtrl noise --config=configs/noise.py --workdir=runs/noise
+The noise of an update's gradient against the number of steps pushed at once.
 
 With --config.trained=WORKDIR along the stream of a trained network, in place of an untrained cell on
 random inputs; --config.stream="copy(batch_size=2, initial_length=9)" takes another stream than that of

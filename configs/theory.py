@@ -1,6 +1,6 @@
-"""The growth of noise with width and over time, in the regime of the theory.
+"""kfrtrl theory --config=configs/theory.py --workdir=runs/theory
 
-kfrtrl theory --config=configs/theory.py --workdir=runs/theory
+The growth of noise with width and over time, in the regime of the theory.
 """
 
 from ml_collections import ConfigDict

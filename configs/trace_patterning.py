@@ -4,6 +4,8 @@ Trace patterning (Rafiee et al., 2022) by TD(0), with SnAp-1 in blocks of 8 step
 
 The score is the mean square return error (MSRE). Fewer stimuli: --config.task.num_cs=2
 --config.task.num_patterns=1.
+
+MSRE 0.011 over the last steps after 500,000 steps, 77 s of one core.
 """
 
 from ml_collections import ConfigDict
