@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from kfrtrl_jax._src.learning.given import as_cell, as_estimator
+from kfrtrl_jax._src.linearization.check_points import in_double, widened
 from kfrtrl_jax._src.linearization.linearizer import make_linearizer
-from kfrtrl_jax._src.linearization.self_check import in_double, widened
 from kfrtrl_jax._src.shapes import require_positive
 from kfrtrl_jax._src.trajectory import Reference, reference, trajectory
 from kfrtrl_jax.base import InfluenceEstimator, Structure
