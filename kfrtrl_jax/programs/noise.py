@@ -8,7 +8,7 @@ from typing import Any
 
 from kfrtrl_jax.errors import ConfigError
 from kfrtrl_jax.studies.fidelity import gradient_noise, named, noise_tables, settings
-from kfrtrl_jax.training import command_line, finished, made_with, workdir
+from kfrtrl_jax.training import command_line, made_with, trials, workdir
 from kfrtrl_jax.training import config as configs
 
 
@@ -65,7 +65,7 @@ def _trained(given: dict[str, Any]) -> list[gradient_noise.Setting]:
         gradient_noise.trained(
             folder, given["stream"], steps=given["num_steps"], seed=given["seed"]
         )
-        for folder in finished.trial_folders(Path(given["trained"]))
+        for folder in trials.finished_folders(Path(given["trained"]))
     ]
     _check_widths(given["trained"], [gradient_noise.width(network) for network in networks])
     return networks

@@ -42,20 +42,6 @@ def read_run(folder: Path, warn: Callable[[str], None]) -> Finished:
     return Finished(config, summary, records)
 
 
-def trial_folders(folder: Path) -> list[Path]:
-    """The workdirs of the finished trials of a sweep; that of a run itself.
-
-    Args:
-      folder: the workdir of either.
-
-    Raises:
-      WorkdirError: if no trial is finished, or a file is damaged.
-    """
-    if not (folder / trials.RESULTS).exists():
-        return [folder]
-    return [folder / "trials" / trial["trial"] for trial in _finished_trials(folder)]
-
-
 def read_settings(folder: Path, warn: Callable[[str], None]) -> dict[str, list[Finished]]:
     """Reads a run, or the trials of a sweep by their setting.
 
@@ -71,21 +57,9 @@ def read_settings(folder: Path, warn: Callable[[str], None]) -> dict[str, list[F
     """
     if not (folder / trials.RESULTS).exists():
         return {"": [read_run(folder, warn)]}
-    done = _finished_trials(folder, warn)
+    done = trials.finished(folder, warn)
     runs = [read_run(folder / "trials" / trial["trial"], warn) for trial in done]
     settings = outcomes.by_setting([trial["overrides"] for trial in done])
     if len(settings) == 1:
         return {"": runs}
     return {label: [runs[i] for i in members] for label, members in settings.items()}
-
-
-def _finished_trials(
-    folder: Path, warn: Callable[[str], None] = lambda _: None
-) -> list[dict[str, Any]]:
-    found = workdir.read_document(folder / trials.RESULTS)["trials"]
-    done = [trial for trial in found if trial["result"] is not None]
-    if not done:
-        raise WorkdirError(f"{folder} has no finished trial")
-    if waiting := len(found) - len(done):
-        warn(f"{waiting} of {len(found)} trials of {folder} are left out, as they are not finished")
-    return done

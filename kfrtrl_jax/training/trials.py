@@ -138,6 +138,39 @@ def write_results(
             writer.writerow([name, *(own.get(path, "") for path in paths), *figures])
 
 
+def finished(folder: Path, warn: Callable[[str], None] = lambda _: None) -> list[Mapping[str, Any]]:
+    """The trials of a sweep that have a result, as `write_results` wrote them.
+
+    Args:
+      folder: the workdir.
+      warn: called with a line if there are others.
+
+    Raises:
+      WorkdirError: if no trial is finished, or the file is damaged.
+    """
+    found = workdir.read_document(folder / RESULTS)["trials"]
+    done = [trial for trial in found if trial["result"] is not None]
+    if not done:
+        raise WorkdirError(f"{folder} has no finished trial")
+    if waiting := len(found) - len(done):
+        warn(f"{waiting} of {len(found)} trials of {folder} are left out, as they are not finished")
+    return done
+
+
+def finished_folders(folder: Path) -> list[Path]:
+    """The workdirs of the finished trials of a sweep; that of a run itself.
+
+    Args:
+      folder: the workdir of either.
+
+    Raises:
+      WorkdirError: if no trial is finished, or a file is damaged.
+    """
+    if not (folder / RESULTS).exists():
+        return [folder]
+    return [folder / "trials" / trial["trial"] for trial in finished(folder)]
+
+
 def is_done(config: Any, result: Mapping[str, Any] | None) -> bool:
     """Whether a trial needs no more steps."""
     if result is None:
