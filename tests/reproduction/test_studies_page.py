@@ -5,7 +5,7 @@ import statistics
 import pytest
 
 from kfrtrl_jax.studies.fidelity import theory
-from kfrtrl_jax.studies.reproduction import records, report, runs, tables
+from kfrtrl_jax.studies.reproduction import budget, chapters, records, report, runs, tables
 from tests.reproduction import invented
 
 PAGE = " ".join((invented.RESULTS.parents[1] / "docs" / "studies.md").read_text().split())
@@ -114,3 +114,18 @@ def test_how_noise_grows_with_the_width_of_trained_networks():
     )
     assert f"n to the power of {uoro[0]} on the copy task and of {uoro[1]} on the Penn" in PAGE
     assert f"KF-RTRL's of {kf_rtrl[0]} and {kf_rtrl[1]}." in PAGE
+
+
+def test_that_the_network_counts_as_much_as_the_method():
+    own = runs.of_record(report.load(invented.RESULTS)["budget"])
+    scores = chapters.CHAPTERS["budget"].tasks
+    places = budget.ranks(budget.same_steps(own, scores), scores)
+    window, estimated = "TBPTT(8)", "KF-RTRL, blocks of 8"
+    gru, highway, lstm = (
+        [f"{places[cell + method]:.1f}" for method in (window, estimated)]
+        for cell in ("GRU, ", "", "LSTM, ")
+    )
+    assert f"mean place {gru[0]} by TBPTT(8) and {gru[1]} by KF-RTRL in blocks of 8" in PAGE
+    assert f"highway network has {highway[0]} and {highway[1]}, an LSTM {lstm[0]} and" in PAGE
+    assert f"and {lstm[1]}." in PAGE
+    assert list(places)[:2] == [f"GRU, {window}", f"GRU, {estimated}"]
