@@ -64,6 +64,20 @@ def test_how_far_ahead_kf_rtrl_is_after_a_million_steps():
     assert f"{words} after a million steps" in PAGE
 
 
+def test_where_16_ok_comes_to_in_the_papers_form():
+    copy = runs.of_record(report.load(invented.RESULTS)["copy"])
+    public = runs.of_public_logs(invented.RESULTS / report.REFERENCE, "copy")
+    ours, logs = (
+        tables.values_at([r for r in found if r.method == name], "sequence_length", 200_000)
+        for found, name in ((copy, "16-OK"), (public, f"16-OK, {runs.SOURCE}"))
+    )
+    known = f"{statistics.mean(logs):.1f} ± {statistics.stdev(logs):.1f}"
+    assert len(ours) == 1
+    assert (
+        f"T\\* {ours[0]:.0f} after 200,000 steps of one seed, where the logs have {known}" in PAGE
+    )
+
+
 def test_windows_are_alike_on_the_penn_treebank(ptb, logs):
     names = ("TBPTT(5)", "TBPTT(25)", "SnAp-1, blocks of 8", "TBPTT(1)")
     short, long, snap, one = (figures(ptb, m, "valid_loss", 200_000) for m in names)
