@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -65,10 +66,14 @@ def _trained(given: dict[str, Any]) -> list[gradient_noise.Setting]:
         gradient_noise.trained(
             folder, given["stream"], steps=given["num_steps"], seed=given["seed"]
         )
-        for folder in trials.finished_folders(Path(given["trained"]))
+        for folder in trials.finished_folders(Path(given["trained"]), _warn)
     ]
     _check_widths(given["trained"], [gradient_noise.width(network) for network in networks])
     return networks
+
+
+def _warn(line: str) -> None:
+    print(f"warning: {line}", file=sys.stderr)
 
 
 def _check_widths(folder: str, widths: Sequence[int]) -> None:

@@ -138,7 +138,7 @@ def write_results(
             writer.writerow([name, *(own.get(path, "") for path in paths), *figures])
 
 
-def finished(folder: Path, warn: Callable[[str], None] = lambda _: None) -> list[Mapping[str, Any]]:
+def finished(folder: Path, warn: Callable[[str], None]) -> list[Mapping[str, Any]]:
     """The trials of a sweep that have a result, as `write_results` wrote them.
 
     Args:
@@ -157,18 +157,19 @@ def finished(folder: Path, warn: Callable[[str], None] = lambda _: None) -> list
     return done
 
 
-def finished_folders(folder: Path) -> list[Path]:
+def finished_folders(folder: Path, warn: Callable[[str], None]) -> list[Path]:
     """The workdirs of the finished trials of a sweep; that of a run itself.
 
     Args:
       folder: the workdir of either.
+      warn: called with a line if there are trials that are not finished.
 
     Raises:
       WorkdirError: if no trial is finished, or a file is damaged.
     """
     if not (folder / RESULTS).exists():
         return [folder]
-    return [folder / "trials" / trial["trial"] for trial in finished(folder)]
+    return [folder / "trials" / trial["trial"] for trial in finished(folder, warn)]
 
 
 def is_done(config: Any, result: Mapping[str, Any] | None) -> bool:

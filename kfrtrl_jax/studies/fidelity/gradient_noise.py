@@ -9,7 +9,6 @@ estimate. An estimator that is biased has its bias in the noise.
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -24,6 +23,7 @@ from kfrtrl_jax.base import Array, Batch, Cell, InfluenceEstimator, Key, Loss, R
 from kfrtrl_jax.errors import ConfigError
 from kfrtrl_jax.estimators import rtrl
 from kfrtrl_jax.learning import make_learner
+from kfrtrl_jax.linearization import make_linearizer
 from kfrtrl_jax.training import config as configs
 from kfrtrl_jax.training import loading
 from kfrtrl_jax.training.supervised import make_network
@@ -145,8 +145,7 @@ def trained(folder: str | Path, task: str, *, steps: int, seed: int) -> Setting:
 
 def width(setting: Setting) -> int:
     """The number n of state variables of a network."""
-    carry = jax.eval_shape(setting.cell.initial_carry)
-    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(carry))
+    return make_linearizer(setting.cell, setting.example_input, 1).structure.state_size
 
 
 def measure_noise(
@@ -170,7 +169,7 @@ def measure_noise(
     exact = _gradients(setting, rtrl(), Form(1), key)(key)
     late = len(exact) // 2
     size, counts = np.asarray(jnp.sum(exact**2, axis=1), float), jnp.any(exact[late:] != 0, axis=1)
-    rows = []
+    rows, n = [], width(setting)
     for name, estimator in estimators.items():
         for form in forms:
             run = _gradients(setting, estimator, form, key)
@@ -182,7 +181,6 @@ def measure_noise(
                 cosines.append(float(jnp.mean(cosine, where=counts)))
             off = [float(np.sum(error[late:]) / np.sum(size[late:])) for error in errors]
             over_time = _in_quarters(np.mean(errors, axis=0), size)
-            n = width(setting)
             rows.append(Noise(name, *form, *_mean(off), *_mean(cosines), over_time, n))
     return rows
 
