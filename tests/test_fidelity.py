@@ -377,6 +377,29 @@ def test_the_noise_along_the_stream_of_a_trained_network(tmp_path, capsys):
         gradient_noise.trained(tmp_path / "run", "adding(batch_size=3)", steps=4, seed=0)
 
 
+def test_the_cosine_counts_no_gradient_that_is_rounding():
+    cell = cells.vanilla(input_size=3, hidden_size=4)
+    setting = gradient_noise.untrained(cell, input_size=3, batch_size=2, steps=8, seed=0)
+
+    def cosine(weight):
+        """That of truncation, where the loss of one step is small."""
+        weights = jnp.ones((8, 2)).at[6].set(weight)
+        batches = setting.batches._replace(targets=(setting.batches.targets, weights))
+        own = setting._replace(
+            batches=batches,
+            loss=setting.loss._replace(
+                function=lambda y, target: target[1] * setting.loss.function(y, target[0])
+            ),
+        )
+        (row,) = gradient_noise.measure_noise(
+            own, {"truncated": kf.estimators.truncated()}, [gradient_noise.Form(2)], draws=2
+        )
+        return row.cosine
+
+    assert cosine(1e-12) == cosine(0.0)
+    assert abs(cosine(1e-3) - cosine(0.0)) > 1e-3
+
+
 def test_the_noise_against_the_width_of_trained_networks(tmp_path, capsys):
     trials = [{"cell.hidden_size": 4}, {"cell.hidden_size": 8}]
     sweep.run_sweep(small({"num_steps": 20}), trials, tmp_path / "sweep")

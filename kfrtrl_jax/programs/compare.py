@@ -8,7 +8,6 @@ PREFIX.json (configs and summaries).
 from __future__ import annotations
 
 import pathlib
-import sys
 
 from absl import flags
 
@@ -25,12 +24,8 @@ _TITLE = flags.DEFINE_string("title", "", "Above the picture.")
 def run() -> int:
     """Reads the runs and writes the three files."""
     out = pathlib.Path(_OUT.value)
-    comparison.compare(_RUNS.value, out, _FIELDS.value, _TITLE.value, _warn)
+    comparison.compare(_RUNS.value, out, _FIELDS.value, _TITLE.value, command_line.warn)
     return 0
-
-
-def _warn(line: str) -> None:
-    print(f"warning: {line}", file=sys.stderr)
 
 
 def main() -> None:

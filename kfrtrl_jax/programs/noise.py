@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -66,14 +65,10 @@ def _trained(given: dict[str, Any]) -> list[gradient_noise.Setting]:
         gradient_noise.trained(
             folder, given["stream"], steps=given["num_steps"], seed=given["seed"]
         )
-        for folder in trials.finished_folders(Path(given["trained"]), _warn)
+        for folder in trials.finished_folders(Path(given["trained"]), command_line.warn)
     ]
     _check_widths(given["trained"], [gradient_noise.width(network) for network in networks])
     return networks
-
-
-def _warn(line: str) -> None:
-    print(f"warning: {line}", file=sys.stderr)
 
 
 def _check_widths(folder: str, widths: Sequence[int]) -> None:

@@ -343,6 +343,11 @@ def _complain(message: str, code: int) -> int:
     return code
 
 
+def warn(line: str) -> None:
+    """Prints a warning to stderr, with control characters escaped."""
+    print(faults.printable(f"warning: {line}"), file=sys.stderr)
+
+
 def say_last(line: str) -> None:
     """Prints the line that says why a program ends, the only one even if a signal comes after it."""
     release_signals()

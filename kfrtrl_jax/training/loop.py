@@ -26,6 +26,7 @@ from kfrtrl_jax.training import (
     processes,
     sharding,
     sinks,
+    stopwatch,
     workdir,
 )
 from kfrtrl_jax.training.group import Group
@@ -83,20 +84,17 @@ class Place(NamedTuple):
 
 
 class _Chunk(NamedTuple):
-    """A chunk that has been handed to the device, and when.
+    """A chunk that has been handed to the device.
 
     Attributes:
       report: its metrics.
       step: its last.
-      started: when it was handed over.
-      ended: when it was seen to be done, if that was at once: a device that waits for its processor to
-        start each operation is as good as done then.
+      lap: its time.
     """
 
     report: Any
     step: int
-    started: float
-    ended: float | None
+    lap: stopwatch.Lap
 
 
 class Training:
@@ -143,7 +141,8 @@ class Training:
             place.show.note(f"continuing {members[0].folder} at step {self.step}")
         self.state, self.best = tree["state"], tree["best"]
         self._begun = time.monotonic() - self.wall_time
-        self._saved_at = self._last_end = time.monotonic()
+        self._saved_at = time.monotonic()
+        self._stopwatch = stopwatch.Stopwatch()
 
     def run(self) -> list[dict[str, Any]]:
         """Runs chunks until the last step, until no run is finite, or until a signal.
@@ -225,12 +224,11 @@ class Training:
         """One chunk, and what is due after it."""
         config, started = self._config, time.monotonic()
         self.state, report = chunk(self.state)
-        done = all(leaf.is_ready() for leaf in jax.tree.leaves(report))
-        ended = time.monotonic() if done else None
+        lap = self._stopwatch.lap(started, report)
         self.step += config.log_every
         # The previous chunk's metrics are logged while the device computes this one.
         self._log_pending()
-        self._pending = _Chunk(report, self.step, started, ended)
+        self._pending = _Chunk(report, self.step, lap)
         evaluating = self._evaluates and self._due(config.eval_every)
         saving = self._due(config.checkpoint_every) or self._overdue()
         if evaluating or saving:
@@ -253,9 +251,8 @@ class Training:
             return
         chunk, self._pending = self._pending, None
         fetched = jax.device_get(chunk.report)
-        ended = time.monotonic() if chunk.ended is None else chunk.ended
-        spent = ended - max(chunk.started, self._last_end)
-        rate, self._last_end = self._config.log_every / max(spent, 1e-9), ended
+        seconds, ended = self._stopwatch.stop(chunk.lap)
+        rate = self._config.log_every / max(seconds, 1e-9)
         self.wall_time = ended - self._begun
         times = {"wall_time": round(self.wall_time, 3), "steps_per_second": round(rate, 2)}
         found = self.evaluate("valid", self.group.learned(self.state)) if evaluating else None

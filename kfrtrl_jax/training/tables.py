@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from kfrtrl_jax._src import markdown
 from kfrtrl_jax.errors import ConfigError
 from kfrtrl_jax.training.choice import Results, figures
 from kfrtrl_jax.training.outcomes import label_of
@@ -36,21 +37,19 @@ def pivot(overrides: Sequence[Mapping[str, Any]], results: Results, rows: Sequen
     names = list(dict.fromkeys(row for row, _ in cells))
     columns = list(dict.fromkeys(column for _, column in cells))
 
-    def table(heading: str, shown: Any) -> list[str]:
-        lines = [
-            f"| {heading} | {' | '.join(columns)} |",
-            f"|{'---|' * (len(columns) + 1)}",
-        ]
+    def table(heading: str, shown: Any) -> str:
+        lines = []
         for name in names:
             own = {c: cells[name, c] for c in columns if (name, c) in cells}
             word = _judged_by(next(iter(own.values())))
-            values = [shown(own[c]) if c in own else "-" for c in columns]
-            lines.append(f"| {name}: {word} | {' | '.join(values)} |")
-        return lines
+            lines.append(
+                [f"{name}: {word}", *(shown(own[c]) if c in own else "-" for c in columns)]
+            )
+        return markdown.table([heading, *columns], lines)
 
     scores = table("score of the last steps, mean ± standard deviation", _score)
     times = table("seconds for all seeds together", _seconds)
-    return "\n".join([*scores, "", *times, ""])
+    return f"{scores}\n{times}"
 
 
 def _judged_by(results: Results) -> str:

@@ -58,6 +58,16 @@ def test_at_the_same_time_a_cheap_method_is_read_later() -> None:
     assert budget.ranks(comparison, SCORES) == {"cheap": 1.0, "dear": 2.0}
 
 
+def test_a_method_read_on_some_tasks_moves_no_other_from_its_place() -> None:
+    runs = [
+        *(run(name, {400: error}) for name, error in (("best", 0.1), ("last", 0.4))),
+        *(run(name, {400: value}, task=COPY) for name, value in (("best", 3), ("last", 3))),
+        run("begun", {400: 0.2}),
+    ]
+    places = budget.ranks(budget.same_steps(runs, SCORES), SCORES)
+    assert places == {"best": 1.25, "last": 1.75}
+
+
 def test_a_step_between_two_records_is_read_at_the_earlier() -> None:
     comparison = budget.same_time(cheap_and_dear(), SCORES, {"cheap": 3.0, "dear": 4.0})
     assert by_method(comparison.readings[ADDING])["cheap"].step == 800

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import concurrent.futures
 import shutil
+import threading
 import types
 
 import chex
@@ -19,6 +21,7 @@ from kfrtrl_jax.training import (
     loop,
     metrics,
     program,
+    stopwatch,
     train,
     workdir,
 )
@@ -74,8 +77,16 @@ def test_the_rate_of_a_chunk_is_its_own_whatever_comes_between(tmp_path, monkeyp
 
         return call
 
+    def at_once(function, *args):
+        ended = concurrent.futures.Future()
+        ended.set_result(function(*args))
+        return ended
+
     compiled = loop.Training._compiled
-    monkeypatch.setattr(loop, "time", types.SimpleNamespace(monotonic=lambda: now[0]))
+    for module in (loop, stopwatch):
+        monkeypatch.setattr(module, "time", types.SimpleNamespace(monotonic=lambda: now[0]))
+    waiting = types.SimpleNamespace(submit=at_once)
+    monkeypatch.setattr(stopwatch, "ThreadPoolExecutor", lambda **_: waiting)
     # A device that is done when it is told; an evaluation that takes long.
     monkeypatch.setattr(loop.Training, "_compiled", lambda self: lasting(5.0, compiled(self)))
     monkeypatch.setattr(loop.Training, "evaluate", lasting(100.0, loop.Training.evaluate))
@@ -83,6 +94,22 @@ def test_the_rate_of_a_chunk_is_its_own_whatever_comes_between(tmp_path, monkeyp
     lines = metrics.read(tmp_path / "run" / "metrics.jsonl")
     assert [line["steps_per_second"] for line in lines] == [2.0] * 6
     assert [line["wall_time"] for line in lines] == [5.0, 10.0, 115.0, 120.0, 225.0, 230.0]
+
+
+def test_a_chunk_that_ends_while_the_next_is_handed_over_has_its_own_time(monkeypatch):
+    # As on a GPU: the first chunk is handed over at once, the second only when both are done.
+    now = [0.0]
+    monkeypatch.setattr(stopwatch, "time", types.SimpleNamespace(monotonic=lambda: now[0]))
+    done = threading.Event()
+    watch = stopwatch.Stopwatch()
+    first = watch.lap(0.0, types.SimpleNamespace(block_until_ready=done.wait))
+    now[0] = 5.0
+    done.set()
+    concurrent.futures.wait([first.ended], timeout=60)
+    now[0] = 12.0
+    second = watch.lap(1.0, jax.numpy.zeros(3))
+    assert watch.stop(first) == (5.0, 5.0)
+    assert watch.stop(second) == (7.0, 12.0)
 
 
 def test_the_best_parameters_are_those_of_the_lowest_validation_loss(text_run):

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import jax
 
 from kfrtrl_jax._src import xla
+from kfrtrl_jax._src.markdown import table
 from kfrtrl_jax.training import config as configs
 from kfrtrl_jax.training.group import make_group
 
@@ -142,11 +143,10 @@ def make_plan(
 
 def as_table(plans: Sequence[Plan]) -> str:
     """Plans in Markdown."""
-    lines = [
-        "| cell | estimator | lanes of a device | state, GB | peak, GB | lanes that fit | TFLOP "
-        "| through memory, GB | gradient, MB | compute, ms | memory, ms | exchange, ms | step, ms |",
-        f"|{'---|' * 13}",
-    ]
+    head = ["cell", "estimator", "lanes of a device", "state, GB", "peak, GB", "lanes that fit",
+            "TFLOP", "through memory, GB", "gradient, MB", "compute, ms", "memory, ms", "exchange, ms",
+            "step, ms"]  # fmt: skip
+    lines = []
     for plan in plans:
         costs = plan.costs
         figures = (
@@ -162,5 +162,5 @@ def as_table(plans: Sequence[Plan]) -> str:
             f"{1e3 * plan.exchange:.3g}",
             f"{1e3 * plan.seconds:.3g}",
         )
-        lines.append(f"| {plan.cell} | {plan.estimator} | {' | '.join(figures)} |")
-    return "\n".join([*lines, ""])
+        lines.append([plan.cell, plan.estimator, *figures])
+    return table(head, lines)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from kfrtrl_jax._src.markdown import table
 from kfrtrl_jax.training import config as configs
 from kfrtrl_jax.training.group import make_group
 
@@ -82,17 +83,15 @@ def _bytes_of(dtype: str) -> int:
 def as_table(rows: list[Row]) -> str:
     """Rows in Markdown: FLOPs of a device as a share of those on one, and bytes."""
     alone = {row.estimator: row.flops for row in rows if row.devices == 1}
-    lines = [
-        "| estimator | devices | FLOPs of each | of one device's | gradient, bytes | all-reduce, bytes "
-        "| other collectives, bytes |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    head = ["estimator", "devices", "FLOPs of each", "of one device's", "gradient, bytes",
+            "all-reduce, bytes", "other collectives, bytes"]  # fmt: skip
+    lines = []
     for row in rows:
         reduced = row.collectives.get("all-reduce", 0)
         others = sum(row.collectives.values()) - reduced
+        share = row.flops / alone[row.estimator]
         lines.append(
-            f"| {row.estimator} | {row.devices} | {row.flops:.4g} | "
-            f"{row.flops / alone[row.estimator]:.3f} | {row.gradient_bytes:,} | {reduced:,} | "
-            f"{others:,} |"
-        )
-    return "\n".join([*lines, ""])
+            [row.estimator, f"{row.devices}", f"{row.flops:.4g}", f"{share:.3f}",
+             f"{row.gradient_bytes:,}", f"{reduced:,}", f"{others:,}"]
+        )  # fmt: skip
+    return table(head, lines)

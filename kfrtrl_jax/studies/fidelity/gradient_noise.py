@@ -72,7 +72,7 @@ class Noise(NamedTuple):
         denominator each summed over the second half of the steps.
       standard_error: of that, over draws.
       cosine: between g~ and g, the mean over draws and those steps of the second half whose exact
-        gradient is not 0, as it is where no loss counts.
+        gradient has a direction: none has where no loss counts, and that of a loss near 0 is rounding.
       cosine_error: its standard error, over draws.
       over_time: the relative noise in each quarter of the steps; empty where it was not kept, or a
         quarter has no gradient.
@@ -168,7 +168,10 @@ def measure_noise(
     key = jax.random.split(jax.random.key(seed), 4)[3]
     exact = _gradients(setting, rtrl(), Form(1), key)(key)
     late = len(exact) // 2
-    size, counts = np.asarray(jnp.sum(exact**2, axis=1), float), jnp.any(exact[late:] != 0, axis=1)
+    # Half of the digits.
+    rounding = float(np.sqrt(jnp.finfo(exact.dtype).eps))
+    size = np.asarray(jnp.sum(exact**2, axis=1), float)
+    counts = np.sqrt(size[late:]) > rounding * np.sqrt(np.max(size))
     rows, n = [], width(setting)
     for name, estimator in estimators.items():
         for form in forms:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
+from kfrtrl_jax._src.markdown import table
 from kfrtrl_jax.studies.fidelity import theory
 from kfrtrl_jax.studies.fidelity.gradient_noise import Noise
 
@@ -32,14 +33,14 @@ def markdown(rows: Sequence[Noise], names: Mapping[str, str] | None = None) -> s
 def _by_form(rows: Sequence[Noise]) -> list[str]:
     forms = list(dict.fromkeys(_form(row) for row in rows))
 
-    def table(title: str, shown: Callable[[Noise], str]) -> str:
-        lines = [[title, *forms], ["---"] * (1 + len(forms))]
+    def of(title: str, shown: Callable[[Noise], str]) -> str:
+        lines = []
         for name in dict.fromkeys(row.estimator for row in rows):
             own = {_form(row): row for row in rows if row.estimator == name}
             lines.append([name, *(shown(own[form]) for form in forms)])
-        return _table(lines)
+        return table([title, *forms], lines)
 
-    return [table("noise", _noise), table("cosine", _cosine)]
+    return [of("noise", _noise), of("cosine", _cosine)]
 
 
 def _over_time(rows: Sequence[Noise]) -> list[str]:
@@ -47,22 +48,21 @@ def _over_time(rows: Sequence[Noise]) -> list[str]:
     kept = [row for row in rows if row.over_time]
     head = ["noise in the", *(f"{place} quarter" for place in ("first", "second", "third", "last"))]
     lines = [[_line(row), *(f"{noise:.3g}" for noise in row.over_time)] for row in kept]
-    return [_table([head, ["---"] * len(head), *lines])] if kept else []
+    return [table(head, lines)] if kept else []
 
 
 def _against_width(rows: Sequence[Noise]) -> str:
     widths = sorted({row.width for row in rows})
     columns = [f"n = {n}" for n in widths]
-    noise, cosine = (
-        [[title, *columns, *more], ["---"] * (1 + len(columns) + len(more))]
-        for title, more in (("noise", ["exponent of n"]), ("cosine", []))
-    )
+    noise, cosine = [], []
     for line in dict.fromkeys(_line(row) for row in rows):
         own = {row.width: row for row in rows if _line(row) == line}
         found = [own[n] for n in widths]
         noise.append([line, *map(_noise, found), _exponent(widths, found)])
         cosine.append([line, *map(_cosine, found)])
-    return "\n".join([_table(noise), _table(cosine)])
+    return "\n".join(
+        [table(["noise", *columns, "exponent of n"], noise), table(["cosine", *columns], cosine)]
+    )
 
 
 def _exponent(widths: Sequence[int], found: Sequence[Noise]) -> str:
@@ -86,7 +86,3 @@ def _line(row: Noise) -> str:
 
 def _form(row: Noise) -> str:
     return f"K = {row.segment_length}" if row.immediate == "exact" else "papers' form"
-
-
-def _table(lines: Sequence[Sequence[str]]) -> str:
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kfrtrl_jax import estimators
+from kfrtrl_jax._src.markdown import table
 from kfrtrl_jax._src.trajectory import Trajectory, gradients, push_all, trajectory
 from kfrtrl_jax.base import Array, Cell, InfluenceEstimator, Linearization, Structure
 from kfrtrl_jax.studies.fidelity.names import Named
@@ -258,26 +259,32 @@ def markdown(theory: Theory) -> str:
     """The results as tables."""
     widths = list(dict.fromkeys(row.hidden_size for row in theory.widths))
     head = ["estimator", *(f"n = {n}" for n in widths), "slope", "predicted"]
-    lines = [f"Relative noise E|G~ - G|² / |G|² of the {theory.cell}.", "", *_table_head(head)]
+    by_width = []
     for name, line in theory.fits.items():
         noise = [row for row in theory.widths if row.estimator == name]
         entries = [f"{row.relative_noise:.3g} ± {row.standard_error:.1g}" for row in noise]
         predicted = "-" if line.predicted is None else str(line.predicted)
         slope = "-" if line.slope is None else f"{line.slope:.2f} ± {line.standard_error:.2f}"
-        lines.append(f"| {name} | {' | '.join(entries)} | {slope} | {predicted} |")
-    lines += ["", *_table_head(["n", "|a| / √n", "|D| / √n", "|J|", "largest |J|"])]
-    for r in theory.regimes:
-        lines.append(
-            f"| {r.hidden_size} | {r.input_norm:.3f} | {r.derivative_norm:.3f} | "
-            f"{r.jacobian_norm:.3f} | {r.largest_jacobian_norm:.3f} |"
-        )
-    steps, n = theory.times[-1], theory.time_width
-    lines += ["", f"Over {steps:,} steps at n = {n}, means over a thousand steps:", ""]
-    lines += _table_head(["estimator", "first thousand", "last thousand", "last / first"])
+        by_width.append([name, *entries, slope, predicted])
+    regimes = [
+        [f"{r.hidden_size}", *(f"{x:.3f}" for x in (r.input_norm, r.derivative_norm, r.jacobian_norm,
+                                                    r.largest_jacobian_norm))]
+        for r in theory.regimes
+    ]  # fmt: skip
+    drifts = []
     for name, both in theory.drifts.items():
         ratio = f"{both.last / both.first:.2f}" if both.first > 0 else "-"
-        lines.append(f"| {name} | {both.first:.3g} | {both.last:.3g} | {ratio} |")
-    return "\n".join(lines) + "\n"
+        drifts.append([name, f"{both.first:.3g}", f"{both.last:.3g}", ratio])
+    return "\n".join(
+        [
+            f"Relative noise E|G~ - G|² / |G|² of the {theory.cell}.\n",
+            table(head, by_width),
+            table(["n", "|a| / √n", "|D| / √n", "|J|", "largest |J|"], regimes),
+            f"Over {theory.times[-1]:,} steps at n = {theory.time_width}, means over a thousand steps:"
+            "\n",
+            table(["estimator", "first thousand", "last thousand", "last / first"], drifts),
+        ]
+    )
 
 
 def as_dict(theory: Theory) -> Mapping[str, Any]:
@@ -289,13 +296,6 @@ def as_dict(theory: Theory) -> Mapping[str, Any]:
         "fits": {name: x._asdict() for name, x in theory.fits.items()},
         "drifts": {name: x._asdict() for name, x in theory.drifts.items()},
     }
-
-
-def _table_head(entries: Sequence[str]) -> list[str]:
-    return [
-        f"| {' | '.join(e.replace('|', chr(92) + '|') for e in entries)} |",
-        "|" + "---|" * len(entries),
-    ]
 
 
 def _along(make: Callable[[int], Cell], width: int, steps: int, seed: int) -> Trajectory:

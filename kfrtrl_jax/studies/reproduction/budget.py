@@ -5,10 +5,13 @@ Each method is read at the learning rate that is best for it there, by the mean 
 
 from __future__ import annotations
 
+import collections
 import math
 from collections.abc import Callable, Mapping, Sequence
+from operator import eq, lt
 from typing import NamedTuple
 
+from kfrtrl_jax._src import markdown
 from kfrtrl_jax.studies.reproduction import tables
 from kfrtrl_jax.studies.reproduction.chapters import Figure, base
 from kfrtrl_jax.studies.reproduction.runs import Run, methods_of
@@ -131,17 +134,23 @@ def at_best_rates(runs: Sequence[Run], scores: Mapping[str, Figure]) -> list[Run
 
 
 def ranks(comparison: Comparison, scores: Mapping[str, Figure]) -> dict[str, float]:
-    """The mean over tasks of each method's place, 1 for the best; of those read on all tasks."""
-    places: dict[str, list[float]] = {}
+    """The mean over tasks of each method's place, 1 for the best.
+
+    Among the methods that were read on all tasks: one that was read on some, or will be read on the
+    others later, moves none of them.
+    """
+    read_on = collections.Counter(r.method for own in comparison.readings.values() for r in own)
+    places: dict[str, list[float]] = {
+        name: [] for name, tasks in read_on.items() if tasks == len(comparison.limits)
+    }
     for task, readings in comparison.readings.items():
         sign = -1 if scores[base(task)].rises else 1
-        for reading in readings:
-            better = sum(sign * other.mean < sign * reading.mean for other in readings)
-            equal = sum(other.mean == reading.mean for other in readings)
-            places.setdefault(reading.method, []).append(better + (equal + 1) / 2)
-    full = {name: own for name, own in places.items() if len(own) == len(comparison.limits)}
-    means = {name: sum(own) / len(own) for name, own in full.items()}
-    return dict(sorted(means.items(), key=lambda item: item[1]))
+        means = {r.method: sign * r.mean for r in readings if r.method in places}
+        for name, own in means.items():
+            better, equal = (sum(test(x, own) for x in means.values()) for test in (lt, eq))
+            places[name].append(better + (equal + 1) / 2)
+    mean_places = {name: sum(own) / len(own) for name, own in places.items()}
+    return dict(sorted(mean_places.items(), key=lambda item: item[1]))
 
 
 def table(comparison: Comparison, scores: Mapping[str, Figure], times: Mapping[str, float]) -> str:
@@ -172,7 +181,7 @@ def table(comparison: Comparison, scores: Mapping[str, Figure], times: Mapping[s
         f"`{task}`: {scores[base(task)].words}, after {limit}"
         for task, limit in comparison.limits.items()
     ]
-    return tables.markdown(["", "ms a step", "mean place", *heads], rows)
+    return markdown.table(["", "ms a step", "mean place", *heads], rows)
 
 
 def _best(readings: Sequence[Reading], score: Figure) -> set[str]:

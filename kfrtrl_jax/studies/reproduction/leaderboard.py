@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from kfrtrl_jax._src import markdown
 from kfrtrl_jax.errors import ConfigError
 from kfrtrl_jax.studies.reproduction import budget, report, runs, tables, times
 from kfrtrl_jax.studies.reproduction.chapters import CHAPTERS
@@ -50,7 +51,7 @@ def render(results: Path) -> str:
         "ms a step",
         "KiB a lane",
     ]
-    return tables.markdown(head, rows)
+    return markdown.table(head, rows)
 
 
 def insert(text: str, table: str) -> str:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import scipy.stats
 
+from kfrtrl_jax._src import markdown
 from kfrtrl_jax.studies.reproduction.runs import Run, methods_of, status_of, without_lanes
 
 _CONFIDENCE = 0.95
@@ -118,7 +119,7 @@ def at_steps(runs: Sequence[Run], field: str, steps: Sequence[int], digits: int)
         cells = [_cell(own, field, step, digits) for step in known]
         if any(cells):
             rows.append([method, *cells])
-    return markdown(["", *(f"{step:,} steps" for step in known)], rows)
+    return markdown.table(["", *(f"{step:,} steps" for step in known)], rows)
 
 
 def _cell(runs: Sequence[Run], field: str, step: int, digits: int) -> str:
@@ -151,7 +152,7 @@ def differences(runs: Sequence[Run], other: str, field: str, step: int, digits: 
         found = paired(runs, method, other, field, step)
         if method != other and found.seeds:
             rows.append([method, found.text(digits)])
-    return markdown(["", f"above {other}"], rows) if rows else ""
+    return markdown.table(["", f"above {other}"], rows) if rows else ""
 
 
 def by_task(runs: Sequence[Run], field: str, digits: int, other: str = "") -> str:
@@ -178,7 +179,7 @@ def by_task(runs: Sequence[Run], field: str, digits: int, other: str = "") -> st
             cells.append(f"{text}{mark}{diverged(own)}")
         time = spread([run.ms_per_step for run in done if run.method == method and run.ms_per_step])
         rows.append([method, *cells, f"{time.mean:.2g}" if time.runs else ""])
-    return markdown(["", *map(without_lanes, names), "ms a step"], rows)
+    return markdown.table(["", *map(without_lanes, names), "ms a step"], rows)
 
 
 def finished(runs: Sequence[Run]) -> list[Run]:
@@ -218,7 +219,7 @@ def results(runs: Sequence[Run]) -> str:
         ]
         if any(cells):
             rows.append([method, *cells])
-    return markdown(["", "validation", "test"], rows) if rows else ""
+    return markdown.table(["", "validation", "test"], rows) if rows else ""
 
 
 def costs(runs: Sequence[Run]) -> str:
@@ -239,14 +240,4 @@ def costs(runs: Sequence[Run]) -> str:
             ]
         )
     head = ["", "seeds", "steps", "status", "ms a step", "KiB a lane", "command of the first seed"]
-    return markdown(head, rows)
-
-
-def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown."""
-    lines = [_line(head), f"|{'---|' * len(head)}", *map(_line, rows)]
-    return "\n".join(lines) + "\n"
-
-
-def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+    return markdown.table(head, rows)
