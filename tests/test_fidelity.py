@@ -377,13 +377,13 @@ def test_the_noise_along_the_stream_of_a_trained_network(tmp_path, capsys):
         gradient_noise.trained(tmp_path / "run", "adding(batch_size=3)", steps=4, seed=0)
 
 
-def test_the_cosine_counts_no_gradient_that_is_rounding():
+def test_the_cosine_counts_a_gradient_by_its_size():
     cell = cells.vanilla(input_size=3, hidden_size=4)
     setting = gradient_noise.untrained(cell, input_size=3, batch_size=2, steps=8, seed=0)
 
-    def cosine(weight):
-        """That of truncation, where the loss of one step is small."""
-        weights = jnp.ones((8, 2)).at[6].set(weight)
+    def cosine(*late):
+        """That of truncation, the losses of the last four steps with these weights."""
+        weights = jnp.ones((8, 2)).at[4:].set(jnp.array(late)[:, None])
         batches = setting.batches._replace(targets=(setting.batches.targets, weights))
         own = setting._replace(
             batches=batches,
@@ -396,8 +396,12 @@ def test_the_cosine_counts_no_gradient_that_is_rounding():
         )
         return row.cosine
 
-    assert cosine(1e-12) == cosine(0.0)
-    assert abs(cosine(1e-3) - cosine(0.0)) > 1e-3
+    # The second step of a block of two is where truncation shows.
+    some, none = cosine(1.0, 1.0, 1.0, 1e-9), cosine(1.0, 1.0, 1.0, 0.0)
+    assert some == pytest.approx(none, abs=1e-8)
+    assert abs(cosine(1.0, 1.0, 1.0, 1.0) - none) > 1e-3
+    with pytest.raises(ConfigError, match="no loss counts in the second half of the 8 steps"):
+        cosine(0.0, 0.0, 0.0, 0.0)
 
 
 def test_the_noise_against_the_width_of_trained_networks(tmp_path, capsys):

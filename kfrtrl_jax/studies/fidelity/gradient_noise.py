@@ -71,8 +71,9 @@ class Noise(NamedTuple):
       relative_noise: E|g~ - g|^2 / |g|^2 of the cell's part of the gradient, with numerator and
         denominator each summed over the second half of the steps.
       standard_error: of that, over draws.
-      cosine: between g~ and g, the mean over draws and those steps of the second half whose exact
-        gradient has a direction: none has where no loss counts, and that of a loss near 0 is rounding.
+      cosine: between g~ and g, the mean over draws and the steps of the second half, with the weights
+        |g|: where no loss counts there is no direction, and where a loss is near 0 there is little but
+        rounding.
       cosine_error: its standard error, over draws.
       over_time: the relative noise in each quarter of the steps; empty where it was not kept, or a
         quarter has no gradient.
@@ -164,14 +165,18 @@ def measure_noise(
       forms: whose segment lengths divide the number of steps.
       draws: of each estimator.
       seed: of the parameters, if they are initial ones, and of the draws.
+
+    Raises:
+      ConfigError: if no loss counts in the second half of the steps.
     """
     key = jax.random.split(jax.random.key(seed), 4)[3]
     exact = _gradients(setting, rtrl(), Form(1), key)(key)
     late = len(exact) // 2
-    # Half of the digits.
-    rounding = float(np.sqrt(jnp.finfo(exact.dtype).eps))
     size = np.asarray(jnp.sum(exact**2, axis=1), float)
-    counts = np.sqrt(size[late:]) > rounding * np.sqrt(np.max(size))
+    if not np.any(size[late:]):
+        raise ConfigError(
+            f"no loss counts in the second half of the {len(exact)} steps of the stream"
+        )
     rows, n = [], width(setting)
     for name, estimator in estimators.items():
         for form in forms:
@@ -181,7 +186,7 @@ def measure_noise(
                 found = run(draw)
                 errors.append(np.asarray(jnp.sum((found - exact) ** 2, axis=1), float))
                 cosine = _cosine(found[late:], exact[late:])
-                cosines.append(float(jnp.mean(cosine, where=counts)))
+                cosines.append(float(np.average(cosine, weights=np.sqrt(size[late:]))))
             off = [float(np.sum(error[late:]) / np.sum(size[late:])) for error in errors]
             over_time = _in_quarters(np.mean(errors, axis=0), size)
             rows.append(Noise(name, *form, *_mean(off), *_mean(cosines), over_time, n))

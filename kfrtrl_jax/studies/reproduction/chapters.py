@@ -161,9 +161,10 @@ NOISE_TITLE = "Noise"
 NOISE_PROTOCOL = """
 The gradient of each step's loss by each estimator against that of exact RTRL, along the stream of a
 network whose parameters are held fixed: the noise, E|g̃ - g|² / |g|², and the cosine between g̃ and g,
-over the second half of the steps, each with its standard error over draws. In the papers' form the
-estimate includes the immediate derivative of each step; with K, the last one to K steps are exact.
-What truncation and SnAp-1 leave out counts as noise here: it is their bias.
+over the second half of the steps, each with its standard error over draws. The cosine is a mean over
+steps with the weights |g|: where a loss is near 0 the gradient is little but rounding. In the papers'
+form the estimate includes the immediate derivative of each step; with K, the last one to K steps are
+exact. What truncation and SnAp-1 leave out counts as noise here: it is their bias.
 """
 # How the papers call what configs name.
 PAPER_NAMES = {
