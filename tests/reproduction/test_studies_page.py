@@ -135,6 +135,31 @@ def test_how_noise_grows_with_the_width_of_trained_networks():
     assert f"KF-RTRL's of {kf_rtrl[0]} and {kf_rtrl[1]}." in PAGE
 
 
+def noise(name, **fields):
+    """The only row of a record of noise with some fields."""
+    rows = records.read_noise(invented.RESULTS / "reproduction" / "noise" / f"{name}.json")["rows"]
+    (row,) = [r for r in rows if all(r[key] == value for key, value in fields.items())]
+    return row
+
+
+def test_the_cosines_along_a_network_trained_on_the_copy_task():
+    snap, truncation, kf_rtrl, ok = (
+        f"{noise('copy', estimator=name, segment_length=8)['cosine']:.2f}"
+        for name in ("snap", "truncated", "kf_rtrl", "ok(rank=16)")
+    )
+    words = f"({snap}, {truncation} and {kf_rtrl} in blocks of 8, {ok} for 16-OK"
+    assert words in PAGE
+
+
+@pytest.mark.parametrize("estimator", ["uoro", "kf_rtrl", "ok(rank=16)"])
+@pytest.mark.parametrize("form", [(1, "estimated"), (8, "exact")])
+def test_that_the_noise_levels_off_along_a_stream(estimator, form):
+    length, immediate = form
+    row = noise("copy", estimator=estimator, segment_length=length, immediate=immediate)
+    _, second, _, last = row["over_time"]
+    assert last <= 1.1 * second
+
+
 def test_that_the_network_counts_as_much_as_the_method():
     own = runs.of_record(report.load(invented.RESULTS)["budget"])
     scores = chapters.CHAPTERS["budget"].tasks
