@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from kfrtrl_jax.errors import ConfigError
-from kfrtrl_jax.studies.reproduction import page, records, runs
+from kfrtrl_jax.studies.reproduction import cosines, page, records, runs
 from tests.reproduction import invented
 
 
@@ -153,22 +153,21 @@ def test_cosines_are_of_the_same_estimator_cell_and_k(content, results):
     found = method_of(content, "UORO")["cosine"]
     along = "a small untrained recurrent_highway"
     assert found == {"value": expected, "along": along, "K": 1}
-    # Along a network that was trained on the task, where it has been measured there.
-    found = page._cosine(
-        runs.Run(
-            "KF-RTRL",
-            "copy(batch_size=8)",
-            0,
-            "done",
-            {},
-            "gru",
-            overrides={"estimator": "kf_rtrl", "immediate": "estimated"},
-        ),
-        page._cosines(results),
-    )
-    assert found == {"value": 0.25, "along": "a network trained on this task", "K": 1}
     # Truncation estimates nothing, whatever its window.
     assert method_of(content, "TBPTT(25)")["cosine"] is None
+
+
+def test_the_cosine_along_a_trained_network_is_that_of_the_same_network(results):
+    def found(study, **overrides):
+        own = {"estimator": "kf_rtrl", "immediate": "estimated", **overrides}
+        run = runs.Run("KF-RTRL", "copy", 0, "done", {}, "recurrent_highway", overrides=own)
+        return cosines.of(run, cosines.read(results, study))
+
+    assert found("copy") == {"value": 0.25, "along": "a network trained on this task", "K": 1}
+    # The task alone is not enough.
+    assert found("budget") is None
+    assert found("copy", **{"cell.hidden_size": 32}) is None
+    assert found("copy", cell="gru(hidden_size=64)") is None
 
 
 def test_the_mean_curve_ends_where_the_first_seed_does():

@@ -17,15 +17,15 @@ from typing import Any
 import numpy as np
 
 from kfrtrl_jax.errors import ConfigError
-from kfrtrl_jax.studies.reproduction import budget, records, report, runs, tables
-from kfrtrl_jax.studies.reproduction.chapters import CHAPTERS, Chapter, base
+from kfrtrl_jax.studies.reproduction import budget, cosines, report, runs, tables
+from kfrtrl_jax.studies.reproduction.chapters import CHAPTERS, Chapter
+from kfrtrl_jax.studies.reproduction.cosines import Cosines
 from kfrtrl_jax.studies.reproduction.runs import Run
 
 _PACKAGE = "kfrtrl_jax.studies.reproduction"
 _BYTES_PER_KIB = 1024
 # The choice of the leaderboard that compares every method at its own last step.
 LAST = "last"
-_Cosines = Mapping[tuple[str, str, int, str], float]
 
 
 def render(results: Path) -> str:
@@ -74,14 +74,14 @@ def content(results: Path) -> dict[str, Any]:
     found = report.load(results)
     own = {name: _shown(CHAPTERS[name], runs.of_record(record)) for name, record in found.items()}
     colours = _colours([runs.methods_of(of_study) for of_study in own.values()])
-    cosines = _cosines(results)
     tasks = []
     for name, record in found.items():
+        known = cosines.read(results, name)
         public = runs.of_public_logs(results / report.REFERENCE, name)
         for task in dict.fromkeys(run.task for run in own[name]):
             here = [run for run in own[name] if run.task == task]
             methods = [
-                _method(CHAPTERS[name], of_one, cosines)
+                _method(CHAPTERS[name], of_one, known)
                 for of_one in [*_by_method(here), *_by_method(public)]
             ]
             for method in methods:
@@ -135,11 +135,11 @@ def _by_method(of_study: Sequence[Run]) -> Iterator[list[Run]]:
         yield [run for run in of_study if run.method == method]
 
 
-def _method(chapter: Chapter, own: Sequence[Run], cosines: _Cosines) -> dict[str, Any]:
+def _method(chapter: Chapter, own: Sequence[Run], known: Cosines) -> dict[str, Any]:
     """What is known of a method, whose runs these are."""
     first = own[0]
     fields = [figure.field for figure in chapter.figures_of(first.task)]
-    cosine = None if first.status == "public" else _cosine(first, cosines)
+    cosine = None if first.status == "public" else cosines.of(first, known)
     milliseconds = [run.ms_per_step for run in own if run.ms_per_step]
     return {
         "name": first.method,
@@ -270,43 +270,6 @@ def configs(own: Sequence[Run]) -> dict[str, Any]:
             for method, fields in overrides.items()
         ],
     }
-
-
-def _cosine(run: Run, cosines: _Cosines) -> dict[str, Any] | None:
-    """The cosine of a run's gradients with the exact ones, as far as it has been measured."""
-    estimator, length = str(run.overrides.get("estimator")), run.overrides.get("segment_length", 1)
-    immediate = run.overrides.get("immediate", "exact")
-    for along, where in (
-        (base(run.task), "a network trained on this task"),
-        (run.cell, f"a small untrained {run.cell}"),
-    ):
-        value = cosines.get((along, estimator, length, immediate))
-        if value is not None:
-            return {"value": value, "along": where, "K": length}
-    return None
-
-
-def _cosines(results: Path) -> _Cosines:
-    """The measured cosines, by trained task or untrained cell, estimator, K and immediate term.
-
-    A certificate that names no K is of K = 1, and gives way to one that does; the immediate derivative
-    is exact in all of them. Truncation estimates no influence, and has none.
-    """
-    files = [results / "fidelity.json", *sorted(results.glob("fidelity_*.json"))]
-    certificates = {
-        (row["cell"], row["estimator"], row.get("segment_length", 1), "exact"): row["cosine"]
-        for path in files
-        if path.exists()
-        for row in json.loads(path.read_text())
-    }
-    along_trained = {
-        (task, row["estimator"], row["segment_length"], row["immediate"]): row["cosine"]
-        for study, task in (("copy", "copy"), ("ptb", "penn_treebank"))
-        if (path := report.noise_file(results, study)).exists()
-        for row in records.read_noise(path)["rows"]
-    }
-    found = {**certificates, **along_trained}
-    return {key: cosine for key, cosine in found.items() if key[1] != "truncated"}
 
 
 def _file(name: str) -> str:
