@@ -42,6 +42,23 @@ def test_what_the_text_just_read_does_to_a_loss(ptb, logs):
     assert words in PAGE
 
 
+def test_how_far_kf_rtrl_is_behind_tbptt_on_the_penn_treebank(ptb, logs):
+    short, long, snap, kf_rtrl, one = (
+        figures(ptb, name, "valid_loss", 200_000)
+        for name in (
+            "TBPTT(5)",
+            "TBPTT(25)",
+            "SnAp-1, blocks of 8",
+            "KF-RTRL, blocks of 8",
+            "TBPTT(1)",
+        )
+    )
+    known = mean(logs, "valid_loss", 200_000)
+    assert f"as TBPTT(25), {short} and {long} in validation, and 8-OK in the logs, {known};" in PAGE
+    assert f"blocks of 8 has {snap}, KF-RTRL in blocks of 8 {kf_rtrl}, TBPTT(1) {one}." in PAGE
+    assert f"{float(kf_rtrl) - float(long):.2f} bits behind" in PAGE
+
+
 def test_how_far_the_papers_form_is_from_the_logs(ptb, logs):
     early = [figures(ptb, m, "valid_loss", 60_000) for m in STARTS]
     ours = figures(ptb, "8-OK", "valid_loss", 60_000)
@@ -81,16 +98,6 @@ def test_where_16_ok_comes_to_in_the_papers_form(copy):
         f"T\\* {early} after 100,000 steps of three seeds, where the logs have {logs[0]}, and {late} "
         f"after 200,000 steps of one, where they have {logs[1]}" in PAGE
     )
-
-
-def test_windows_are_alike_on_the_penn_treebank(ptb, logs):
-    names = ("TBPTT(5)", "TBPTT(25)", "SnAp-1, blocks of 8", "TBPTT(1)")
-    short, long, snap, one = (figures(ptb, m, "valid_loss", 200_000) for m in names)
-    known = mean(logs, "valid_loss", 200_000)
-    words = (
-        f"{short} and {long} in validation, and 8-OK in the logs, {known}; SnAp-1 in blocks of 8"
-    )
-    assert f"{words} has {snap}, TBPTT(1) {one}." in PAGE
 
 
 def test_what_the_lanes_are_to_ktp():
@@ -133,6 +140,20 @@ def test_how_noise_grows_with_the_width_of_trained_networks():
     )
     assert f"n to the power of {uoro[0]} on the copy task and of {uoro[1]} on the Penn" in PAGE
     assert f"KF-RTRL's of {kf_rtrl[0]} and {kf_rtrl[1]}." in PAGE
+
+
+def test_that_16_ok_in_blocks_learns_as_in_the_logs(copy):
+    steps = (100_000, 200_000, 300_000, 500_000)
+    public = runs.of_public_logs(invented.RESULTS / report.REFERENCE, "copy")
+    ours = [lengths(copy, "16-OK, blocks of 8", step) for step in steps]
+    logs = [lengths(public, f"16-OK, {runs.SOURCE}", step)[0].partition(" ")[0] for step in steps]
+    assert {seeds for _, seeds in ours} == {1}
+    own = [length for length, _ in ours]
+    after = "after 100,000, 200,000, 300,000 and 500,000 steps (one seed), where the logs have"
+    assert (
+        f"{', '.join(own[:-1])} and {own[-1]} {after} {', '.join(logs[:-1])} and {logs[-1]}."
+        in PAGE
+    )
 
 
 def noise(name, **fields):
