@@ -73,12 +73,16 @@ def test_a_step_between_two_records_is_read_at_the_earlier() -> None:
     assert by_method(comparison.readings[ADDING])["cheap"].step == 800
 
 
-def test_the_rate_is_the_best_by_the_mean_over_seeds_and_one_with_a_failure_is_left_out() -> None:
+@pytest.mark.parametrize("failed", [0, 1])
+@pytest.mark.parametrize("until", [{}, {400: 0.1}, {400: 0.1, 800: 0.1}])
+def test_the_rate_is_the_best_by_the_mean_over_seeds_and_one_with_a_failure_is_left_out(
+    failed: int, until: dict[int, float]
+) -> None:
     runs = [
         run("KF-RTRL", {400: 0.5}, 1e-3, 0),
         run("KF-RTRL", {400: 0.3}, 1e-3, 1),
-        run("KF-RTRL", {400: 0.1}, 1e-2, 0),
-        run("KF-RTRL", {}, 1e-2, 1, "diverged"),
+        run("KF-RTRL", {400: 0.1}, 1e-2, 1 - failed),
+        run("KF-RTRL", until, 1e-2, failed, "diverged"),
         run("KF-RTRL", {400: 0.2}, 1e-4, 0),
         run("KF-RTRL", {400: 0.9}, 1e-4, 1),
     ]

@@ -112,12 +112,13 @@ def _reading(method: str, runs: Sequence[Run], score: Figure, until: float) -> R
     found = []
     for rate in dict.fromkeys(run.overrides[RATE] for run in runs):
         own = [run for run in runs if run.overrides[RATE] == rate]
-        steps = [s for s in own[0].series.get(score.field, {}) if s <= until * (1 + 1e-9)]
-        if not steps or any(max(steps) not in run.series.get(score.field, {}) for run in own):
+        common = set.intersection(*(set(run.series.get(score.field, {})) for run in own))
+        step = max((s for s in common if s <= until * (1 + 1e-9)), default=0)
+        if not step or any(run.status == "diverged" for run in own):
             continue
-        values = {run.seed: run.series[score.field][max(steps)] for run in own}
-        reading = Reading(method, max(steps), rate, values)
-        loss = tables.spread(tables.values_at(own, "running_loss", max(steps))).mean
+        values = {run.seed: run.series[score.field][step] for run in own}
+        reading = Reading(method, step, rate, values)
+        loss = tables.spread(tables.values_at(own, "running_loss", step)).mean
         # A score of whole numbers, such as T*, often ties.
         found.append((reading.mean if score.rises else -reading.mean, -loss, reading))
     return max(found, key=lambda each: each[:2])[2] if found else None

@@ -39,7 +39,7 @@ def render(results: Path) -> str:
                 _number(places_by_time.get(method), ".1f"),
                 _number(places_by_steps.get(method), ".1f"),
                 tables.spread(reached.get(method, [])).text(1),
-                _number(own[0].ms_per_step if own else None, ".2g"),
+                _number((own[0].ms_per_step or None) if own else None, ".2g"),
                 _number(own[0].bytes_per_lane / 1024 if own else None, ",.0f"),
             ]
         )

@@ -324,7 +324,7 @@ function drawCurves() {
     hoverlabel: { namelength: -1, bgcolor: card, bordercolor: line, font: { color: text } },
     margin: { l: 64, r: 24, t: 28, b: 56 },
     xaxis: { ...lines(axis.title), rangemode: "tozero", tickformat: state.axis === "time" ? "" : "~s" },
-    yaxis: lines(capital(figure.words)),
+    yaxis: lines(plain(capital(figure.words))),
   };
   const config = {
     responsive: true, displaylogo: false,
@@ -470,5 +470,5 @@ if (tasks.length) {
 } else {
   for (const section of document.querySelectorAll("section")) section.hidden = true;
   get("title").textContent = "No study has records yet";
-  get("protocol").textContent = "python -m experiments.reproduce runs one and writes them.";
+  get("protocol").textContent = "kfrtrl reproduce runs one and writes them.";
 }
