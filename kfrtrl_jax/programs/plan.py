@@ -50,10 +50,10 @@ def run() -> int:
     out.parent.mkdir(parents=True, exist_ok=True)
     table = plan.as_table(plans)
     print(table)
-    workdir.write_text(out.with_suffix(".md"), table)
+    workdir.write_text(workdir.with_ending(out, "md"), table)
     whole = [{**p._asdict(), "costs": p.costs._asdict(), "seconds": p.seconds} for p in plans]
     found = {"lanes": _LANES.value, "devices": devices._asdict(), "plans": whole}
-    workdir.write_json(out.with_suffix(".json"), found)
+    workdir.write_json(workdir.with_ending(out, "json"), found)
     return 0
 
 

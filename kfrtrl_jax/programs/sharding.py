@@ -40,8 +40,8 @@ def run() -> int:
     out.parent.mkdir(parents=True, exist_ok=True)
     table = sharding.as_table(rows)
     print(table)
-    workdir.write_text(out.with_suffix(".md"), table)
-    workdir.write_json(out.with_suffix(".json"), [row._asdict() for row in rows])
+    workdir.write_text(workdir.with_ending(out, "md"), table)
+    workdir.write_json(workdir.with_ending(out, "json"), [row._asdict() for row in rows])
     return 0
 
 

@@ -32,8 +32,8 @@ def run() -> int:
     out = pathlib.Path(_OUT.value)
     out.parent.mkdir(parents=True, exist_ok=True)
     text = tables.pivot([own for own, _ in done], [result for _, result in done], _ROWS.value)
-    workdir.write_text(out.with_suffix(".md"), text)
-    workdir.write_json(out.with_suffix(".json"), {"trials": [{**o, **r} for o, r in done]})
+    workdir.write_text(workdir.with_ending(out, "md"), text)
+    workdir.write_json(workdir.with_ending(out, "json"), {"trials": [{**o, **r} for o, r in done]})
     print(text)
     return 0
 

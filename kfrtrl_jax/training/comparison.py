@@ -38,9 +38,9 @@ def compare(
     out.parent.mkdir(parents=True, exist_ok=True)
     words = display.common_words([run.summary for run in named.values()])
     curves = {label: [run.records for run in runs] for label, runs in groups.items()}
-    plots.plot_groups(curves, out.with_suffix(".png"), fields, title, words)
-    workdir.write_json(out.with_suffix(".json"), about)
-    with open(out.with_suffix(".csv"), "w", newline="") as file:
+    plots.plot_groups(curves, workdir.with_ending(out, "png"), fields, title, words)
+    workdir.write_json(workdir.with_ending(out, "json"), about)
+    with open(workdir.with_ending(out, "csv"), "w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["run", "step", *fields])
         for name, run in named.items():

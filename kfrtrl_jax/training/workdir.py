@@ -218,6 +218,11 @@ def digest_of(value: Mapping[str, Any]) -> str:
     return hashlib.sha256(as_text(value).encode()).hexdigest()
 
 
+def with_ending(prefix: Path, ending: str) -> Path:
+    """The file PREFIX.ending; a prefix such as runs/rate_0.5 stays whole."""
+    return prefix.with_name(f"{prefix.name}.{ending}")
+
+
 def write_text(path: Path, text: str) -> None:
     """Writes a file atomically."""
     with replacing(path) as file:

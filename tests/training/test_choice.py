@@ -82,11 +82,11 @@ def test_a_sweep_is_read_by_its_settings(swept):
 def test_runs_and_sweeps_are_compared(swept, tmp_path):
     write_run(tmp_path / "run", 0)
     pairs = [f"s={swept}", f"alone={tmp_path / 'run'}"]
-    out, fields = tmp_path / "both", ["running_loss"]
+    out, fields = tmp_path / "rate_0.5", ["running_loss"]
     warnings = []
     comparison.compare(pairs, out, fields, "", warnings.append)
     assert len(warnings) == 1
-    with open(tmp_path / "both.csv") as file:
+    with open(tmp_path / "rate_0.5.csv") as file:
         names = [row["run"] for row in csv.DictReader(file)]
     expected = ["s: uoro, seed 0", "s: uoro, seed 1", "s: rflo", "alone"]
     assert names == [name for name in expected for _ in range(2)]
