@@ -12,7 +12,7 @@ import pathlib
 from absl import flags
 
 from kfrtrl_jax.errors import ConfigError
-from kfrtrl_jax.studies.reproduction import leaderboard, page, report
+from kfrtrl_jax.studies.reproduction import leaderboard, page, report, results
 from kfrtrl_jax.training import command_line, display, workdir
 
 _RESULTS = flags.DEFINE_string("results", "experiments/results", "The folder of the records.")
@@ -24,21 +24,21 @@ _README = flags.DEFINE_string("readme", "", "A page with a leaderboard between i
 def run() -> int:
     """Writes the report."""
     out = pathlib.Path(_OUT.value)
-    results = pathlib.Path(_RESULTS.value)
-    if not report.load(results):
+    found = results.read(pathlib.Path(_RESULTS.value))
+    if not found.records:
         raise ConfigError(
-            f"{results} has no {report.RECORDS}/STUDY.json; give the folder experiments/results of a "
-            "clone by --results=DIR, or one with what `kfrtrl reproduce --records=FILE` writes"
+            f"{_RESULTS.value} has no {results.RECORDS}/STUDY.json; give by --results=DIR the folder "
+            "experiments/results of a clone, or one with what `kfrtrl reproduce --records=FILE` writes"
         )
     out.mkdir(parents=True, exist_ok=True)
     for name, render in (("RESULTS.md", report.render), ("index.html", page.render)):
-        workdir.write_text(out / name, render(results))
+        workdir.write_text(out / name, render(found))
         display.say(f"results: {out / name}")
-    for path in report.draw(results, out):
+    for path in report.draw(found, out):
         display.say(f"picture: {path}")
     if _README.value:
         readme = pathlib.Path(_README.value)
-        text = leaderboard.insert(readme.read_text(), leaderboard.render(results))
+        text = leaderboard.insert(readme.read_text(), leaderboard.render(found))
         workdir.write_text(readme, text)
         display.say(f"leaderboard: {readme}")
     return 0

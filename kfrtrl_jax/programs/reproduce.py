@@ -42,7 +42,7 @@ _ADD = flags.DEFINE_bool(
     "add",
     False,
     "Keeps what the file has of trials that are not, or have fewer steps, here; and its times, unless "
-    "methods were timed here.",
+    "as many methods were timed here.",
 )
 
 
@@ -72,7 +72,12 @@ def run(invocation: command_line.Invocation) -> None:
     record = records.collect(_STUDY.value, invocation.workdir, invocation.overrides)
     path = pathlib.Path(_RECORDS.value or invocation.workdir / "records.json")
     if _ADD.value and path.exists():
-        record = records.merge(record, records.read_study(path))
+        own, record = record, records.merge(record, records.read_study(path))
+        if times.of(own) and times.of(own) != times.of(record):
+            display.say(
+                f"note: {path} keeps its times of {len(times.of(record))} methods, which took turns; "
+                f"those of the {len(times.of(own))} methods timed here are not comparable with them"
+            )
     records.write(path, record)
     display.say(f"records of {len(record['trials'])} trials: {path}")
 

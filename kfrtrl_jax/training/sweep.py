@@ -166,6 +166,16 @@ def resolve(config: Any, sweep: Sequence[Overrides], common: Overrides | None = 
     return [_trial(config, common or {}, own, i) for i, own in enumerate(sweep)]
 
 
+def together(common: Overrides, own: Overrides) -> dict[str, Any]:
+    """The overrides of a trial, its own last; where they replace a section, nothing of it is common."""
+    kept = {
+        path: value
+        for path, value in common.items()
+        if not any(path.startswith(f"{replaced}.") for replaced in own)
+    }
+    return {**kept, **own}
+
+
 def _built(config: Any) -> Experiment:
     experiment = build(config)
     memory.check(experiment, config)
@@ -215,13 +225,8 @@ def _begun(
 
 
 def _trial(config: Any, common: Overrides, own: Overrides, number: int) -> Any:
-    kept = {
-        path: value
-        for path, value in common.items()
-        if not any(path.startswith(f"{replaced}.") for replaced in own)
-    }
     try:
-        return configs.resolve(config, {**kept, **own})
+        return configs.resolve(config, together(common, own))
     except ConfigError as error:
         raise ConfigError(f"trial {number} of the sweep: {error}") from error
 

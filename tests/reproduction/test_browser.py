@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from kfrtrl_jax.studies.reproduction import page
+from kfrtrl_jax.studies.reproduction import page, results
 from tests.reproduction import invented
 
 sync_api = pytest.importorskip(
@@ -30,7 +30,7 @@ def browser():
 @pytest.fixture(scope="module")
 def content(tmp_path_factory):
     """The invented results, with more methods than are in the chart at first."""
-    content = page.content(invented.results(tmp_path_factory.mktemp("results")))
+    content = page.content(results.read(invented.results(tmp_path_factory.mktemp("results"))))
     methods = content["tasks"][0]["methods"]
     more = [{**copy.deepcopy(methods[0]), "name": f"more {i}", "colour": 5 + i} for i in range(6)]
     methods[5:5] = more
@@ -215,3 +215,23 @@ def test_the_dark_page_keeps_what_was_chosen(opened):
     ground = "document.getElementById('plot').layout.paper_bgcolor"
     opened.wait_for_function(f"{ground} !== '#ffffff'")
     assert "16-OK" not in drawn(opened)
+
+
+def test_of_many_methods_no_two_have_the_same_line(browser, tmp_path):
+    """The committed results, in which a study has more methods than there are colours."""
+    committed = page.content(results.read(invented.RESULTS))
+    path = tmp_path / "index.html"
+    path.write_text(page.html(committed, offline.get_plotlyjs()))
+    most = max(committed["tasks"], key=lambda task: len(task["methods"]))
+    assert len(most["methods"]) > 20
+    opened = browser.new_page()
+    opened.goto(path.as_uri())
+    opened.get_by_role("button", name=most["study"]).click()
+    opened.get_by_role("button", name="All", exact=True).click()
+    lines = opened.evaluate(
+        "document.getElementById('plot').data.filter(t => t.line.width === 2.5)"
+        ".map(t => `${t.line.color} ${t.line.dash}`)"
+    )
+    opened.close()
+    assert len(lines) > 20
+    assert len(set(lines)) == len(lines)

@@ -91,6 +91,20 @@ def test_the_rate_is_the_best_by_the_mean_over_seeds_and_one_with_a_failure_is_l
     assert {r.overrides[budget.RATE] for r in budget.at_best_rates(runs, SCORES)} == {1e-3}
 
 
+def test_a_method_that_diverged_at_every_rate_is_told_and_makes_no_budget_small() -> None:
+    lost = [run("lost", {400: 0.1}, rate, 0, "diverged") for rate in (1e-3, 1e-2)]
+    comparison = budget.same_time(
+        [*cheap_and_dear(), *lost], SCORES, {"cheap": 2.0, "dear": 4.0, "lost": 1.0}
+    )
+    assert comparison.limits == {ADDING: "3.2 s"}
+    assert comparison.diverged == {ADDING: ["lost"]}
+    lines = budget.table(comparison, SCORES, {}).splitlines()
+    assert "| lost |  |  | diverged at every rate |" in lines
+    assert "lost" not in budget.ranks(comparison, SCORES)
+    alone = budget.same_steps(lost, SCORES)
+    assert (alone.limits, alone.readings) == ({ADDING: "0 steps"}, {ADDING: []})
+
+
 def test_equal_scores_are_decided_by_the_running_loss() -> None:
     runs = [
         run("KF-RTRL", {400: 3}, rate, task=COPY, running_loss={400: loss})
@@ -115,9 +129,9 @@ def test_what_is_within_noise_of_the_best_is_bold_too() -> None:
     ]
     table = budget.table(budget.same_steps(runs, SCORES), SCORES, {"best": 1.5})
     lines = table.splitlines()
-    assert "| best | 1.5 | 1.0 | **0.2 ± 0.1 at 10^-3** |" in lines
-    assert "| near |  | 2.0 | **0.267 ± 0.15 at 10^-3** |" in lines
-    assert "| far |  | 3.0 | 0.7 ± 0.1 at 10^-3 |" in lines
+    assert "| best | 1.5 | 1.0 | **0.2 ± 0.1 (3) at 10^-3** |" in lines
+    assert "| near |  | 2.0 | **0.267 ± 0.15 (3) at 10^-3** |" in lines
+    assert "| far |  | 3.0 | 0.7 ± 0.1 (3) at 10^-3 |" in lines
 
 
 def test_a_method_is_timed_at_each_of_its_steps() -> None:

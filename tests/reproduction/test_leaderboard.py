@@ -3,12 +3,12 @@
 import pytest
 
 from kfrtrl_jax.errors import ConfigError
-from kfrtrl_jax.studies.reproduction import leaderboard
+from kfrtrl_jax.studies.reproduction import leaderboard, results
 from tests.reproduction import invented
 
 
 def test_a_method_has_its_places_its_score_and_its_costs(tmp_path):
-    lines = leaderboard.render(invented.results(tmp_path)).splitlines()
+    lines = leaderboard.render(results.read(invented.results(tmp_path))).splitlines()
     # Of the study of budgets there are steps, but no times.
     assert lines[2:4] == [
         "| KF-RTRL |  | 1.0 | 11.0 ± 1.0 (3) | 2 | 2 |",
@@ -30,4 +30,4 @@ def test_it_goes_between_its_marks():
 
 def test_that_of_the_readme_is_of_the_committed_records():
     readme = (invented.RESULTS.parents[1] / "README.md").read_text()
-    assert leaderboard.insert(readme, leaderboard.render(invented.RESULTS)) == readme
+    assert leaderboard.insert(readme, leaderboard.render(results.read(invented.RESULTS))) == readme

@@ -5,13 +5,13 @@ import matplotlib.colors
 import matplotlib.image
 import numpy as np
 
-from kfrtrl_jax.studies.reproduction import pictures, report, runs
+from kfrtrl_jax.studies.reproduction import chapters, pictures, records, report, results, runs
 from kfrtrl_jax.training import plots
 from tests.reproduction import invented
 
 
 def test_a_picture_of_each_study_that_has_curves_of_the_drawn_methods_or_many_tasks(tmp_path):
-    found = report.draw(invented.results(tmp_path / "results"), tmp_path)
+    found = report.draw(results.read(invented.results(tmp_path / "results")), tmp_path)
     assert [path.name for path in found] == ["copy.png", "long.png"]
     for colour in (plots.COLOURS[0], "#999999"):
         assert _pixels(found[0], colour) > 50, colour
@@ -19,6 +19,26 @@ def test_a_picture_of_each_study_that_has_curves_of_the_drawn_methods_or_many_ta
     solved = matplotlib.colors.to_hex(mpl.colormaps["Blues"](1 / 1.3))
     assert _pixels(found[1], "#f7fbff") > 500
     assert _pixels(found[1], solved) > 500
+
+
+def test_a_drawn_method_without_a_time_is_drawn_against_steps_alone(tmp_path):
+    record = invented.record("copy", invented.copy_trials())
+    path = tmp_path / "reproduction" / "copy.json"
+    colour = plots.COLOURS[chapters.CHAPTERS["copy"].drawn.index("KF-RTRL")]
+    pixels = []
+    for method in ("KF-RTRL", "TBPTT(25)"):
+        records.write(path, {**record, "times": {method: 2.0}, "timed_on": "here"})
+        (picture,) = report.draw(results.read(tmp_path), tmp_path)
+        pixels.append(_pixels(picture, colour))
+    both, one = pixels
+    assert 50 < one < 0.75 * both
+
+
+def test_a_method_that_diverged_with_all_its_seeds_is_not_drawn(tmp_path):
+    path = tmp_path / "reproduction" / "copy.json"
+    lost = [invented.trial("UORO", seed, 20_000, "diverged") for seed in range(2)]
+    records.write(path, invented.record("copy", lost))
+    assert report.draw(results.read(tmp_path), tmp_path) == []
 
 
 def _pixels(path, colour):

@@ -167,6 +167,15 @@ def test_what_a_sweep_has_come_to_is_collected(tmp_path, monkeypatch):
     assert runs.status_of(found) == "diverged: 0 steps"
 
 
+def test_common_overrides_of_a_section_that_a_trial_replaces_are_not_recorded():
+    common = {"task.batch_size": 4, "cell.hidden_size": 8}
+    assert sweep.together(common, {"task": "adding", "seed": 1}) == {
+        "cell.hidden_size": 8,
+        "task": "adding",
+        "seed": 1,
+    }
+
+
 def test_parts_of_a_study_come_together_in_one_record():
     methods = study.load("copy", "cpu").methods
 
@@ -193,6 +202,10 @@ def test_parts_of_a_study_come_together_in_one_record():
         assert devices == ["accelerator", "cpu", "accelerator"]
         assert (merged["times"], merged["timed_on"]) == ({"UORO": 0.5}, "here")
         assert records.merge(merged, merged) == merged
+    # Methods that took turns are not taken apart by a part of them that was timed again.
+    more = {**there, "times": {"UORO": 0.7, "KF-RTRL": 0.9}, "timed_on": "there"}
+    for merged in (records.merge(more, here), records.merge(here, more)):
+        assert (merged["times"], merged["timed_on"]) == (more["times"], "there")
     # What is read again counts, and what nothing was made with any more is left out.
     again = invented.record("copy", [trial("UORO", 0, 30_000, ms_per_step=7.0)])
     again["made_with"] = [invented.made_with("another")]

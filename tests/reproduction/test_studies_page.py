@@ -5,21 +5,24 @@ import statistics
 import pytest
 
 from kfrtrl_jax.studies.fidelity import theory
-from kfrtrl_jax.studies.reproduction import budget, chapters, records, report, runs, tables
+from kfrtrl_jax.studies.reproduction import budget, chapters, results, runs, tables
 from tests.reproduction import invented
 
 PAGE = " ".join((invented.RESULTS.parents[1] / "docs" / "studies.md").read_text().split())
 STARTS = ("TBPTT(5)", *(f"TBPTT(5), read from {n}" for n in ("40,000", "80,000", "120,000")))
 
 
+COMMITTED = results.read(invented.RESULTS)
+
+
 @pytest.fixture(scope="module")
 def ptb():
-    return runs.of_record(report.load(invented.RESULTS)["ptb"])
+    return COMMITTED.own["ptb"]
 
 
 @pytest.fixture(scope="module")
 def logs():
-    return runs.of_public_logs(invented.RESULTS / report.REFERENCE, "ptb")
+    return COMMITTED.public["ptb"]
 
 
 def figures(found, method, field, step):
@@ -78,7 +81,7 @@ def lengths(found, method, step):
 
 @pytest.fixture(scope="module")
 def copy():
-    return runs.of_record(report.load(invented.RESULTS)["copy"])
+    return COMMITTED.own["copy"]
 
 
 def test_how_far_ahead_kf_rtrl_is_after_a_million_steps(copy):
@@ -90,7 +93,7 @@ def test_how_far_ahead_kf_rtrl_is_after_a_million_steps(copy):
 
 
 def test_where_16_ok_comes_to_in_the_papers_form(copy):
-    public = runs.of_public_logs(invented.RESULTS / report.REFERENCE, "copy")
+    public = COMMITTED.public["copy"]
     logs = [lengths(public, f"16-OK, {runs.SOURCE}", step)[0] for step in (100_000, 200_000)]
     (early, seeds), (late, alone) = (lengths(copy, "16-OK", step) for step in (100_000, 200_000))
     assert (seeds, alone) == (3, 1)
@@ -101,8 +104,8 @@ def test_where_16_ok_comes_to_in_the_papers_form(copy):
 
 
 def test_what_the_lanes_are_to_ktp():
-    copy = runs.of_record(report.load(invented.RESULTS)["copy"])
-    public = runs.of_public_logs(invented.RESULTS / report.REFERENCE, "copy")
+    copy = COMMITTED.own["copy"]
+    public = COMMITTED.public["copy"]
 
     def at_100_000(found, method):
         own = [run for run in found if run.method == method]
@@ -124,7 +127,7 @@ def test_what_the_lanes_are_to_ktp():
 def test_how_noise_grows_with_the_width_of_trained_networks():
     found = {}
     for task in ("copy", "ptb"):
-        record = records.read_noise(report.noise_file(invented.RESULTS, f"{task}_widths"))
+        record = COMMITTED.noises[f"{task}_widths"]
         for estimator in ("uoro", "kf_rtrl"):
             rows = [
                 row
@@ -144,7 +147,7 @@ def test_how_noise_grows_with_the_width_of_trained_networks():
 
 def test_that_16_ok_in_blocks_learns_as_in_the_logs(copy):
     steps = (100_000, 200_000, 300_000, 500_000)
-    public = runs.of_public_logs(invented.RESULTS / report.REFERENCE, "copy")
+    public = COMMITTED.public["copy"]
     ours = [lengths(copy, "16-OK, blocks of 8", step) for step in steps]
     logs = [lengths(public, f"16-OK, {runs.SOURCE}", step)[0].partition(" ")[0] for step in steps]
     assert {seeds for _, seeds in ours} == {1}
@@ -158,7 +161,7 @@ def test_that_16_ok_in_blocks_learns_as_in_the_logs(copy):
 
 def noise(name, **fields):
     """The only row of a record of noise with some fields."""
-    rows = records.read_noise(invented.RESULTS / "reproduction" / "noise" / f"{name}.json")["rows"]
+    rows = COMMITTED.noises[name]["rows"]
     (row,) = [r for r in rows if all(r[key] == value for key, value in fields.items())]
     return row
 
@@ -182,7 +185,7 @@ def test_that_the_noise_levels_off_along_a_stream(estimator, form):
 
 
 def test_that_the_network_counts_as_much_as_the_method():
-    own = runs.of_record(report.load(invented.RESULTS)["budget"])
+    own = COMMITTED.own["budget"]
     scores = chapters.CHAPTERS["budget"].tasks
     places = budget.ranks(budget.same_steps(own, scores), scores)
     window, estimated = "TBPTT(8)", "KF-RTRL, blocks of 8"

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from kfrtrl_jax.studies.reproduction import report, runs, tables
+from kfrtrl_jax.studies.reproduction import report, results, runs, tables
 from kfrtrl_jax.studies.reproduction.runs import Run
 from tests.reproduction import invented
 
@@ -56,12 +56,12 @@ def test_the_last_common_step_is_of_the_seeds_that_did_not_diverge():
 
     assert tables.last_common_step([run(0, 50), run(1, 30, "running")], "T") == 30
     assert tables.last_common_step([run(0, 50), run(1, 20, "diverged")], "T") == 50
-    assert tables.last_common_step([run(0, 40, "diverged"), run(1, 20, "diverged")], "T") == 20
+    assert tables.last_common_step([run(0, 40, "diverged"), run(1, 20, "diverged")], "T") == 0
     assert tables.last_common_step([run(0, 50)], "other") == 0
 
 
 def test_the_report_tells_seeds_unfinished_runs_and_diverged_ones(tmp_path):
-    lines = report.render(invented.results(tmp_path)).splitlines()
+    lines = report.render(results.read(invented.results(tmp_path))).splitlines()
     start = lines.index("T\\*:")
     table = {line.split(" | ")[0][2:]: line for line in lines[start + 2 : start + 11]}
     # T* at 10,000, 30,000, 60,000 and 100,000 steps, and of the public logs afterwards.
@@ -80,9 +80,9 @@ def test_the_report_tells_seeds_unfinished_runs_and_diverged_ones(tmp_path):
 
 
 def test_the_report_has_budgets_and_the_noise_along_trained_networks(tmp_path):
-    lines = report.render(invented.results(tmp_path)).splitlines()
-    assert "| KF-RTRL |  | 1.0 | **0.45 ± 0.071 at 10^-3** |" in lines
-    assert "| TBPTT(1) |  | 2.0 | 0.75 ± 0.071 at 10^-2 |" in lines
+    lines = report.render(results.read(invented.results(tmp_path))).splitlines()
+    assert "| KF-RTRL |  | 1.0 | **0.45 ± 0.071 (2) at 10^-3** |" in lines
+    assert "| TBPTT(1) |  | 2.0 | 0.75 ± 0.071 (2) at 10^-2 |" in lines
     assert "At the same wall time:" not in lines
     start = lines.index("| noise | K = 8 | papers' form |")
     assert lines[start + 2] == "| KF-RTRL | 4 ± 0.5 | 4 ± 0.5 |"
@@ -99,6 +99,12 @@ def test_a_run_that_diverged_before_its_first_line_is_told():
     found = runs.of_record(invented.record("copy", [lost]))
     assert runs.status_of(found) == "diverged: 0 steps"
     assert "| UORO | 1 | 0 | diverged: 0 steps |  | 2 |" in tables.costs(found)
+
+
+def test_runs_that_diverged_at_several_steps_say_between_which():
+    lost = [invented.trial("UORO", seed, 10_000 * (3 - seed), "diverged") for seed in range(3)]
+    found = runs.of_record(invented.record("copy", lost))
+    assert runs.status_of(found) == "diverged: 3 of 3 seeds after 10,000 to 30,000 steps"
 
 
 def test_a_table_by_task_marks_what_is_beyond_noise_and_tells_what_diverged():
@@ -119,4 +125,4 @@ def test_a_table_by_task_marks_what_is_beyond_noise_and_tells_what_diverged():
 
 def test_the_committed_results_are_those_of_the_committed_records():
     root = invented.RESULTS.parents[1]
-    assert (root / "RESULTS.md").read_text() == report.render(invented.RESULTS)
+    assert (root / "RESULTS.md").read_text() == report.render(results.read(invented.RESULTS))

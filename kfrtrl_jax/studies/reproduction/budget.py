@@ -14,7 +14,7 @@ from typing import NamedTuple
 from kfrtrl_jax._src import markdown
 from kfrtrl_jax.studies.reproduction import tables
 from kfrtrl_jax.studies.reproduction.chapters import Figure, base
-from kfrtrl_jax.studies.reproduction.runs import Run, methods_of
+from kfrtrl_jax.studies.reproduction.runs import Run, by_method, methods_of
 
 RATE = "optimizer.learning_rate"
 
@@ -40,10 +40,11 @@ class Reading(NamedTuple):
         return sum(self.values.values()) / len(self.values)
 
     def text(self) -> str:
-        """In words, such as 0.036 ± 0.01 at 10^-2.5."""
+        """In words, such as 0.036 ± 0.01 (3) at 10^-2.5."""
         found = tables.spread(list(self.values.values()))
         deviation = f" ± {found.deviation:.2g}" if found.runs > 1 else ""
-        return f"{found.mean:.3g}{deviation} at 10^{math.log10(self.rate):.2g}"
+        rate = f"10^{math.log10(self.rate):.2g}"
+        return f"{found.mean:.3g}{deviation} ({found.runs}) at {rate}"
 
 
 class Comparison(NamedTuple):
@@ -52,10 +53,12 @@ class Comparison(NamedTuple):
     Attributes:
       limits: the budget of each task, by its name in configs, in words.
       readings: of each task, one per method that can be read there.
+      diverged: of each task, the methods of which a seed diverged at every rate.
     """
 
     limits: Mapping[str, str]
     readings: Mapping[str, Sequence[Reading]]
+    diverged: Mapping[str, Sequence[str]]
 
 
 def same_steps(runs: Sequence[Run], scores: Mapping[str, Figure]) -> Comparison:
@@ -95,26 +98,37 @@ def _compare(
     small.
     """
     runs = [run for run in runs if run.status in ("done", "diverged")]
-    limits, readings = {}, {}
+    limits, readings, diverged = {}, {}, {}
     for task in dict.fromkeys(run.task for run in runs):
         score, here = scores[base(task)], [run for run in runs if run.task == task]
-        own = {method: [run for run in here if run.method == method] for method in methods_of(here)}
+        own = by_method(here)
         ends = {method: tables.last_common_step(its, score.field) for method, its in own.items()}
-        limit = min(prices[method] * end for method, end in ends.items())
+        # A method of which all runs diverged has no end, and no reading.
+        limit = min((prices[method] * end for method, end in ends.items() if end), default=0.0)
         found = [_reading(m, its, score, limit / prices[m]) for m, its in own.items()]
         limits[task] = words(limit)
         readings[task] = [reading for reading in found if reading is not None]
-    return Comparison(limits, readings)
+        diverged[task] = [method for method, its in own.items() if not _steady(its)]
+    return Comparison(limits, readings, diverged)
+
+
+def _steady(runs: Sequence[Run]) -> dict[float, list[Run]]:
+    """The runs by their rate, without the rates at which a seed diverged."""
+    rates: dict[float, list[Run]] = {}
+    for run in runs:
+        rates.setdefault(run.overrides[RATE], []).append(run)
+    return {
+        rate: own for rate, own in rates.items() if not any(run.status == "diverged" for run in own)
+    }
 
 
 def _reading(method: str, runs: Sequence[Run], score: Figure, until: float) -> Reading | None:
     """A method at its best rate, among those at which no seed has diverged."""
     found = []
-    for rate in dict.fromkeys(run.overrides[RATE] for run in runs):
-        own = [run for run in runs if run.overrides[RATE] == rate]
+    for rate, own in _steady(runs).items():
         common = set.intersection(*(set(run.series.get(score.field, {})) for run in own))
         step = max((s for s in common if s <= until * (1 + 1e-9)), default=0)
-        if not step or any(run.status == "diverged" for run in own):
+        if not step:
             continue
         values = {run.seed: run.series[score.field][step] for run in own}
         reading = Reading(method, step, rate, values)
@@ -163,19 +177,20 @@ def table(comparison: Comparison, scores: Mapping[str, Figure], times: Mapping[s
       times: milliseconds per time step, by method.
     """
     mean_places = ranks(comparison, scores)
-    methods = dict.fromkeys(
-        [*mean_places, *(r.method for t in comparison.limits for r in comparison.readings[t])]
-    )
+    read = [r.method for readings in comparison.readings.values() for r in readings]
+    lost = [method for names in comparison.diverged.values() for method in names]
     bold = {
         task: _best(comparison.readings[task], scores[base(task)]) for task in comparison.limits
     }
     rows = []
-    for method in methods:
+    for method in dict.fromkeys([*mean_places, *read, *lost]):
         cells = [method, f"{times[method]:.2g}" if method in times else ""]
         cells.append(f"{mean_places[method]:.1f}" if method in mean_places else "")
         for task in comparison.limits:
             found = [r for r in comparison.readings[task] if r.method == method]
             text = found[0].text() if found else ""
+            if method in comparison.diverged[task]:
+                text = "diverged at every rate"
             cells.append(f"**{text}**" if method in bold[task] else text)
         rows.append(cells)
     heads = [

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
-from kfrtrl_jax.studies.reproduction import records, report
+from kfrtrl_jax.studies.reproduction.results import Results
 from kfrtrl_jax.studies.reproduction.runs import Run
 
 # An estimator as text, K and the immediate term.
@@ -26,23 +24,21 @@ class Cosines(NamedTuple):
     untrained: Mapping[str, Mapping[Way, float]]
 
 
-def read(results: Path, study: str) -> Cosines:
+def of_study(results: Results, study: str) -> Cosines:
     """The cosines that are known of a study.
 
     A certificate that names no K is of K = 1, and gives way to one that does; the immediate derivative
     is exact in all of them. Truncation estimates no influence, and has none.
 
     Args:
-      results: the folder experiments/results.
+      results: with the certificates and the noise.
       study: its name.
     """
     untrained: dict[str, dict[Way, float]] = {}
-    for path in (results / "fidelity.json", *sorted(results.glob("fidelity_*.json"))):
-        for row in json.loads(path.read_text()) if path.exists() else ():
-            own = untrained.setdefault(row["cell"], {})
-            own[row["estimator"], row.get("segment_length", 1), "exact"] = row["cosine"]
-    path = report.noise_file(results, study)
-    rows = records.read_noise(path)["rows"] if path.exists() else ()
+    for row in results.certificates:
+        own = untrained.setdefault(row["cell"], {})
+        own[row["estimator"], row.get("segment_length", 1), "exact"] = row["cosine"]
+    rows = results.noises[study]["rows"] if study in results.noises else ()
     trained = {(r["estimator"], r["segment_length"], r["immediate"]): r["cosine"] for r in rows}
     return Cosines(
         _without_truncation(trained),

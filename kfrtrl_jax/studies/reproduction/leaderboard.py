@@ -3,42 +3,37 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
 
 from kfrtrl_jax._src import markdown
 from kfrtrl_jax.errors import ConfigError
-from kfrtrl_jax.studies.reproduction import budget, report, runs, tables, times
+from kfrtrl_jax.studies.reproduction import budget, runs, tables, times
 from kfrtrl_jax.studies.reproduction.chapters import CHAPTERS
+from kfrtrl_jax.studies.reproduction.results import Results
+from kfrtrl_jax.studies.reproduction.runs import Run
 
 _STEP = 100_000
 _ROWS = 10
 _MARKS = ("<!-- leaderboard -->", "<!-- end of the leaderboard -->")
 
 
-def render(results: Path) -> str:
-    """The first rows in Markdown: methods by their mean place at the same wall time, then by T*.
-
-    Args:
-      results: the folder experiments/results.
-    """
-    found = report.load(results)
-    copy = runs.of_record(found["copy"]) if "copy" in found else []
-    places_by_time, places_by_steps = _places(found)
+def render(results: Results) -> str:
+    """The first rows in Markdown: methods by their mean place at the same wall time, then by T*."""
+    copy = runs.by_method(results.own.get("copy", ()))
+    places_by_time, places_by_steps = _places(results)
     compared = dict.fromkeys([*places_by_time, *places_by_steps])
-    reached = {name: _values(copy, name) for name in runs.methods_of(copy)}
-    alone = [name for name in reached if reached[name]]
-    alone.sort(key=lambda name: -tables.spread(reached[name]).mean)
+    reached = {name: _reached(own) for name, own in copy.items()}
+    alone = [name for name in copy if reached[name].runs and name not in compared]
+    alone.sort(key=lambda name: -reached[name].mean)
     rows = []
-    for method in [*compared, *(name for name in alone if name not in compared)][:_ROWS]:
-        own = [run for run in copy if run.method == method]
+    for method in [*compared, *alone][:_ROWS]:
+        own = copy.get(method, [])
         rows.append(
             [
                 method,
                 _number(places_by_time.get(method), ".1f"),
                 _number(places_by_steps.get(method), ".1f"),
-                tables.spread(reached.get(method, [])).text(1),
+                reached[method].text(1) if own else "",
                 _number((own[0].ms_per_step or None) if own else None, ".2g"),
                 _number(own[0].bytes_per_lane / 1024 if own else None, ",.0f"),
             ]
@@ -72,20 +67,19 @@ def insert(text: str, table: str) -> str:
     return f"{before}{first}{table}{last}{after}"
 
 
-def _places(found: Mapping[str, Mapping[str, Any]]) -> tuple[dict[str, float], dict[str, float]]:
+def _places(results: Results) -> tuple[dict[str, float], dict[str, float]]:
     """The mean places of `budget`, at the same time and at the same steps."""
-    if "budget" not in found:
+    if "budget" not in results.own:
         return {}, {}
-    own, scores = runs.of_record(found["budget"]), CHAPTERS["budget"].tasks
-    by_time = budget.same_time(own, scores, times.of(found["budget"]))
+    own, scores = results.own["budget"], CHAPTERS["budget"].tasks
+    by_time = budget.same_time(own, scores, times.of(results.records["budget"]))
     by_steps = budget.same_steps(own, scores)
     return budget.ranks(by_time, scores), budget.ranks(by_steps, scores)
 
 
-def _values(copy: list[runs.Run], method: str) -> list[float]:
-    """T* of each seed."""
-    own = [run for run in copy if run.method == method]
-    return tables.values_at(own, "sequence_length", _STEP)
+def _reached(own: Sequence[Run]) -> tables.Spread:
+    """T* of the seeds of a method."""
+    return tables.spread(tables.values_at(own, "sequence_length", _STEP))
 
 
 def _number(value: float | None, form: str) -> str:

@@ -64,9 +64,11 @@ function colourOf(method) {
   return COLOURS[method.colour % COLOURS.length][dark.matches ? 1 : 0];
 }
 
+/** Public logs are all grey, and of our methods each has a colour, or a colour again and a dash. */
 function dashOf(task, method) {
+  if (!method.public) return ["solid", ...DASHES][Math.floor(method.colour / COLOURS.length)];
   const all = task.methods.filter((other) => other.public);
-  return method.public ? DASHES[all.indexOf(method) % DASHES.length] : "solid";
+  return DASHES[all.indexOf(method) % DASHES.length];
 }
 
 function swatch(task, method) {
@@ -294,7 +296,7 @@ function tracesOf(task, method, field, end) {
       fill: "toself", fillcolor: faded(colour, 0.14), line: { width: 0 }, hoverinfo: "skip",
     });
   }
-  traces.push({ ...common, x, y: mean.value, line: { color: colour, width: 2.5 } });
+  traces.push({ ...common, x, y: mean.value, line: { color: colour, width: 2.5, dash: dashOf(task, method) } });
   return traces;
 }
 
@@ -302,7 +304,10 @@ function drawCurves() {
   const { task } = state;
   const on = task.methods.filter((method) => shown.get(task).has(method));
   const figure = task.figures.find((one) => one.field === state.figure) ?? task.figures[0];
-  if (!figure) return;
+  if (!figure) {
+    Plotly.purge("plot");
+    return;
+  }
   const axis = AXES[state.axis];
   const ends = on.filter((method) => !method.public).flatMap((method) =>
     method.curves[figure.field].seeds.map((seed) => axis.unit(seed, task).at(-1) ?? 0));
@@ -401,6 +406,14 @@ function options(id, pairs, chosen) {
     element("option", { value, selected: value === chosen }, text)));
 }
 
+function timesNote(task) {
+  return task.timed
+    ? "Times are those of a run alone, the methods taking turns in one process; one that was not " +
+      "timed with the others has none."
+    : "Times are medians over runs on machines that did other things beside it, and compare methods " +
+      "roughly.";
+}
+
 function cosineNote(task) {
   const places = new Set(task.methods.flatMap((method) => method.cosine ? [method.cosine.along] : []));
   if (!places.size) return "";
@@ -432,6 +445,7 @@ function draw() {
   drawStudies();
   get("title").textContent = task.study;
   get("protocol").textContent = task.protocol;
+  get("times-note").textContent = timesNote(task);
   get("cosine-note").textContent = cosineNote(task);
   get("whole-label").hidden = !task.methods.some((method) => method.public);
   options("at", [["last", "each method's last step"],

@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import string
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from kfrtrl_jax.errors import ConfigError
-from kfrtrl_jax.studies.reproduction import budget, cosines, report, runs, tables
+from kfrtrl_jax.studies.reproduction import budget, cosines, report, runs, tables, times
 from kfrtrl_jax.studies.reproduction.chapters import CHAPTERS, Chapter
 from kfrtrl_jax.studies.reproduction.cosines import Cosines
+from kfrtrl_jax.studies.reproduction.results import Results
 from kfrtrl_jax.studies.reproduction.runs import Run
 
 _PACKAGE = "kfrtrl_jax.studies.reproduction"
@@ -28,11 +29,8 @@ _BYTES_PER_KIB = 1024
 LAST = "last"
 
 
-def render(results: Path) -> str:
+def render(results: Results) -> str:
     """The page.
-
-    Args:
-      results: the folder experiments/results.
 
     Raises:
       ConfigError: if plotly is not installed.
@@ -55,34 +53,30 @@ def html(content: Mapping[str, Any], library: str) -> str:
     """
     return string.Template(_file("page.html")).substitute(
         style=_file("page.css"),
-        library=library.replace("</script", r"<\/script"),
+        library=re.sub("</(script)", r"<\\/\1", library, flags=re.IGNORECASE),
         data=json.dumps(content, allow_nan=False).replace("<", r"\u003c"),
         script=_file("page.js"),
     )
 
 
-def content(results: Path) -> dict[str, Any]:
+def content(results: Results) -> dict[str, Any]:
     """All that the page shows, as plain values.
-
-    Args:
-      results: the folder experiments/results.
 
     Returns:
       "tasks": for each task of each study its figures, its methods with their scores, costs and
       curves, the differences between its configs, and what it was made with.
     """
-    found = report.load(results)
-    own = {name: _shown(CHAPTERS[name], runs.of_record(record)) for name, record in found.items()}
+    own = {name: _shown(CHAPTERS[name], of_study) for name, of_study in results.own.items()}
     colours = _colours([runs.methods_of(of_study) for of_study in own.values()])
     tasks = []
-    for name, record in found.items():
-        known = cosines.read(results, name)
-        public = runs.of_public_logs(results / report.REFERENCE, name)
+    for name, record in results.records.items():
+        known = cosines.of_study(results, name)
         for task in dict.fromkeys(run.task for run in own[name]):
             here = [run for run in own[name] if run.task == task]
             methods = [
                 _method(CHAPTERS[name], of_one, known)
-                for of_one in [*_by_method(here), *_by_method(public)]
+                for of_both in (here, results.public[name])
+                for of_one in runs.by_method(of_both).values()
             ]
             for method in methods:
                 method["colour"] = colours.get(method["name"])
@@ -123,6 +117,7 @@ def _task(
         "figures": figures,
         "steps": [step for step in steps if any(step in method["scores"] for method in methods)],
         "lanes": own[0].lanes,
+        "timed": bool(times.of(record)),
         "config": record["config"],
         "configs": configs(own),
         "made_with": report.made_with(record),
@@ -130,22 +125,15 @@ def _task(
     }
 
 
-def _by_method(of_study: Sequence[Run]) -> Iterator[list[Run]]:
-    for method in runs.methods_of(of_study):
-        yield [run for run in of_study if run.method == method]
-
-
 def _method(chapter: Chapter, own: Sequence[Run], known: Cosines) -> dict[str, Any]:
     """What is known of a method, whose runs these are."""
     first = own[0]
     fields = [figure.field for figure in chapter.figures_of(first.task)]
     cosine = None if first.status == "public" else cosines.of(first, known)
-    milliseconds = [run.ms_per_step for run in own if run.ms_per_step]
+    time = tables.time_of(own)
     return {
         "name": first.method,
         "public": first.status == "public",
-        "seeds": len(own),
-        "steps": min(run.steps for run in own),
         "status": runs.status_of(own),
         "scores": _scores(own, fields),
         "results": {
@@ -153,7 +141,7 @@ def _method(chapter: Chapter, own: Sequence[Run], known: Cosines) -> dict[str, A
             for name in ("best_valid_loss", "test_loss")
         },
         "cosine": cosine,
-        "ms_per_step": tables.spread(milliseconds).mean if milliseconds else None,
+        "ms_per_step": time.mean if time.runs else None,
         "kib_per_lane": first.bytes_per_lane / _BYTES_PER_KIB if first.bytes_per_lane else None,
         "command": first.command,
         "curves": {field: _curves(own, field) for field in fields},
@@ -196,11 +184,11 @@ def _curves(own: Sequence[Run], field: str) -> dict[str, Any]:
 
 
 def _curve(run: Run, field: str) -> dict[str, list[Any]]:
-    values, times = run.series[field], run.series.get("wall_time", {})
+    values, seconds = run.series[field], run.series.get("wall_time", {})
     steps = sorted(values)
     return {
         "step": steps,
-        "seconds": [times[step] for step in steps] if times else [],
+        "seconds": [seconds[step] for step in steps] if seconds else [],
         "value": [values[step] for step in steps],
     }
 
@@ -247,12 +235,12 @@ def configs(own: Sequence[Run]) -> dict[str, Any]:
       a method each, with its value of each of these fields, None where it has the study's own.
     """
     overrides = {
-        of_one[0].method: {
+        method: {
             field: value if isinstance(value, str) else json.dumps(value)
             for field, value in of_one[0].overrides.items()
             if field not in ("seed", "task")
         }
-        for of_one in _by_method(own)
+        for method, of_one in runs.by_method(own).items()
     }
     fields = list(dict.fromkeys(field for fields in overrides.values() for field in fields))
     alike = [

@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from kfrtrl_jax.studies.reproduction import chapters, tables
-from kfrtrl_jax.studies.reproduction.runs import Run, methods_of, without_lanes
+from kfrtrl_jax.studies.reproduction.runs import Run, by_method, methods_of, without_lanes
 from kfrtrl_jax.training import plots
 
 
@@ -24,37 +24,38 @@ def draw(
     path: Path,
     own: Sequence[Run],
     public: Sequence[Run],
-    field: str,
-    words: str,
+    of: chapters.Figure,
     methods: Sequence[str],
 ) -> None:
-    """Draws the mean over seeds of chosen methods, and the public logs as grey dashes.
+    """Draws the mean over seeds of each method, and the public logs as grey dashes.
+
+    A method whose time is not known is drawn against time steps alone.
 
     Args:
       path: of the picture.
-      own: our runs, of which those that diverged are left out.
+      own: our runs, of these methods.
       public: those of others, drawn as far as ours go.
-      field: of the figure.
-      words: what it is.
-      methods: at most as many as there are colours; those without runs are left out.
+      of: the figure.
+      methods: in the order of their colours, at most as many as there are.
     """
-    own = [run for run in own if run.status != "diverged"]
-    known = [method for method in methods if method in methods_of(own)]
-    end = max(run.steps for run in own if run.method in known)
+    end = max(run.steps for run in own) / 1000
     with mpl.rc_context(plots.STYLE):
         figure = Figure(figsize=(9, 3.8), layout="constrained")
         by_step, by_time = figure.subplots(1, 2, sharey=True)
-        for name, dashes in zip(methods_of(public), ("--", ":", "-."), strict=False):
-            runs = [run for run in public if run.method == name]
-            x, y = mean(runs, field, _thousands)
-            count = sum(step <= end / 1000 for step in x)
-            by_step.plot(x[:count], y[:count], dashes, color="0.6", marker=".", label=name)
-        for number, name in enumerate(known):
-            runs = [run for run in own if run.method == name]
-            style: Any = {"color": plots.COLOURS[number], "label": name}
-            by_step.plot(*mean(runs, field, _thousands), **style)
-            by_time.plot(*mean(runs, field, _minutes), **style)
-        by_step.set_ylabel(words)
+        for runs, dashes in zip(by_method(public).values(), ("--", ":", "-."), strict=False):
+            x, y = mean(runs, of.field, _thousands)
+            reached = sum(step <= end for step in x)
+            label = runs[0].method
+            by_step.plot(x[:reached], y[:reached], dashes, color="0.6", marker=".", label=label)
+        found = by_method(own)
+        for name, colour in zip(methods, plots.COLOURS, strict=False):
+            if name not in found:
+                continue
+            style: Any = {"color": colour, "label": name}
+            by_step.plot(*mean(found[name], of.field, _thousands), **style)
+            if all(run.series.get("wall_time") for run in found[name]):
+                by_time.plot(*mean(found[name], of.field, _minutes), **style)
+        by_step.set_ylabel(of.axis or of.words)
         by_step.set_xlabel("thousand time steps")
         by_time.set_xlabel("minutes")
         by_time.set_xscale("log")

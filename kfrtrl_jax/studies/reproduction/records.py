@@ -70,13 +70,12 @@ def collect(name: str, folder: Path, common: Mapping[str, Any] | None = None) ->
         method, task = study.method_of(overrides), overrides.get("task", config.task.name)
         if (method, task) not in units:
             units[method, task] = _bytes_per_lane(config)
-        own = {**(common or {}), **overrides}
         found.append(
             {
                 "method": method,
                 "task": task,
                 "cell": config.cell.name,
-                "overrides": _without_steps(own),
+                "overrides": _without_steps(sweep.together(dict(common or {}), overrides)),
                 "lanes": config.task.batch_size,
                 "bytes_per_lane": units[method, task],
                 "made_with": 0,
@@ -95,8 +94,9 @@ def collect(name: str, folder: Path, common: Mapping[str, Any] | None = None) ->
 def merge(new: Mapping[str, Any], old: Mapping[str, Any]) -> dict[str, Any]:
     """One record of the same study from two, such as of its parts on two machines.
 
-    Of a trial that both have, the one with more steps is kept, and the new one if they are equal. Times
-    are those of the new record, if it has any: only methods that took turns can be compared.
+    Of a trial that both have, the one with more steps is kept, and the new one if they are equal. Only
+    methods that took turns can be compared, so times are those of one record: of that which has more of
+    them, and of the new one if both have as many.
 
     Raises:
       ConfigError: if they are of different studies, data or precisions.
@@ -118,7 +118,7 @@ def merge(new: Mapping[str, Any], old: Mapping[str, Any]) -> dict[str, Any]:
     for key in ordered:
         if chosen[key][1] not in made:
             made.append(chosen[key][1])
-    timed = next((r for r in (new, old) if times.of(r)), old)
+    timed = max((new, old), key=lambda record: len(times.of(record)))
     return {
         "study": name,
         "config": path_of(name),

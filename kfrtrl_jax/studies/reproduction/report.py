@@ -18,11 +18,11 @@ from kfrtrl_jax.studies.reproduction import (
     times,
 )
 from kfrtrl_jax.studies.reproduction.chapters import CHAPTERS, Chapter
+from kfrtrl_jax.studies.reproduction.results import RECORDS, Results
 from kfrtrl_jax.studies.reproduction.runs import Run
 
 # Fields of configs/noise.py that describe an untrained cell.
 _OF_UNTRAINED = ("cell", "init_scale", "input_size", "hidden_size", "batch_size")
-RECORDS, REFERENCE = "reproduction", "reference"
 STEPS = records.STEPS
 
 
@@ -42,54 +42,34 @@ says so. A seed that diverged has no figures after that, and is told beside the 
 """
 
 
-def load(results: Path) -> dict[str, Mapping[str, Any]]:
-    """The records of all studies that have been run, by name.
-
-    Args:
-      results: the folder experiments/results.
-    """
-    paths = ((name, results / RECORDS / f"{name}.json") for name in CHAPTERS)
-    return {name: records.read_study(path) for name, path in paths if path.exists()}
-
-
-def render(results: Path) -> str:
-    """RESULTS.md.
-
-    Args:
-      results: the folder experiments/results.
-    """
-    found = load(results)
+def render(results: Results) -> str:
+    """RESULTS.md."""
     parts = [INTRODUCTION]
-    for name, record in found.items():
-        public = runs.of_public_logs(results / REFERENCE, name)
-        parts.append(_chapter(CHAPTERS[name], record, runs.of_record(record), public))
-    noises = {name: path for name in chapters.NOISE if (path := noise_file(results, name)).exists()}
-    if noises:
+    for name, record in results.records.items():
+        parts.append(_chapter(CHAPTERS[name], record, results.own[name], results.public[name]))
+    if results.noises:
         parts += [f"## {chapters.NOISE_TITLE}\n", chapters.NOISE_PROTOCOL.lstrip()]
-        parts += [
-            _noise(chapters.NOISE[name], records.read_noise(path)) for name, path in noises.items()
-        ]
+        parts += [_noise(chapters.NOISE[name], record) for name, record in results.noises.items()]
     return "\n".join(parts)
 
 
-def draw(results: Path, out: Path) -> list[Path]:
+def draw(results: Results, out: Path) -> list[Path]:
     """Draws a picture of each study that has curves or many tasks, and gives their paths.
 
     Args:
-      results: the folder experiments/results.
+      results: of which studies are drawn.
       out: the folder of the pictures.
     """
     paths = []
-    for name, record in load(results).items():
-        chapter, own = CHAPTERS[name], runs.of_record(record)
+    for name, own in results.own.items():
+        chapter, path = CHAPTERS[name], out / f"{name}.png"
         if chapter.by_task and tables.finished(own):
-            paths.append(out / f"{name}.png")
-            pictures.draw_tasks(paths[-1], own, chapter.figures[0], chapter.guessing)
-        if chapter.drawn and set(chapter.drawn) & set(runs.methods_of(own)):
-            figure, public = chapter.figures[0], runs.of_public_logs(results / REFERENCE, name)
-            paths.append(out / f"{name}.png")
-            words = figure.axis or figure.words
-            pictures.draw(paths[-1], own, public, figure.field, words, chapter.drawn)
+            pictures.draw_tasks(path, own, chapter.figures[0], chapter.guessing)
+            paths.append(path)
+        drawn = [run for run in own if run.method in chapter.drawn and run.status != "diverged"]
+        if drawn:
+            pictures.draw(path, drawn, results.public[name], chapter.figures[0], chapter.drawn)
+            paths.append(path)
     return paths
 
 
@@ -137,11 +117,6 @@ def _budgets(chapter: Chapter, record: Mapping[str, Any], own: Sequence[Run]) ->
     parts.append(budget.table(by_steps, chapter.tasks, timed))
     parts.append(f"Made with {'; '.join(made_with(record))}.\n")
     return parts
-
-
-def noise_file(results: Path, name: str) -> Path:
-    """The file of one of the noises of `chapters.NOISE`, which need not exist."""
-    return results / RECORDS / "noise" / f"{name}.json"
 
 
 def _noise(words: str, record: Mapping[str, Any]) -> str:

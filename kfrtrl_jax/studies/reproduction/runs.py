@@ -99,7 +99,7 @@ def of_public_logs(folder: Path, study: str) -> list[Run]:
     """The public runs of a study, one per estimator and seed; none for a study without logs.
 
     Args:
-      folder: of their tables.
+      folder: of their tables; one that is not there is left out.
       study: "copy" or "ptb".
     """
     found: dict[tuple[str, str], Series] = {}
@@ -156,6 +156,14 @@ def methods_of(runs: Sequence[Run]) -> list[str]:
     return list(dict.fromkeys(run.method for run in runs))
 
 
+def by_method(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    """The runs of each method, in the order in which they come."""
+    found: dict[str, list[Run]] = {}
+    for run in runs:
+        found.setdefault(run.method, []).append(run)
+    return found
+
+
 def status_of(runs: Sequence[Run]) -> str:
     """How far the runs of a method have come, in words."""
     parts = []
@@ -164,7 +172,9 @@ def status_of(runs: Sequence[Run]) -> str:
         at = f"{last.steps:,} of {last.planned_steps:,} steps"
         parts.append(f"running: {_some(running, runs, ' at ')}{at}")
     if diverged := [run for run in runs if run.status == "diverged"]:
-        parts.append(f"diverged: {_some(diverged, runs, ' after ')}{diverged[0].steps:,} steps")
+        ends = sorted({run.steps for run in diverged})
+        after = " to ".join(f"{end:,}" for end in dict.fromkeys([ends[0], ends[-1]]))
+        parts.append(f"diverged: {_some(diverged, runs, ' after ')}{after} steps")
     return "; ".join(parts) or ("public log" if runs[0].status == "public" else "done")
 
 
@@ -188,5 +198,7 @@ def _method(estimator: str) -> str:
 
 
 def _rows(path: Path) -> Iterator[dict[str, str]]:
+    if not path.exists():
+        return
     with open(path, newline="") as file:
         yield from csv.DictReader(file)

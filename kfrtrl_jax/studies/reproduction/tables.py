@@ -13,7 +13,7 @@ import numpy as np
 import scipy.stats
 
 from kfrtrl_jax._src import markdown
-from kfrtrl_jax.studies.reproduction.runs import Run, methods_of, status_of, without_lanes
+from kfrtrl_jax.studies.reproduction.runs import Run, by_method, status_of, without_lanes
 
 _CONFIDENCE = 0.95
 
@@ -84,16 +84,16 @@ def paired(runs: Sequence[Run], method: str, other: str, field: str, step: int) 
       field: of the figure.
       step: at which it is compared.
     """
-    by_method = {
-        name: {
+    values, those_of_other = (
+        {
             (run.task, run.seed): run.series[field][step]
             for run in runs
             if run.method == name and step in run.series.get(field, {})
         }
         for name in (method, other)
-    }
-    common = sorted(by_method[method].keys() & by_method[other].keys())
-    return difference([by_method[method][key] - by_method[other][key] for key in common])
+    )
+    common = sorted(values.keys() & those_of_other.keys())
+    return difference([values[key] - those_of_other[key] for key in common])
 
 
 def difference(differences: Sequence[float]) -> Difference:
@@ -114,8 +114,7 @@ def at_steps(runs: Sequence[Run], field: str, steps: Sequence[int], digits: int)
     """
     known = [s for s in steps if any(s in run.series.get(field, {}) for run in runs)]
     rows = []
-    for method in methods_of(runs):
-        own = [run for run in runs if run.method == method]
+    for method, own in by_method(runs).items():
         cells = [_cell(own, field, step, digits) for step in known]
         if any(cells):
             rows.append([method, *cells])
@@ -136,19 +135,15 @@ def values_at(runs: Sequence[Run], field: str, step: int) -> list[float]:
 
 
 def last_common_step(runs: Sequence[Run], field: str) -> int:
-    """The last step at which all runs have a figure; 0 if there is none.
-
-    Runs that diverged are left out, unless all did.
-    """
-    kept = [run for run in runs if run.status != "diverged"] or runs
-    common = set.intersection(*(set(run.series.get(field, {})) for run in kept))
-    return max(common, default=0)
+    """The last step at which all runs but those that diverged have a figure; 0 if there is none."""
+    kept = [set(run.series.get(field, {})) for run in runs if run.status != "diverged"]
+    return max(set.intersection(*kept), default=0) if kept else 0
 
 
 def differences(runs: Sequence[Run], other: str, field: str, step: int, digits: int) -> str:
     """A row per method: what it is above another method at a step, paired over seeds; "" for none."""
     rows = []
-    for method in methods_of(runs):
+    for method in by_method(runs):
         found = paired(runs, method, other, field, step)
         if method != other and found.seeds:
             rows.append([method, found.text(digits)])
@@ -170,14 +165,14 @@ def by_task(runs: Sequence[Run], field: str, digits: int, other: str = "") -> st
     done = finished(runs)
     names = list(dict.fromkeys(run.task for run in done))
     rows = []
-    for method in methods_of(done):
+    for method, own in by_method(done).items():
         cells = []
         for task in names:
-            own = [run for run in done if run.method == method and run.task == task]
-            text = last(own, field).text(digits)
+            here = [run for run in own if run.task == task]
+            text = last(here, field).text(digits)
             mark = _mark(done, method, other, task, field)
-            cells.append(f"{text}{mark}{diverged(own)}")
-        time = spread([run.ms_per_step for run in done if run.method == method and run.ms_per_step])
+            cells.append(f"{text}{mark}{diverged(here)}")
+        time = time_of(own)
         rows.append([method, *cells, f"{time.mean:.2g}" if time.runs else ""])
     return markdown.table(["", *map(without_lanes, names), "ms a step"], rows)
 
@@ -208,13 +203,17 @@ def _mark(runs: Sequence[Run], method: str, other: str, task: str, field: str) -
     return "" if not found.beyond_noise else " ↑" if found.mean > 0 else " ↓"
 
 
+def time_of(runs: Sequence[Run]) -> Spread:
+    """Milliseconds that a time step takes, of those runs whose time is known."""
+    return spread([run.ms_per_step for run in runs if run.ms_per_step])
+
+
 def results(runs: Sequence[Run]) -> str:
     """A row per method: the lowest validation loss and the test loss there; "" if no run has any."""
     rows = []
-    for method in methods_of(runs):
-        own = [run.results for run in runs if run.method == method]
+    for method, own in by_method(runs).items():
         cells = [
-            spread([result[key] for result in own if key in result]).text(3)
+            spread([run.results[key] for run in own if key in run.results]).text(3)
             for key in ("best_valid_loss", "test_loss")
         ]
         if any(cells):
@@ -225,9 +224,8 @@ def results(runs: Sequence[Run]) -> str:
 def costs(runs: Sequence[Run]) -> str:
     """A row per method: how far its runs have come, what a step takes, what a lane keeps."""
     rows = []
-    for method in methods_of(runs):
-        own = [run for run in runs if run.method == method]
-        time = spread([run.ms_per_step for run in own if run.ms_per_step])
+    for method, own in by_method(runs).items():
+        time = time_of(own)
         rows.append(
             [
                 method,
