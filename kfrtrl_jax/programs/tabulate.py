@@ -22,18 +22,14 @@ def run() -> int:
     """Reads the sweep and writes the two files."""
     if not (_SWEEP.value and _OUT.value):
         raise ConfigError("--sweep and --out are needed: the workdir of a sweep, and a prefix")
-    path = pathlib.Path(_SWEEP.value) / trials.RESULTS
-    if not path.is_file():
-        raise ConfigError(
-            f"{path.parent} has no {trials.RESULTS}: no group of its trials is finished"
-        )
-    found = workdir.read_document(path)["trials"]
-    done = [(trial["overrides"], trial["result"]) for trial in found if trial["result"]]
+    done = trials.finished(pathlib.Path(_SWEEP.value), command_line.warn)
+    overrides, results = ([trial[key] for trial in done] for key in ("overrides", "result"))
     out = pathlib.Path(_OUT.value)
     out.parent.mkdir(parents=True, exist_ok=True)
-    text = tables.pivot([own for own, _ in done], [result for _, result in done], _ROWS.value)
+    text = tables.pivot(overrides, results, _ROWS.value)
     workdir.write_text(workdir.with_ending(out, "md"), text)
-    workdir.write_json(workdir.with_ending(out, "json"), {"trials": [{**o, **r} for o, r in done]})
+    rows = [{**own, **result} for own, result in zip(overrides, results, strict=True)]
+    workdir.write_json(workdir.with_ending(out, "json"), {"trials": rows})
     print(text)
     return 0
 

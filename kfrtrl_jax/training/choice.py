@@ -42,14 +42,14 @@ class Choice(NamedTuple):
     left_out: int
 
 
-def is_finished(result: Mapping[str, Any]) -> bool:
-    """Whether a trial came to its last step with finite numbers."""
+def is_steady(result: Mapping[str, Any]) -> bool:
+    """Whether the numbers of a trial have stayed finite."""
     return "diverged_at" not in result
 
 
 def figures(results: Results, key: str) -> list[float]:
     """A figure of those trials that did not diverge."""
-    return [r[key] for r in results if r.get(key) is not None and is_finished(r)]
+    return [r[key] for r in results if r.get(key) is not None and is_steady(r)]
 
 
 def measure_of(results: Results) -> Measure:

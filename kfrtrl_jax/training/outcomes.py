@@ -2,22 +2,37 @@
 
 from __future__ import annotations
 
+import collections
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from kfrtrl_jax._src.compositions import composed
 from kfrtrl_jax._src.compositions.factories import KINDS
-from kfrtrl_jax.training import choice, display, metrics, plots
+from kfrtrl_jax.training import choice, display, metrics, plots, workdir
 from kfrtrl_jax.training import config as configs
-from kfrtrl_jax.training.choice import Results, figures, is_finished
+from kfrtrl_jax.training.choice import Results, figures, is_steady
 from kfrtrl_jax.training.overrides import Overrides
+from kfrtrl_jax.training.spreads import spread
+
+
+def labels(settings: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Overrides in words, the same for the same overrides and others for others.
+
+    Those that would read alike, such as two rates that differ in their fourth digit or two fields of
+    the same name, are given with all digits and whole paths.
+    """
+    keys = [workdir.as_text(own) for own in settings]
+    short = {key: label_of(own) for key, own in zip(keys, settings, strict=True)}
+    times = collections.Counter(short.values())
+    return [
+        short[key] if times[short[key]] == 1 else ", ".join(f"{k}={v!r}" for k, v in own.items())
+        for key, own in zip(keys, settings, strict=True)
+    ]
 
 
 def label_of(overrides: Mapping[str, Any]) -> str:
-    """Overrides in words."""
+    """Overrides in words, short: floats have three digits, fields the last part of their path."""
     return ", ".join(
         _shown(value, key)
         if key in configs.SECTIONS or key.endswith(".name")
@@ -55,10 +70,13 @@ def report(
 def by_setting(sweep: Sequence[Overrides]) -> dict[str, list[int]]:
     """The places of the trials that differ in their seed alone, by their other overrides in words."""
     settings: dict[str, list[int]] = {}
-    for i, overrides in enumerate(sweep):
-        label = label_of({k: v for k, v in overrides.items() if k != "seed"}) or "all"
-        settings.setdefault(label, []).append(i)
+    for i, label in enumerate(labels([_without(own, "seed") for own in sweep])):
+        settings.setdefault(label or "all", []).append(i)
     return settings
+
+
+def _without(overrides: Overrides, *paths: str) -> Overrides:
+    return {path: value for path, value in overrides.items() if path not in paths}
 
 
 def _print_table(
@@ -116,15 +134,18 @@ def _draw_responses(
 ) -> list[Path]:
     """Draws the figure that counts against each float that is swept; the pictures."""
     pictures, outcome = [], choice.measure_of(results).key
-    for path in _swept_floats(sweep):
+    swept = _swept_floats(sweep)
+    times = collections.Counter(path.split(".")[-1] for path in swept)
+    for path in swept:
         lines: dict[str, dict[float, list[float]]] = {}
-        for overrides, result in zip(sweep, results):
-            if path in overrides and result.get(outcome) is not None and is_finished(result):
-                rest = {k: v for k, v in overrides.items() if k not in ("seed", path)}
-                points = lines.setdefault(label_of(rest) or "all", {})
+        others = labels([_without(own, "seed", path) for own in sweep])
+        for overrides, result, label in zip(sweep, results, others, strict=True):
+            if path in overrides and result.get(outcome) is not None and is_steady(result):
+                points = lines.setdefault(label or "all", {})
                 points.setdefault(overrides[path], []).append(result[outcome])
         if lines:
-            pictures.append(folder / f"sweep_{path.split('.')[-1]}.png")
+            last = path.split(".")[-1]
+            pictures.append(folder / f"sweep_{last if times[last] == 1 else path}.png")
             label = plots.label_of(outcome, words)
             shown = label if outcome == "best_valid_loss" else f"final {label}"
             plots.plot_response(lines, pictures[-1], path, shown)
@@ -159,7 +180,5 @@ def _swept_floats(sweep: Sequence[Overrides]) -> list[str]:
 
 
 def _spread(results: Results, key: str) -> str:
-    values = figures(results, key)
-    if not values:
-        return "-"
-    return f"{np.mean(values):.4g} ± {np.std(values):.2g}"
+    found = spread(figures(results, key))
+    return found.formatted(".4g", ".2g") if found.runs else "-"

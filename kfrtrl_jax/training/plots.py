@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 
 from kfrtrl_jax.training.display import NAMELESS, Words
 from kfrtrl_jax.training.metrics import Record
+from kfrtrl_jax.training.spreads import spread
 
 LABELS = {
     "running_loss": "running loss",
@@ -163,9 +164,10 @@ def plot_response(
                 if label not in part:
                     axes.plot(x, mean, **_GREY)
                     continue
-                spread = [np.std(points[value]) for value in x]
+                # One seed has no deviation, which is NaN and draws no bar.
+                deviations = [spread(points[value]).deviation for value in x]
                 style = _style(part.index(label))
-                axes.errorbar(x, mean, spread, label=label, ms=5, capsize=3, **style)
+                axes.errorbar(x, mean, deviations, label=label, ms=5, capsize=3, **style)
             if values[0] > 0 and values[-1] > 4 * values[0]:
                 axes.set_xscale("log")
             if len(values) <= 8 and all(b > 1.4 * a for a, b in itertools.pairwise(values)):

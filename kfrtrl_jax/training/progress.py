@@ -38,7 +38,7 @@ def make_progress(
         running = [name for work, step in now.items() if step != first[work] for name in work.names]
         broken = [name for work in failed for name in work.names]
         whole = [results[name] for name in runs if trials.is_done(runs[name], results.get(name))]
-        done = sum(map(choice.is_finished, whole))
+        done = sum(map(choice.is_steady, whole))
         counts = {
             "diverged": len(whole) - done,
             "failed": len(broken),

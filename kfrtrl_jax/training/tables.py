@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from kfrtrl_jax._src import markdown
 from kfrtrl_jax.errors import ConfigError
 from kfrtrl_jax.training.choice import Results, figures
-from kfrtrl_jax.training.outcomes import label_of
+from kfrtrl_jax.training.outcomes import labels
+from kfrtrl_jax.training.spreads import spread
 
 
 def pivot(overrides: Sequence[Mapping[str, Any]], results: Results, rows: Sequence[str]) -> str:
@@ -24,16 +23,20 @@ def pivot(overrides: Sequence[Mapping[str, Any]], results: Results, rows: Sequen
     Raises:
       ConfigError: if a trial does not have one of these.
     """
-    cells: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
-    for own, result in zip(overrides, results, strict=True):
+    for own in overrides:
         missing = [path for path in rows if path not in own]
         if missing:
             raise ConfigError(
                 f"the sweep has a trial without the override {missing[0]!r}: {dict(own)}"
             )
-        others = {key: value for key, value in own.items() if key not in (*rows, "seed")}
-        place = (label_of({path: own[path] for path in rows}), label_of(others) or "all")
-        cells.setdefault(place, []).append(result)
+    left = labels([{path: own[path] for path in rows} for own in overrides])
+    others = [
+        {path: value for path, value in own.items() if path not in (*rows, "seed")}
+        for own in overrides
+    ]
+    cells: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for row, column, result in zip(left, labels(others), results, strict=True):
+        cells.setdefault((row, column or "all"), []).append(result)
     names = list(dict.fromkeys(row for row, _ in cells))
     columns = list(dict.fromkeys(column for _, column in cells))
 
@@ -48,7 +51,7 @@ def pivot(overrides: Sequence[Mapping[str, Any]], results: Results, rows: Sequen
         return markdown.table([heading, *columns], lines)
 
     scores = table("score of the last steps, mean ± standard deviation", _score)
-    times = table("seconds for all seeds together", _seconds)
+    times = table("seconds of the longest run", _seconds)
     return f"{scores}\n{times}"
 
 
@@ -60,7 +63,7 @@ def _judged_by(results: Results) -> str:
 def _score(results: Results) -> str:
     values = figures(results, "score")
     failed = len(results) - len(values)
-    text = f"{np.mean(values):.3g} ± {np.std(values):.1g}" if values else "-"
+    text = spread(values).formatted(".3g", ".1g") if values else "-"
     return f"{text} ({failed} diverged)" if failed else text
 
 

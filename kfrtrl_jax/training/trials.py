@@ -146,8 +146,12 @@ def finished(folder: Path, warn: Callable[[str], None]) -> list[Mapping[str, Any
       warn: called with a line if there are others.
 
     Raises:
-      WorkdirError: if no trial is finished, or the file is damaged.
+      WorkdirError: if the folder is of no sweep, if no trial is finished, or if the file is damaged.
     """
+    if not (folder / RESULTS).exists():
+        raise WorkdirError(
+            f"{folder} has no {RESULTS}: it is of no sweep, or of one that just began"
+        )
     found = workdir.read_document(folder / RESULTS)["trials"]
     done = [trial for trial in found if trial["result"] is not None]
     if not done:

@@ -23,7 +23,7 @@ def test_seeds_are_a_mean_and_what_diverged_is_told():
     lines = text.splitlines()
     assert lines[0].endswith("| uoro | ok(rank=2) |")
     assert lines[2] == "| copy: bits | 2 ± 1 | - (1 diverged) |"
-    assert lines[3] == "| adding: accuracy | 0.5 ± 0 | - |"
+    assert lines[3] == "| adding: accuracy | 0.5 | - |"
     assert lines[7] == "| copy: bits | 12 | - |"
 
 

@@ -15,6 +15,7 @@ from kfrtrl_jax._src import markdown
 from kfrtrl_jax.studies.reproduction import tables
 from kfrtrl_jax.studies.reproduction.chapters import Figure, base
 from kfrtrl_jax.studies.reproduction.runs import Run, by_method, methods_of
+from kfrtrl_jax.training.spreads import spread
 
 RATE = "optimizer.learning_rate"
 
@@ -41,10 +42,9 @@ class Reading(NamedTuple):
 
     def text(self) -> str:
         """In words, such as 0.036 ± 0.01 (3) at 10^-2.5."""
-        found = tables.spread(list(self.values.values()))
-        deviation = f" ± {found.deviation:.2g}" if found.runs > 1 else ""
+        found = spread(list(self.values.values()))
         rate = f"10^{math.log10(self.rate):.2g}"
-        return f"{found.mean:.3g}{deviation} ({found.runs}) at {rate}"
+        return f"{found.formatted('.3g', '.2g')} ({found.runs}) at {rate}"
 
 
 class Comparison(NamedTuple):
@@ -132,7 +132,7 @@ def _reading(method: str, runs: Sequence[Run], score: Figure, until: float) -> R
             continue
         values = {run.seed: run.series[score.field][step] for run in own}
         reading = Reading(method, step, rate, values)
-        loss = tables.spread(tables.values_at(own, "running_loss", step)).mean
+        loss = spread(tables.values_at(own, "running_loss", step)).mean
         # A score of whole numbers, such as T*, often ties.
         found.append((reading.mean if score.rises else -reading.mean, -loss, reading))
     return max(found, key=lambda each: each[:2])[2] if found else None

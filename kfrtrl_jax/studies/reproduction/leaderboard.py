@@ -11,6 +11,7 @@ from kfrtrl_jax.studies.reproduction import budget, runs, tables, times
 from kfrtrl_jax.studies.reproduction.chapters import CHAPTERS
 from kfrtrl_jax.studies.reproduction.results import Results
 from kfrtrl_jax.studies.reproduction.runs import Run
+from kfrtrl_jax.training.spreads import Spread, spread
 
 _STEP = 100_000
 _ROWS = 10
@@ -77,9 +78,9 @@ def _places(results: Results) -> tuple[dict[str, float], dict[str, float]]:
     return budget.ranks(by_time, scores), budget.ranks(by_steps, scores)
 
 
-def _reached(own: Sequence[Run]) -> tables.Spread:
+def _reached(own: Sequence[Run]) -> Spread:
     """T* of the seeds of a method."""
-    return tables.spread(tables.values_at(own, "sequence_length", _STEP))
+    return spread(tables.values_at(own, "sequence_length", _STEP))
 
 
 def _number(value: float | None, form: str) -> str:

@@ -22,6 +22,7 @@ from kfrtrl_jax.studies.reproduction.chapters import CHAPTERS, Chapter
 from kfrtrl_jax.studies.reproduction.cosines import Cosines
 from kfrtrl_jax.studies.reproduction.results import Results
 from kfrtrl_jax.studies.reproduction.runs import Run
+from kfrtrl_jax.training.spreads import spread
 
 _PACKAGE = "kfrtrl_jax.studies.reproduction"
 _BYTES_PER_KIB = 1024
@@ -165,7 +166,7 @@ def _spread(values: Sequence[float]) -> dict[str, Any] | None:
     """The mean, the standard deviation (None for a single run) and the number of values."""
     if not values:
         return None
-    found = tables.spread(values)
+    found = spread(values)
     return {
         "mean": found.mean,
         "deviation": found.deviation if found.runs > 1 else None,

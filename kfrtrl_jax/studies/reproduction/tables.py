@@ -9,42 +9,13 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import numpy as np
 import scipy.stats
 
 from kfrtrl_jax._src import markdown
 from kfrtrl_jax.studies.reproduction.runs import Run, by_method, status_of, without_lanes
+from kfrtrl_jax.training.spreads import Spread, spread
 
 _CONFIDENCE = 0.95
-
-
-class Spread(NamedTuple):
-    """A figure over seeds.
-
-    Attributes:
-      mean: over those runs that have it.
-      deviation: the standard deviation of single runs; NaN for one.
-      runs: their number.
-    """
-
-    mean: float
-    deviation: float
-    runs: int
-
-    def text(self, digits: int) -> str:
-        """In words, such as 2.09 ± 0.01 (5)."""
-        if not self.runs:
-            return ""
-        spread = "" if self.runs == 1 else f" ± {self.deviation:.{digits}f}"
-        return f"{self.mean:.{digits}f}{spread} ({self.runs})"
-
-
-def spread(values: Sequence[float]) -> Spread:
-    """The mean and the standard deviation of values."""
-    if not values:
-        return Spread(math.nan, math.nan, 0)
-    deviation = float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
-    return Spread(float(np.mean(values)), deviation, len(values))
 
 
 class Difference(NamedTuple):
