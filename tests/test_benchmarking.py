@@ -15,6 +15,7 @@ import pytest
 from configs import copy
 from kfrtrl_jax.errors import ConfigError
 from kfrtrl_jax.programs import benchmark
+from kfrtrl_jax.studies import power_law
 from kfrtrl_jax.studies.benchmarking import (
     floors,
     memory,
@@ -190,7 +191,7 @@ def test_fits_find_the_exponents_of_power_laws(tmp_path):
     overhead = [row._replace(seconds=row.seconds + 1e-3) for row in rows]
     assert scaling.fit(series, overhead).exponent < scaling.fit(series, overhead).exponent_large < 3
     with pytest.raises(ValueError, match="at least two different sizes"):
-        scaling.exponent([3, 3], [1, 2])
+        power_law.exponent([3, 3], [1, 2])
     scaling.plot([fit, fit], tmp_path / "fits.png")
     assert (tmp_path / "fits.png").stat().st_size > 1000
 

@@ -37,7 +37,7 @@ from kfrtrl_jax.studies.benchmarking import (
     stream,
 )
 from kfrtrl_jax.studies.benchmarking.timing import Measurement
-from kfrtrl_jax.training import command_line
+from kfrtrl_jax.training import command_line, made_with
 from kfrtrl_jax.training import config as configs
 
 # All measurements, by suite and name.
@@ -168,7 +168,7 @@ def describe() -> dict[str, Any]:
     return {
         "device": str(jax.devices()[0].device_kind),
         "processor": platform.processor() or platform.machine(),
-        "cores": peers.cores(),
+        "cores": made_with.cores(),
         "load_average": load,
         "copy_bytes_per_second": round(floors.copy_bandwidth()),
         "python": sys.version.split()[0],

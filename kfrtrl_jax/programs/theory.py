@@ -13,8 +13,10 @@ def run(invocation: command_line.Invocation) -> None:
     """Writes theory.json, theory.md and the pictures, and prints the tables."""
     given = settings.checked(invocation, configs.call("theory", "get_config"))
     make_cell = settings.scaled_cell(given["cell"])
-    if len(given["widths"]) < 3:
-        raise ConfigError(f"config.widths must be three or more, got {given['widths']}")
+    if len(set(given["widths"])) < 3:
+        raise ConfigError(
+            f"config.widths must be three or more different ones, got {given['widths']}"
+        )
     if given["time_num_steps"] % given["time_every"]:
         raise ConfigError(
             f"config.time_num_steps must be a multiple of time_every ({given['time_every']}), got "

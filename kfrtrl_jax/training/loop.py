@@ -140,7 +140,6 @@ class Training:
                 vars(member).update(saved)
             place.show.note(f"continuing {members[0].folder} at step {self.step}")
         self.state, self.best = tree["state"], tree["best"]
-        self._begun = time.monotonic() - self.wall_time
         self._saved_at = time.monotonic()
         self._stopwatch = stopwatch.Stopwatch()
 

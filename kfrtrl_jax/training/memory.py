@@ -19,6 +19,7 @@ from kfrtrl_jax._src.compositions import composed
 from kfrtrl_jax._src.compositions.values import one_line
 from kfrtrl_jax._src.lanes import is_key
 from kfrtrl_jax._src.learning import trees
+from kfrtrl_jax._src.trees import bytes_of
 from kfrtrl_jax.control import Control
 from kfrtrl_jax.errors import ConfigError
 from kfrtrl_jax.training import config as configs
@@ -81,7 +82,7 @@ def check_before(
         # JAX warns of sizes beyond its integers, which are refused here.
         warnings.simplefilter("ignore")
         shapes = jax.eval_shape(lambda: _parts(task, make))
-    least = 2 * sum(map(_bytes, shapes))
+    least = 2 * sum(map(bytes_of, shapes))
     if least > _LARGE_STATE:
         _compare(config, least)
     if sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes[2])) > _LARGE_CARRY:
@@ -186,7 +187,7 @@ def _cubic(values: list[int], x: Fraction) -> int | None:
 
 def _of_state(init: Callable[[], Any]) -> tuple[int, int]:
     state = jax.eval_shape(lambda: jax.tree.map(_without_key, init()))
-    return 2 * _bytes(state), 2 * _bytes(state.learner.influence)
+    return 2 * bytes_of(state), 2 * bytes_of(state.learner.influence)
 
 
 def _compare(config: Any, bytes_needed: int, share: int = 0) -> None:
@@ -207,10 +208,6 @@ def _compare(config: Any, bytes_needed: int, share: int = 0) -> None:
         f"the run's state needs {least}{size(bytes_needed)} and {size(most)} are available"
         f"{reason} {', '.join(sizes)}"
     )
-
-
-def _bytes(tree: Any) -> int:
-    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
 def _without_key(leaf: Any) -> Any:

@@ -4,7 +4,7 @@ import statistics
 
 import pytest
 
-from kfrtrl_jax.studies.fidelity import theory
+from kfrtrl_jax.studies import power_law
 from kfrtrl_jax.studies.reproduction import budget, chapters, results, runs, tables
 from tests.reproduction import invented
 
@@ -136,7 +136,7 @@ def test_how_noise_grows_with_the_width_of_trained_networks():
             ]
             widths = [row["width"] for row in rows]
             assert widths == [16, 32, 64, 128]
-            exponent, error = theory.exponent(widths, [row["relative_noise"] for row in rows])
+            exponent, error = power_law.exponent(widths, [row["relative_noise"] for row in rows])
             found[estimator, task] = f"{exponent:.2f} ± {error:.2f}"
     uoro, kf_rtrl = (
         [found[estimator, task] for task in ("copy", "ptb")] for estimator in ("uoro", "kf_rtrl")

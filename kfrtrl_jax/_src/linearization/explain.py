@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import math
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -18,6 +17,7 @@ from kfrtrl_jax._src.linearization.linearizer import Linearizer, make_linearizer
 from kfrtrl_jax._src.linearization.self_check import Check
 from kfrtrl_jax._src.linearization.self_check import check as compare
 from kfrtrl_jax._src.matrices import Banded, Group, Shared
+from kfrtrl_jax._src.trees import bytes_of
 
 # How the refusals of estimators begin.
 _PREFIX = re.compile(r"^\w+ cannot use this cell: ")
@@ -186,5 +186,6 @@ def _cost(
         state = jax.eval_shape(lambda: estimator.init(structure))
     except UnsupportedCellError as error:
         return Cost(None, None, str(error))
-    size = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(state))
-    return Cost(size, _flops(estimator.push, state, linearization, jax.random.key(0)), "")
+    return Cost(
+        bytes_of(state), _flops(estimator.push, state, linearization, jax.random.key(0)), ""
+    )

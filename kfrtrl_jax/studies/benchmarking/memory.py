@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import os
 import subprocess
 import sys
@@ -14,6 +13,7 @@ from typing import Any
 import jax
 
 from kfrtrl_jax._src import xla
+from kfrtrl_jax._src.trees import bytes_of
 from kfrtrl_jax.studies.benchmarking import steps
 from kfrtrl_jax.studies.benchmarking.steps import Case
 from kfrtrl_jax.studies.benchmarking.timing import Measurement, median
@@ -59,7 +59,7 @@ def measure_memory(case: Case, config: Any, *, suite: str, rounds: int = 3) -> l
 def state_bytes(resolved: Any) -> int:
     """Bytes of the estimator's state, for all lanes."""
     experiment = programs.build(resolved)
-    return _bytes(jax.eval_shape(lambda: experiment.init(0).learner.influence))
+    return bytes_of(jax.eval_shape(lambda: experiment.init(0).learner.influence))
 
 
 def compiled_bytes(resolved: Any) -> int:
@@ -166,10 +166,6 @@ def _row(
         measured,
         floor,
     )
-
-
-def _bytes(tree: Any) -> int:
-    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
 if __name__ == "__main__":

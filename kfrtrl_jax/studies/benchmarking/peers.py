@@ -8,7 +8,6 @@ With a segment length above 1, ours makes the same updates, and pushes the influ
 from __future__ import annotations
 
 import importlib
-import os
 from typing import Any, NamedTuple
 
 import jax
@@ -25,6 +24,7 @@ from kfrtrl_jax.learning import Learner, LearnerState, make_learner
 from kfrtrl_jax.readouts import Readout
 from kfrtrl_jax.studies.benchmarking import floors, timing
 from kfrtrl_jax.studies.benchmarking.timing import Floor, Measurement, Work
+from kfrtrl_jax.training import made_with
 
 INPUTS, RATE = 32, 1e-3
 
@@ -193,7 +193,7 @@ def _torch(peer: Peer, weights: Array, xs: Array, ys: Array) -> tuple[Any, str]:
             "JAX runs on a GPU and PyTorch sees none: install a build of PyTorch with CUDA, or set "
             "JAX_PLATFORMS=cpu"
         )
-    torch.set_num_threads(cores())
+    torch.set_num_threads(made_with.cores())
     theirs = [torch.tensor(np.array(x), device=device) for x in (weights, xs, ys)]
     state = [torch_peers.start(peer.estimator, theirs[0], peer.batch)]
 
@@ -203,7 +203,10 @@ def _torch(peer: Peer, weights: Array, xs: Array, ys: Array) -> tuple[Any, str]:
             torch.cuda.synchronize()
         return ()
 
-    return run, f"PyTorch eager, {cores()} threads" if device == "cpu" else "PyTorch eager"
+    return (
+        run,
+        f"PyTorch eager, {made_with.cores()} threads" if device == "cpu" else "PyTorch eager",
+    )
 
 
 def _braintrace(peer: Peer, weights: Array, xs: Array, ys: Array) -> tuple[Any, str]:
@@ -218,8 +221,3 @@ def _braintrace(peer: Peer, weights: Array, xs: Array, ys: Array) -> tuple[Any, 
     name = braintrace_peers.ALGORITHMS[peer.estimator]["algorithm"].__name__
     together = ", one pair for all lanes" if peer.estimator == "uoro" and peer.batch > 1 else ""
     return run, f"BrainTrace's {name}{together}, jitted"
-
-
-def cores() -> int:
-    """The number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

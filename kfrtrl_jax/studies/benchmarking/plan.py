@@ -15,6 +15,7 @@ import jax
 
 from kfrtrl_jax._src import xla
 from kfrtrl_jax._src.markdown import table
+from kfrtrl_jax._src.trees import bytes_of
 from kfrtrl_jax.training import config as configs
 from kfrtrl_jax.training.group import make_group
 
@@ -101,13 +102,12 @@ def compiled_costs(cell: str, estimator: str, lanes: int) -> Costs:
     compiled = xla.jit(group.run_chunk, donate_argnums=0).lower(shapes).compile()
     counted: Any = compiled.cost_analysis()
     memory: Any = compiled.memory_analysis()
-    parameters = jax.tree.leaves(group.learned(shapes))
     return Costs(
         operations=float(counted["flops"]),
         traffic=float(counted["bytes accessed"]),
         state=float(memory.argument_size_in_bytes),
         peak=float(memory.argument_size_in_bytes + memory.temp_size_in_bytes),
-        gradient=float(sum(math.prod(x.shape) * x.dtype.itemsize for x in parameters)),
+        gradient=float(bytes_of(group.learned(shapes))),
     )
 
 

@@ -11,6 +11,7 @@ import matplotlib as mpl
 import matplotlib.ticker
 from matplotlib.figure import Figure
 
+from kfrtrl_jax.studies import power_law
 from kfrtrl_jax.studies.benchmarking import steps
 from kfrtrl_jax.studies.benchmarking.steps import Case
 from kfrtrl_jax.studies.benchmarking.timing import Measurement
@@ -109,27 +110,13 @@ def fit(series: Series, rows: Sequence[Measurement]) -> PowerLaw:
         series.name,
         series.variable,
         series.predicted,
-        exponent(sizes, seconds),
-        exponent(sizes[half:], seconds[half:]),
-        exponent(sizes, floors),
+        power_law.exponent(sizes, seconds)[0],
+        power_law.exponent(sizes[half:], seconds[half:])[0],
+        power_law.exponent(sizes, floors)[0],
         sizes,
         seconds,
         floors,
     )
-
-
-def exponent(sizes: Sequence[float], values: Sequence[float]) -> float:
-    """The slope of a least-squares line through the points' logarithms.
-
-    Raises:
-      ValueError: for fewer than two different sizes.
-    """
-    if len(set(sizes)) < 2:
-        raise ValueError(f"an exponent needs at least two different sizes, got {list(sizes)}")
-    xs, ys = ([math.log(v) for v in column] for column in (sizes, values))
-    x_mean, y_mean = sum(xs) / len(xs), sum(ys) / len(ys)
-    covariance = sum((x - x_mean) * (y - y_mean) for x, y in zip(xs, ys))
-    return covariance / sum((x - x_mean) ** 2 for x in xs)
 
 
 def plot(fits: Sequence[PowerLaw], path: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 
 from kfrtrl_jax._src.markdown import table
+from kfrtrl_jax._src.trees import bytes_of
 from kfrtrl_jax.training import config as configs
 from kfrtrl_jax.training.group import make_group
 
@@ -53,12 +54,11 @@ def measure(config: Any, devices: int) -> Row:
     step = jax.jit(group.run_chunk, in_shardings=(lie,), out_shardings=(lie, None))
     compiled = step.lower(shapes).compile()
     costs: Any = compiled.cost_analysis()
-    parameters = jax.tree.leaves(group.learned(shapes))
     return Row(
         estimator=configs.shown(resolved, "estimator"),
         devices=devices,
         flops=float(costs["flops"]),
-        gradient_bytes=sum(math.prod(x.shape) * x.dtype.itemsize for x in parameters),
+        gradient_bytes=bytes_of(group.learned(shapes)),
         collectives=collectives(str(compiled.as_text())),
     )
 

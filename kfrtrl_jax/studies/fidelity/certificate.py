@@ -23,10 +23,12 @@ from kfrtrl_jax._src.trajectory import (
     reference,
     trajectory,
 )
+from kfrtrl_jax._src.trees import bytes_of
 from kfrtrl_jax.base import Array, Cell, InfluenceEstimator, Linearization
 from kfrtrl_jax.errors import UnsupportedCellError
 from kfrtrl_jax.linearization import compose
 from kfrtrl_jax.studies.benchmarking import timing
+from kfrtrl_jax.studies.fidelity import cosine
 from kfrtrl_jax.studies.fidelity.names import Named
 
 # An estimator that claims to be unbiased fails if it deviates by more standard errors than this.
@@ -297,7 +299,7 @@ def row_of(
         cosine=float(got.cosines[-1]),
         times=[segment_length * (int(t) + 1) for t in kept],
         cosine_over_time=[float(got.cosines[t]) for t in kept],
-        state_bytes=sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(state)),
+        state_bytes=bytes_of(state),
         flops_per_step=_flops(one.estimator, exact.trajectory, segment_length),
         time_ratio=ratio,
         seconds_per_step=seconds,
@@ -322,7 +324,8 @@ def _draw(
         def step(state: Any, xs: tuple[Linearization, Array, Array]) -> tuple[Any, Array]:
             steps, target, key = xs
             state = estimator.push(state, compose(steps), key)
-            return state, _cosine(gradients(estimator, state, probes, along.structure), target)
+            got = gradients(estimator, state, probes, along.structure)
+            return state, jnp.mean(cosine.of_rows(got, target))
 
         xs = (segments, targets, jax.random.split(key, along.steps // segment_length))
         state, cosines = jax.lax.scan(step, estimator.init(along.structure), xs)
@@ -366,12 +369,6 @@ def standardized(projected: np.ndarray, target: np.ndarray) -> np.ndarray:
     alike = spread < rounding * scale
     error = np.where(alike, 1, spread) / math.sqrt(len(projected))
     return np.where(alike, np.where(off < 10 * rounding * scale, 0.0, np.inf), off / error)
-
-
-def _cosine(got: Array, target: Array) -> Array:
-    """The mean cosine between rows of [C, P]; 0 for a row of zeros."""
-    norms = jnp.linalg.norm(got, axis=1) * jnp.linalg.norm(target, axis=1)
-    return jnp.mean(jnp.sum(got * target, axis=1) / jnp.where(norms > 0, norms, 1))
 
 
 def _flops(estimator: InfluenceEstimator, along: Trajectory, segment_length: int) -> float:

@@ -24,6 +24,7 @@ from kfrtrl_jax.errors import ConfigError
 from kfrtrl_jax.estimators import rtrl
 from kfrtrl_jax.learning import make_learner
 from kfrtrl_jax.linearization import make_linearizer
+from kfrtrl_jax.studies.fidelity.cosine import of_rows
 from kfrtrl_jax.training import config as configs
 from kfrtrl_jax.training import loading
 from kfrtrl_jax.training.supervised import make_network
@@ -185,7 +186,7 @@ def measure_noise(
             for draw in jax.random.split(jax.random.key(seed + 1), draws):
                 found = run(draw)
                 errors.append(np.asarray(jnp.sum((found - exact) ** 2, axis=1), float))
-                cosine = _cosine(found[late:], exact[late:])
+                cosine = of_rows(found[late:], exact[late:])
                 cosines.append(float(np.average(cosine, weights=np.sqrt(size[late:]))))
             off = [float(np.sum(error[late:]) / np.sum(size[late:])) for error in errors]
             over_time = _in_quarters(np.mean(errors, axis=0), size)
@@ -234,13 +235,6 @@ def _gradients(
         return found.reshape(steps, -1)
 
     return jax.jit(run)
-
-
-def _cosine(one: Array, other: Array) -> Array:
-    """Between the rows of two matrices; 0 where one is 0."""
-    product = jnp.sum(one * other, axis=1)
-    norms = jnp.linalg.norm(one, axis=1) * jnp.linalg.norm(other, axis=1)
-    return jnp.where(norms > 0, product / jnp.where(norms > 0, norms, 1), 0)
 
 
 def _mean(values: Sequence[float]) -> tuple[float, float]:

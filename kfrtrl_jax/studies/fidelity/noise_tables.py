@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from kfrtrl_jax._src.markdown import table
-from kfrtrl_jax.studies.fidelity import theory
+from kfrtrl_jax.studies import power_law
 from kfrtrl_jax.studies.fidelity.gradient_noise import Noise
 
 # Relative noise below this is that of rounding, and has no exponent.
@@ -69,7 +69,7 @@ def _exponent(widths: Sequence[int], found: Sequence[Noise]) -> str:
     noises = [row.relative_noise for row in found]
     if min(noises) < _ROUNDING:
         return ""
-    return "{:.2f} ± {:.2f}".format(*theory.exponent(widths, noises))
+    return "{:.2f} ± {:.2f}".format(*power_law.exponent(widths, noises))
 
 
 def _noise(row: Noise) -> str:

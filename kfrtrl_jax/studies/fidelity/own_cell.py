@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -15,6 +14,7 @@ from kfrtrl_jax._src.linearization.check_points import in_double, widened
 from kfrtrl_jax._src.linearization.linearizer import make_linearizer
 from kfrtrl_jax._src.shapes import require_positive
 from kfrtrl_jax._src.trajectory import Reference, reference, trajectory
+from kfrtrl_jax._src.trees import bytes_of
 from kfrtrl_jax.base import InfluenceEstimator, Structure
 from kfrtrl_jax.errors import UnsupportedCellError
 from kfrtrl_jax.studies.benchmarking import timing
@@ -180,5 +180,4 @@ def _row(
     row = row_of("", one, segment_length, exact, None, draws, seed)
     structure = exact.trajectory.structure._replace(dtype=dtype)
     state = jax.eval_shape(lambda: one.estimator.init(structure))
-    count = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(state))
-    return row._replace(state_bytes=count)
+    return row._replace(state_bytes=bytes_of(state))

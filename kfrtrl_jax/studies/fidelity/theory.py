@@ -19,6 +19,7 @@ from kfrtrl_jax import estimators
 from kfrtrl_jax._src.markdown import table
 from kfrtrl_jax._src.trajectory import Trajectory, gradients, push_all, trajectory
 from kfrtrl_jax.base import Array, Cell, InfluenceEstimator, Linearization, Structure
+from kfrtrl_jax.studies import power_law
 from kfrtrl_jax.studies.fidelity.names import Named
 
 # The exponent of n in the relative noise; other estimators have no prediction.
@@ -230,22 +231,10 @@ def fit(rows: Sequence[Width], name: str) -> NoiseExponent:
     predicted = PREDICTED.get(name.split("(")[0])
     if any(row.relative_noise <= 0 for row in points):
         return NoiseExponent(None, None, predicted)
-    found = exponent([row.hidden_size for row in points], [row.relative_noise for row in points])
-    return NoiseExponent(*found, predicted)
-
-
-def exponent(widths: Sequence[int], noises: Sequence[float]) -> tuple[float, float]:
-    """The exponent of n in noise, and its standard error by the points' distances to the line.
-
-    Args:
-      widths: values of n, two or more.
-      noises: the noise at each, positive.
-    """
-    x, y = np.log(widths), np.log(noises)
-    x, y = x - x.mean(), y - y.mean()
-    found = float(x @ y / (x @ x))
-    rest = float(np.sum((y - found * x) ** 2)) / max(len(x) - 2, 1)
-    return found, math.sqrt(rest / float(x @ x))
+    widths, noises = (
+        [getattr(row, f) for row in points] for f in ("hidden_size", "relative_noise")
+    )
+    return NoiseExponent(*power_law.exponent(widths, noises), predicted)
 
 
 def drift(times: Sequence[int], curve: Sequence[float], span: int = 1000) -> Drift:
