@@ -27,7 +27,8 @@ def run(
 ) -> Run:
     field = SCORES[budget.base(task)].field
     series = {field: errors, "running_loss": dict.fromkeys(errors, 1.0), **fields}
-    return Run(method, task, seed, status, series, overrides={budget.RATE: rate, "seed": seed})
+    overrides = {budget.RATE: rate, "seed": seed}
+    return Run(method, task, seed, status, series, planned_steps=1600, overrides=overrides)
 
 
 def cheap_and_dear() -> list[Run]:
@@ -99,7 +100,7 @@ def test_a_method_that_diverged_at_every_rate_is_told_and_makes_no_budget_small(
     assert comparison.limits == {ADDING: "3.2 s"}
     assert comparison.diverged == {ADDING: ["lost"]}
     lines = budget.table(comparison, SCORES, {}).splitlines()
-    assert "| lost |  |  | diverged at every rate |" in lines
+    assert "| lost |  |  | 1,600 | diverged at every rate |" in lines
     assert "lost" not in budget.ranks(comparison, SCORES)
     alone = budget.same_steps(lost, SCORES)
     assert (alone.limits, alone.readings) == ({ADDING: "0 steps"}, {ADDING: []})
@@ -129,9 +130,9 @@ def test_what_is_within_noise_of_the_best_is_bold_too() -> None:
     ]
     table = budget.table(budget.same_steps(runs, SCORES), SCORES, {"best": 1.5})
     lines = table.splitlines()
-    assert "| best | 1.5 | 1.0 | **0.2 ± 0.1 (3) at 10^-3** |" in lines
-    assert "| near |  | 2.0 | **0.267 ± 0.15 (3) at 10^-3** |" in lines
-    assert "| far |  | 3.0 | 0.7 ± 0.1 (3) at 10^-3 |" in lines
+    assert "| best | 1.5 | 1.0 | 1,600 | **0.2 ± 0.1 (3) at 10^-3** |" in lines
+    assert "| near |  | 2.0 | 1,600 | **0.267 ± 0.15 (3) at 10^-3** |" in lines
+    assert "| far |  | 3.0 | 1,600 | 0.7 ± 0.1 (3) at 10^-3 |" in lines
 
 
 def test_a_method_is_timed_at_each_of_its_steps() -> None:

@@ -11,6 +11,8 @@ from kfrtrl_jax.errors import ConfigError
 from kfrtrl_jax.studies.reproduction import cosines, page, records, results, runs
 from tests.reproduction import invented
 
+FULL = "full scale: 1,000,000 steps of 3 seeds"
+
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
@@ -107,10 +109,10 @@ def test_scores_are_at_the_last_step_of_all_seeds_and_at_the_steps_of_the_tables
     # The seed that did not diverge.
     last = uoro["scores"]["last"]["sequence_length"]
     assert last == {"mean": 10.0, "deviation": None, "runs": 1, "step": 100_000}
-    assert uoro["status"] == "diverged: 1 of 2 seeds after 20,000 steps"
+    assert uoro["status"] == f"diverged: 1 of 2 seeds after 20,000 steps; {FULL}"
     assert ok["scores"]["last"]["sequence_length"]["step"] == 30_000
     assert "60000" not in ok["scores"]
-    assert ok["status"] == "running: 30,000 of 100,000 steps"
+    assert ok["status"] == "running: 30,000 of 100,000 steps; full scale: 200,000 steps of 3 seeds"
     tested = method_of(content, "KF-RTRL", 1)["results"]
     assert tested["test_loss"] == {"mean": 2.0, "deviation": None, "runs": 1}
 
@@ -209,7 +211,7 @@ def test_a_method_that_diverged_with_all_its_seeds_has_no_score(tmp_path):
     records.write(tmp_path / "reproduction" / "copy.json", invented.record("copy", lost))
     own = method_of(page.content(results.read(tmp_path)), "UORO")
     assert "last" not in own["scores"]
-    assert own["status"] == "diverged: 2 of 2 seeds after 20,000 steps"
+    assert own["status"] == f"diverged: 2 of 2 seeds after 20,000 steps; {FULL}"
 
 
 def test_without_records_there_is_a_page_that_says_so(tmp_path):

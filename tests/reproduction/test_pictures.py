@@ -53,7 +53,7 @@ def test_a_task_is_called_by_what_is_not_its_number_of_lanes():
 
 
 def test_the_mean_curve_is_over_the_steps_that_all_seeds_have():
-    own = runs.of_record({"config": "", "trials": invented.copy_trials()})
+    own = runs.of_record(invented.record("copy", invented.copy_trials()))
     method = [run for run in own if run.method == "KF-RTRL"]
     shorter = method[0]._replace(series={"sequence_length": {10_000: 5.0, 20_000: 9.0}})
     x, y = pictures.mean([shorter, *method[1:]], "sequence_length", lambda run, step: step)

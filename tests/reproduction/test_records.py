@@ -163,8 +163,8 @@ def test_what_a_sweep_has_come_to_is_collected(tmp_path, monkeypatch):
         {"step": []},
     )
     assert diverged["problem"] == "too much"
-    found = runs.of_record({"config": "c", "trials": [diverged]})
-    assert runs.status_of(found) == "diverged: 0 steps"
+    found = runs.of_record({"study": "tiny", "config": "c", "trials": [diverged]})
+    assert runs.status_of(found) == "diverged: 0 steps; full scale: 24 steps of 2 seeds"
 
 
 def test_common_overrides_of_a_section_that_a_trial_replaces_are_not_recorded():

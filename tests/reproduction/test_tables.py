@@ -73,7 +73,8 @@ def test_the_report_tells_seeds_unfinished_runs_and_diverged_ones(tmp_path):
     assert "| KF-RTRL | +0.0 ± 0.0 (2, within noise) |" in lines
     assert "T\\* after 100,000 steps, paired over seeds:" in lines
     costs = {line.split(" | ")[0][2:]: line for line in lines if "kfrtrl train" in line}
-    assert "| 1 | 30,000 | running: 30,000 of 100,000 steps | 2 | 2 |" in costs["16-OK"]
+    full = "full scale: 200,000 steps of 3 seeds"
+    assert f"| 1 | 30,000 | running: 30,000 of 100,000 steps; {full} | 2 | 2 |" in costs["16-OK"]
     assert "diverged: 1 of 2 seeds after 20,000 steps" in costs["UORO"]
     assert "num_steps=100000" in costs["16-OK"]
     assert any(line.startswith("| KF-RTRL | 2.100 (1) | 2.000 (1) |") for line in lines)
@@ -81,8 +82,8 @@ def test_the_report_tells_seeds_unfinished_runs_and_diverged_ones(tmp_path):
 
 def test_the_report_has_budgets_and_the_noise_along_trained_networks(tmp_path):
     lines = report.render(results.read(invented.results(tmp_path))).splitlines()
-    assert "| KF-RTRL |  | 1.0 | **0.45 ± 0.071 (2) at 10^-3** |" in lines
-    assert "| TBPTT(1) |  | 2.0 | 0.75 ± 0.071 (2) at 10^-2 |" in lines
+    assert "| KF-RTRL |  | 1.0 | 100,000 of 96,000 | **0.45 ± 0.071 (2) at 10^-3** |" in lines
+    assert "| TBPTT(1) |  | 2.0 | 100,000 of 96,000 | 0.75 ± 0.071 (2) at 10^-2 |" in lines
     assert "At the same wall time:" not in lines
     start = lines.index("| noise | K = 8 | papers' form |")
     assert lines[start + 2] == "| KF-RTRL | 4 ± 0.5 | 4 ± 0.5 |"
@@ -97,14 +98,32 @@ def test_the_report_has_budgets_and_the_noise_along_trained_networks(tmp_path):
 def test_a_run_that_diverged_before_its_first_line_is_told():
     lost = invented.trial("UORO", 0, 0, "diverged", ms_per_step=0.0)
     found = runs.of_record(invented.record("copy", [lost]))
-    assert runs.status_of(found) == "diverged: 0 steps"
-    assert "| UORO | 1 | 0 | diverged: 0 steps |  | 2 |" in tables.costs(found)
+    full = "full scale: 1,000,000 steps of 3 seeds"
+    assert runs.status_of(found) == f"diverged: 0 steps; {full}"
+    assert f"| UORO | 1 | 0 | diverged: 0 steps; {full} |  | 2 |" in tables.costs(found)
+
+
+def test_a_run_that_is_done_below_the_full_scale_says_so():
+    planned = {"planned_steps": 1_000_000, "ms_per_step": 0.0}
+    trials = [invented.trial("UORO", seed, 1_000_000, **planned) for seed in range(3)]
+    status = runs.status_of(runs.of_record(invented.record("copy", trials)))
+    assert status == "done"
+    few = runs.of_record(invented.record("copy", trials[:2]))
+    assert runs.status_of(few) == "done; full scale: 1,000,000 steps of 3 seeds"
+    short = runs.of_record(invented.record("copy", [invented.trial("UORO", s) for s in range(3)]))
+    assert runs.status_of(short) == "done; full scale: 1,000,000 steps of 3 seeds"
+    assert tables.steps_of(short) == "100,000 of 1,000,000"
+    # A method that the study no longer has.
+    other = runs.of_record(invented.record("copy", [invented.trial("old", 0)]))
+    assert (runs.status_of(other), tables.steps_of(other)) == ("done", "100,000")
 
 
 def test_runs_that_diverged_at_several_steps_say_between_which():
     lost = [invented.trial("UORO", seed, 10_000 * (3 - seed), "diverged") for seed in range(3)]
     found = runs.of_record(invented.record("copy", lost))
-    assert runs.status_of(found) == "diverged: 3 of 3 seeds after 10,000 to 30,000 steps"
+    assert runs.status_of(found) == (
+        "diverged: 3 of 3 seeds after 10,000 to 30,000 steps; full scale: 1,000,000 steps of 3 seeds"
+    )
 
 
 def test_a_table_by_task_marks_what_is_beyond_noise_and_tells_what_diverged():
@@ -117,10 +136,10 @@ def test_a_table_by_task_marks_what_is_beyond_noise_and_tells_what_diverged():
     # The first has no figure at all.
     lost = [run("lost", 0, None, "diverged"), run("lost", 1, 0.5), run("lost", 2, 0.6)]
     lines = tables.by_task([*base, *better, *lost], "score", 2, "base").splitlines()
-    assert lines[0] == "|  | chain | ms a step |"
-    assert lines[2] == "| base | 0.51 ± 0.01 (3) | 4 |"
-    assert lines[3] == "| better | 0.91 ± 0.01 (3) ↑ | 6 |"
-    assert lines[4] == "| lost | 0.55 ± 0.07 (2) 1 diverged | 4 |"
+    assert lines[0] == "|  | chain | steps run, of the full scale's | ms a step |"
+    assert lines[2] == "| base | 0.51 ± 0.01 (3) | 0 | 4 |"
+    assert lines[3] == "| better | 0.91 ± 0.01 (3) ↑ | 0 | 6 |"
+    assert lines[4] == "| lost | 0.55 ± 0.07 (2) 1 diverged | 0 | 4 |"
 
 
 def test_the_committed_results_are_those_of_the_committed_records():

@@ -52,11 +52,13 @@ class Comparison(NamedTuple):
 
     Attributes:
       limits: the budget of each task, by its name in configs, in words.
+      steps: how many each method was run for, and how many at the full scale, in words.
       readings: of each task, one per method that can be read there.
       diverged: of each task, the methods of which a seed diverged at every rate.
     """
 
     limits: Mapping[str, str]
+    steps: Mapping[str, str]
     readings: Mapping[str, Sequence[Reading]]
     diverged: Mapping[str, Sequence[str]]
 
@@ -109,7 +111,8 @@ def _compare(
         limits[task] = words(limit)
         readings[task] = [reading for reading in found if reading is not None]
         diverged[task] = [method for method, its in own.items() if not _steady(its)]
-    return Comparison(limits, readings, diverged)
+    steps = {method: tables.steps_of(own) for method, own in by_method(runs).items()}
+    return Comparison(limits, steps, readings, diverged)
 
 
 def _steady(runs: Sequence[Run]) -> dict[float, list[Run]]:
@@ -186,6 +189,7 @@ def table(comparison: Comparison, scores: Mapping[str, Figure], times: Mapping[s
     for method in dict.fromkeys([*mean_places, *read, *lost]):
         cells = [method, f"{times[method]:.2g}" if method in times else ""]
         cells.append(f"{mean_places[method]:.1f}" if method in mean_places else "")
+        cells.append(comparison.steps[method])
         for task in comparison.limits:
             found = [r for r in comparison.readings[task] if r.method == method]
             text = found[0].text() if found else ""
@@ -197,7 +201,7 @@ def table(comparison: Comparison, scores: Mapping[str, Figure], times: Mapping[s
         f"`{task}`: {scores[base(task)].words}, after {limit}"
         for task, limit in comparison.limits.items()
     ]
-    return markdown.table(["", "ms a step", "mean place", *heads], rows)
+    return markdown.table(["", "ms a step", "mean place", tables.STEPS_OF, *heads], rows)
 
 
 def _best(readings: Sequence[Reading], score: Figure) -> set[str]:

@@ -132,9 +132,15 @@ function spreadCell(found, digits, note) {
   return [`${found.mean.toFixed(digits)}${spread}`, element("small", {}, `(${found.runs})${note}`)];
 }
 
+/** A status as its first word or two, and the rest. */
+function partsOf(status) {
+  const [, word, rest] = /^([a-z ]+)[:;]? ?(.*)$/.exec(status);
+  return [word, rest];
+}
+
 function statusCell(status) {
-  const [word, ...rest] = status.split(": ");
-  return rest.length ? [word, element("small", {}, rest.join(": "))] : [word];
+  const [word, rest] = partsOf(status);
+  return rest ? [word, element("small", {}, rest)] : [word];
 }
 
 function capital(words) {
@@ -184,7 +190,7 @@ function rowsOf(task, method, columns) {
       return element("th", { scope: "row" },
         element("div", { className: "name" }, swatch(task, method), element("span", {}, method.name)));
     }
-    const kind = column.status ? `status ${method.status.split(":")[0]}` : column.number ? "number" : "";
+    const kind = column.status ? `status ${partsOf(method.status)[0]}` : column.number ? "number" : "";
     return element("td", { className: kind }, ...column.cell(method));
   });
   const row = element("tr", { className: method.public ? "public" : "" }, ...cells);

@@ -38,7 +38,8 @@ that of a run alone, the methods of a study taking turns in one process (`--time
 that was not timed with the others has none, and a study that has not been timed has the medians of
 its runs, which had others beside them.
 [docs/speed.md](docs/speed.md) has more ratios. A run that is still short of its last step
-says so. A seed that diverged has no figures after that, and is told beside the mean of the others.
+says so, and so does a method that was run for fewer steps or seeds than the full scale of its study
+has (`--scale=full`). A seed that diverged has no figures after that, and is told beside the mean of the others.
 """
 
 

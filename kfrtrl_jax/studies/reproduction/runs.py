@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from kfrtrl_jax._src.compositions import notation
 from kfrtrl_jax.studies.reproduction import times
+from kfrtrl_jax.studies.reproduction.study import Extent, full_extents
 
 # Of the public logs: every 100,000 steps, T* at two steps before, and the validation loss.
 EARLY = "ok_copy_early.csv"
@@ -35,6 +36,7 @@ class Run(NamedTuple):
       cell: by its name in configs; "" if unknown.
       lanes: B; 0 if unknown.
       planned_steps: at which it ends; 0 if unknown.
+      full: what the full scale of the study has of its method; None if unknown.
       ms_per_step: what a step takes alone, all methods taking turns, if the study has been timed; else
         the median over the run, which may have had others beside it; 0 if unknown, such as of a method
         that was not among those timed.
@@ -52,6 +54,7 @@ class Run(NamedTuple):
     cell: str = ""
     lanes: int = 0
     planned_steps: int = 0
+    full: Extent | None = None
     ms_per_step: float = 0.0
     bytes_per_lane: int = 0
     command: str = ""
@@ -66,10 +69,11 @@ class Run(NamedTuple):
 
 def of_record(record: Mapping[str, Any]) -> list[Run]:
     """The runs of a study's record, see `records.collect`."""
-    return [_of_trial(record, trial) for trial in record["trials"]]
+    full = full_extents(record["study"])
+    return [_of_trial(record, trial, full.get(trial["method"])) for trial in record["trials"]]
 
 
-def _of_trial(record: Mapping[str, Any], trial: Mapping[str, Any]) -> Run:
+def _of_trial(record: Mapping[str, Any], trial: Mapping[str, Any], full: Extent | None) -> Run:
     series, timed = _series(trial["curve"]), times.of(record)
     ms_per_step = timed.get(trial["method"], 0.0) if timed else trial["ms_per_step"]
     if timed:
@@ -87,6 +91,7 @@ def _of_trial(record: Mapping[str, Any], trial: Mapping[str, Any]) -> Run:
         cell=trial["cell"],
         lanes=trial["lanes"],
         planned_steps=trial["planned_steps"],
+        full=full,
         ms_per_step=ms_per_step,
         bytes_per_lane=trial["bytes_per_lane"],
         command=command(record["config"], trial["overrides"], trial["planned_steps"]),
@@ -175,7 +180,19 @@ def status_of(runs: Sequence[Run]) -> str:
         ends = sorted({run.steps for run in diverged})
         after = " to ".join(f"{end:,}" for end in dict.fromkeys([ends[0], ends[-1]]))
         parts.append(f"diverged: {_some(diverged, runs, ' after ')}{after} steps")
-    return "; ".join(parts) or ("public log" if runs[0].status == "public" else "done")
+    if runs[0].status == "public":
+        return "public log"
+    return "; ".join([*(parts or ["done"]), *_of_the_full_scale(runs)])
+
+
+def _of_the_full_scale(runs: Sequence[Run]) -> Iterator[str]:
+    """What it would be, if the runs of a method are planned for fewer steps or are of fewer seeds."""
+    full, planned = runs[0].full, max(run.planned_steps for run in runs)
+    if full is None:
+        return
+    seeds = len({run.seed for run in runs})
+    if planned < full.steps or seeds < full.seeds:
+        yield f"full scale: {full.steps:,} steps of {full.seeds} seeds"
 
 
 def _some(some: Sequence[Run], runs: Sequence[Run], then: str) -> str:

@@ -79,6 +79,35 @@ class Study(NamedTuple):
                 raise ConfigError(f"{flag}: the study {self.name} has {known}, but no {name!r}")
 
 
+class Extent(NamedTuple):
+    """How long and how often a method is run.
+
+    Attributes:
+      steps: time steps.
+      seeds: their number.
+    """
+
+    steps: int
+    seeds: int
+
+
+def full_extents(name: str) -> dict[str, Extent]:
+    """What the full scale of a study is, by method.
+
+    Raises:
+      ConfigError: if there is no such study.
+    """
+    study, trials = load(name, SCALES[-1]), dict[str, list[dict[str, Any]]]()
+    for trial in study.trials:
+        trials.setdefault(study.method_of(trial), []).append(trial)
+    return {
+        method: Extent(
+            max(trial["num_steps"] for trial in own), len({trial.get("seed", 0) for trial in own})
+        )
+        for method, own in trials.items()
+    }
+
+
 def path_of(name: str) -> str:
     """The config file of a study.
 

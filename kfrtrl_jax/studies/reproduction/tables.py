@@ -16,6 +16,8 @@ from kfrtrl_jax.studies.reproduction.runs import Run, by_method, status_of, with
 from kfrtrl_jax.training.spreads import Spread, spread
 
 _CONFIDENCE = 0.95
+# The heading of `steps_of`.
+STEPS_OF = "steps run, of the full scale's"
 
 
 class Difference(NamedTuple):
@@ -124,7 +126,7 @@ def differences(runs: Sequence[Run], other: str, field: str, step: int, digits: 
 def by_task(runs: Sequence[Run], field: str, digits: int, other: str = "") -> str:
     """A row per method and a column per task: the last figure, mean ± standard deviation (seeds).
 
-    The last column is what a step takes.
+    The last columns are how long the runs were and what a step takes.
 
     Args:
       runs: those that are done; of others there is no last figure.
@@ -144,8 +146,14 @@ def by_task(runs: Sequence[Run], field: str, digits: int, other: str = "") -> st
             mark = _mark(done, method, other, task, field)
             cells.append(f"{text}{mark}{diverged(here)}")
         time = time_of(own)
-        rows.append([method, *cells, f"{time.mean:.2g}" if time.runs else ""])
-    return markdown.table(["", *map(without_lanes, names), "ms a step"], rows)
+        rows.append([method, *cells, steps_of(own), f"{time.mean:.2g}" if time.runs else ""])
+    return markdown.table(["", *map(without_lanes, names), STEPS_OF, "ms a step"], rows)
+
+
+def steps_of(runs: Sequence[Run]) -> str:
+    """How many time steps the runs of a method are planned for, and how many at the full scale."""
+    planned, full = min(run.planned_steps for run in runs), runs[0].full
+    return f"{planned:,}" if full is None else f"{planned:,} of {full.steps:,}"
 
 
 def finished(runs: Sequence[Run]) -> list[Run]:
