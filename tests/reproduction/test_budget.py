@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from kfrtrl_jax.studies.reproduction import budget, times
 from kfrtrl_jax.studies.reproduction.chapters import CHAPTERS
 from kfrtrl_jax.studies.reproduction.runs import Run
-from kfrtrl_jax.studies.reproduction.study import Study
+from kfrtrl_jax.studies.reproduction.study import Extent, Study
 
 SCORES = CHAPTERS["budget"].tasks
 ADDING, COPY = "adding(batch_size=8, length=20)", "copy(batch_size=8)"
@@ -104,6 +104,16 @@ def test_a_method_that_diverged_at_every_rate_is_told_and_makes_no_budget_small(
     assert "lost" not in budget.ranks(comparison, SCORES)
     alone = budget.same_steps(lost, SCORES)
     assert (alone.limits, alone.readings) == ({ADDING: "0 steps"}, {ADDING: []})
+
+
+def test_methods_of_the_full_scale_are_compared_by_themselves() -> None:
+    full = Extent(1600, 3)
+    runs = [run._replace(full=full) for run in cheap_and_dear()]
+    short = [run("short", {400: 0.1}, seed=seed)._replace(full=full) for seed in range(2)]
+    short[1] = short[1]._replace(planned_steps=400)
+    whole = budget.at_full_scale([*runs, *short, run("unknown", {400: 0.1})])
+    assert whole == runs
+    assert budget.same_steps(whole, SCORES).limits == {ADDING: "800 steps"}
 
 
 def test_equal_scores_are_decided_by_the_running_loss() -> None:

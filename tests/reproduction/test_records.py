@@ -111,13 +111,17 @@ def test_curves_are_thinned_to_round_steps_that_runs_of_all_lengths_share():
     log = [{"step": 2000 * i, "running_loss": 1.0, "valid_loss": None} for i in range(1, 502)]
     log[6]["valid_loss"] = 0.5
     steps = records._curve(log, 100)["step"]
-    # Every tenth, the evaluation, the last, and the steps of tables.
-    every_tenth = set(range(20_000, 1_000_001, 20_000))
-    assert every_tenth | {14_000, 1_002_000, 10_000, 30_000} == set(steps)
+    # Every tenth of the second half, every fifth of the quarter before, and so on; and the last.
+    late, middle = range(520_000, 1_000_001, 20_000), range(260_000, 512_001, 10_000)
+    assert [step for step in steps if step > 256_000] == [*middle, *late, 1_002_000]
+    every_second, each = range(132_000, 256_001, 4_000), range(2_000, 128_001, 2_000)
+    assert steps[: len(each) + len(every_second)] == [*each, *every_second]
     assert len(records._curve(log[:100], 100)["step"]) == 100
     assert records._curve(log[:30], 100)["step"] == [2000 * i for i in range(1, 31)]
-    every_second = range(4_000, 80_001, 4_000)
-    assert records._curve(log[:40], 20)["step"] == sorted([*every_second, 10_000, 14_000, 30_000])
+    # With the evaluation at 14,000 and the steps of tables.
+    early, late = records._curve(log[:40], 5)["step"], records._curve(log[:80], 5)["step"]
+    assert early == [2_000 * i for i in (1, 2, 3, 4, 5, 6, 7, 8, 10, 15, 20, 30, 40)]
+    assert [step for step in late if step <= 64_000] == [s for s in early if s <= 64_000]
     assert records._curve([], 100) == {"step": []}
 
 

@@ -88,6 +88,16 @@ def same_time(
     return _compare(known, scores, times, lambda spent: f"{spent / 1000:.1f} s")
 
 
+def at_full_scale(runs: Sequence[Run]) -> list[Run]:
+    """The runs of those methods of which all are planned for the steps of the full scale."""
+    return [
+        run
+        for own in by_method(runs).values()
+        if own[0].full is not None and min(r.planned_steps for r in own) >= own[0].full.steps
+        for run in own
+    ]
+
+
 def _compare(
     runs: Sequence[Run],
     scores: Mapping[str, Figure],

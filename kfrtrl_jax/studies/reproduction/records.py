@@ -22,7 +22,7 @@ from kfrtrl_jax.training.program import build
 
 # The steps of tables.
 STEPS = (10_000, 30_000, 60_000, 100_000, 200_000, 300_000, 500_000, 1_000_000)
-# Of a curve at most, beside those and its evaluations; a picture is some hundred points wide.
+# Of a curve, or of each half, quarter, ... that it begins with; a picture is some hundred points wide.
 _POINTS = 100
 # With so many trials each is kept with fewer points.
 _MANY, _FEW_POINTS = 200, 20
@@ -236,24 +236,31 @@ def _trial(folder: Path, planned: int, points: int) -> dict[str, Any] | None:
 
 
 def _curve(log: Sequence[metrics.Record], points: int) -> dict[str, list[Any]]:
-    """Some records of a log: every first, second, fifth, tenth, ..., the last, all evaluations.
+    """Some records of a log: round steps, the last, all evaluations, the steps of tables.
 
-    So the curves of runs of all lengths have steps in common, and round ones; and those of tables.
+    Every first, second, fifth, tenth, ... record, so that the curves of runs of all lengths have steps
+    in common. Early ones are as dense as those of a shorter run: what is read at an early step of a
+    long run is read where it is in short ones.
     """
-    strides = (factor * 10**power for power in itertools.count() for factor in (1, 2, 5))
-    stride = next(stride for stride in strides if len(log) <= stride * points)
-    kept = {*range(stride - 1, len(log), stride), *range(len(log))[-1:]}
-    kept |= {
-        i
-        for i, record in enumerate(log)
-        if record.get("valid_loss") is not None or record["step"] in STEPS
-    }
+    kept = {*range(len(log))[-1:]}
+    for i, record in enumerate(log):
+        # That of a run of so many records, a power of two.
+        length = min(len(log), 2 ** i.bit_length())
+        is_known = record.get("valid_loss") is not None or record["step"] in STEPS
+        if is_known or (i + 1) % _stride(length, points) == 0:
+            kept.add(i)
     chosen = [log[i] for i in sorted(kept)]
     return {
         field: [_rounded(record.get(field)) for record in chosen]
         for field in _FIELDS
         if field == "step" or any(record.get(field) is not None for record in chosen)
     }
+
+
+def _stride(length: int, points: int) -> int:
+    """The first of 1, 2, 5, 10, ... that leaves at most so many points."""
+    strides = (factor * 10**power for power in itertools.count() for factor in (1, 2, 5))
+    return next(stride for stride in strides if length <= stride * points)
 
 
 def _rounded(value: Any) -> Any:

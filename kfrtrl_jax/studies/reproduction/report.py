@@ -39,7 +39,8 @@ that was not timed with the others has none, and a study that has not been timed
 its runs, which had others beside them.
 [docs/speed.md](docs/speed.md) has more ratios. A run that is still short of its last step
 says so, and so does a method that was run for fewer steps or seeds than the full scale of its study
-has (`--scale=full`). A seed that diverged has no figures after that, and is told beside the mean of the others.
+has (`--scale=full`). A seed that diverged has no figures after that, and is told beside the mean of
+the others.
 """
 
 
@@ -107,15 +108,19 @@ def _chapter(
 
 
 def _budgets(chapter: Chapter, record: Mapping[str, Any], own: Sequence[Run]) -> list[str]:
-    timed = times.of(record)
-    parts = []
-    if timed:
-        by_time = budget.same_time(own, chapter.tasks, timed)
-        parts.append("At the same wall time:\n")
-        parts.append(budget.table(by_time, chapter.tasks, timed))
-    by_steps = budget.same_steps(own, chapter.tasks)
-    parts.append("At the same number of time steps:\n")
-    parts.append(budget.table(by_steps, chapter.tasks, timed))
+    timed, parts = times.of(record), []
+    for which, runs_of in (
+        ("The methods that were run at the full scale", budget.at_full_scale(own)),
+        ("All methods", own),
+    ):
+        if runs_of and timed:
+            by_time = budget.same_time(runs_of, chapter.tasks, timed)
+            parts.append(f"{which}, at the same wall time:\n")
+            parts.append(budget.table(by_time, chapter.tasks, timed))
+        if runs_of:
+            by_steps = budget.same_steps(runs_of, chapter.tasks)
+            parts.append(f"{which}, at the same number of time steps:\n")
+            parts.append(budget.table(by_steps, chapter.tasks, timed))
     parts.append(f"Made with {'; '.join(made_with(record))}.\n")
     return parts
 
