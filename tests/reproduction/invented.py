@@ -94,6 +94,7 @@ def budget_trials() -> list[Any]:
             2 * STEP,
             task=task,
             overrides={"task": task, "optimizer.learning_rate": rate, "seed": seed},
+            planned_steps=2 * STEP,
             curve={"step": [STEP, 2 * STEP], "score": [0.9, error + 0.1 * seed]},
         )
         for method, rate, error in (

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from kfrtrl_jax._src import markdown
 from kfrtrl_jax.errors import ConfigError
@@ -21,8 +22,8 @@ _MARKS = ("<!-- leaderboard -->", "<!-- end of the leaderboard -->")
 def render(results: Results) -> str:
     """The first rows in Markdown: methods by their mean place at the same wall time, then by T*."""
     copy = runs.by_method(results.own.get("copy", ()))
-    places_by_time, places_by_steps = _places(results)
-    compared = dict.fromkeys([*places_by_time, *places_by_steps])
+    by_time, by_steps = _rankings(results)
+    compared = dict.fromkeys([*by_time.places, *by_steps.places])
     reached = {name: _reached(own) for name, own in copy.items()}
     alone = [name for name in copy if reached[name].runs and name not in compared]
     alone.sort(key=lambda name: -reached[name].mean)
@@ -32,8 +33,8 @@ def render(results: Results) -> str:
         rows.append(
             [
                 method,
-                _number(places_by_time.get(method), ".1f"),
-                _number(places_by_steps.get(method), ".1f"),
+                _number(by_time.places.get(method), ".1f"),
+                _number(by_steps.places.get(method), ".1f"),
                 reached[method].text(1) if own else "",
                 _number((own[0].ms_per_step or None) if own else None, ".2g"),
                 _number(own[0].bytes_per_lane / 1024 if own else None, ",.0f"),
@@ -41,8 +42,8 @@ def render(results: Results) -> str:
         )
     head = [
         "",
-        "mean place on five tasks, same wall time",
-        "same steps",
+        f"mean place on five tasks after {by_time.budget}",
+        f"after {by_steps.budget}",
         f"copy task, n = 128: T\\* after {_STEP:,} steps",
         "ms a step",
         "KiB a lane",
@@ -68,14 +69,38 @@ def insert(text: str, table: str) -> str:
     return f"{before}{first}{table}{last}{after}"
 
 
-def _places(results: Results) -> tuple[dict[str, float], dict[str, float]]:
-    """The mean places of `budget`, at the same time and at the same steps."""
-    if "budget" not in results.own:
-        return {}, {}
-    own, scores = results.own["budget"], CHAPTERS["budget"].tasks
-    by_time = budget.same_time(own, scores, times.of(results.records["budget"]))
-    by_steps = budget.same_steps(own, scores)
-    return budget.ranks(by_time, scores), budget.ranks(by_steps, scores)
+class _Ranking(NamedTuple):
+    """Mean places under one budget.
+
+    Attributes:
+      budget: in words.
+      places: by method, the best first.
+    """
+
+    budget: str
+    places: Mapping[str, float]
+
+
+def _rankings(results: Results) -> tuple[_Ranking, _Ranking]:
+    """The mean places of `budget` at the same time and at the same steps.
+
+    They are those of the methods that were run at the full scale, or of all if none was.
+    """
+    scores = CHAPTERS["budget"].tasks
+    everything = results.own.get("budget", ())
+    own = budget.at_full_scale(everything) or everything
+    timed = times.of(results.records["budget"]) if everything else {}
+    return (
+        _ranking(budget.same_time(own, scores, timed), "the same time"),
+        _ranking(budget.same_steps(own, scores), "the same steps"),
+    )
+
+
+def _ranking(comparison: budget.Comparison, otherwise: str) -> _Ranking:
+    """The places of a comparison, whose budget is that of all tasks or, in words, otherwise."""
+    budgets = set(comparison.limits.values())
+    words = budgets.pop() if len(budgets) == 1 else otherwise
+    return _Ranking(words, budget.ranks(comparison, CHAPTERS["budget"].tasks))
 
 
 def _reached(own: Sequence[Run]) -> Spread:
