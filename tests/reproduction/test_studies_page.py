@@ -92,6 +92,17 @@ def test_how_far_ahead_kf_rtrl_is_after_a_million_steps(copy):
     assert words in PAGE
 
 
+def test_how_far_estimates_are_behind_exact_rtrl_where_it_can_be_run(copy):
+    methods = [f"{name}, n = 32" for name in ("16-OK", "RTRL", "KF-RTRL", "UORO")]
+    found = [lengths(copy, name, 200_000) for name in methods]
+    assert [seeds for _, seeds in found] == [3, 3, 3, 3]
+    ok, rtrl, kf_rtrl, uoro = (length for length, _ in found)
+    words = (
+        f"T\\* {ok} after 200,000 steps, where RTRL has {rtrl} in blocks of 8, KF-RTRL {kf_rtrl}"
+    )
+    assert f"{words} and UORO {uoro} (three seeds each)" in PAGE
+
+
 def test_where_16_ok_comes_to_in_the_papers_form(copy):
     public = COMMITTED.public["copy"]
     logs = [lengths(public, f"16-OK, {runs.SOURCE}", step)[0] for step in (100_000, 200_000)]
