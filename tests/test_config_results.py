@@ -7,7 +7,7 @@ import pathlib
 import pytest
 
 from configs import ptb
-from kfrtrl_jax.studies.reproduction import report, times
+from kfrtrl_jax.studies.reproduction import results, times
 from tests.reproduction import invented
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -34,7 +34,7 @@ def test_every_config_opens_with_its_command():
 
 
 def test_what_the_penn_treebank_config_reaches_is_that_of_the_study():
-    record = report.load(invented.RESULTS)["ptb"]
+    record = results.read(invented.RESULTS).records["ptb"]
     (trial,) = (t for t in record["trials"] if t["method"] == "SnAp-1, blocks of 8")
     text = " ".join(ast.get_docstring(ast.parse((ROOT / "configs" / "ptb.py").read_text())).split())
     time = times.of(record)["SnAp-1, blocks of 8"]

