@@ -26,16 +26,23 @@ def test_methods_of_the_full_scale_have_the_places_if_there_are_any(tmp_path):
     assert of_all.startswith(
         "|  | mean place on five tasks after the same time | after 20,000 steps |"
     )
-    own = [
-        run._replace(planned_steps=96_000, series={"score": {96_000: 0.5}})
-        if run.method == "KF-RTRL"
-        else run
-        for run in found.own["budget"]
+    (first, *_) = found.own["budget"]
+    full = [
+        first._replace(method=f"method {i}", planned_steps=384_000, series={"score": {96_000: i}})
+        for i in range(5)
     ]
-    lines = leaderboard.render(found._replace(own={**found.own, "budget": own})).splitlines()
-    assert " | after 96,000 steps | " in lines[0]
-    assert lines[2] == "| KF-RTRL |  | 1.0 | 11.0 ± 1.0 (3) | 2 | 2 |"
-    assert not any(line.startswith("| TBPTT(1) |") for line in lines)
+    some, few = (
+        leaderboard.render(
+            found._replace(own={**found.own, "budget": [*found.own["budget"], *own]})
+        )
+        for own in (full, full[:4])
+    )
+    assert " | after 96,000 steps | " in some.splitlines()[0]
+    # The error of the first is the least, and no other method has a place.
+    assert some.splitlines()[2] == "| method 0 |  | 1.0 |  |  |  |"
+    assert "| KF-RTRL |  |  | 11.0 ± 1.0 (3) |" in some
+    # Among four a place says little.
+    assert few.splitlines()[0] == of_all
 
 
 def test_it_goes_between_its_marks():

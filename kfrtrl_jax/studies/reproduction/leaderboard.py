@@ -16,6 +16,8 @@ from kfrtrl_jax.training.spreads import Spread, spread
 
 _STEP = 100_000
 _ROWS = 10
+# A place among fewer methods says little.
+_FEW = 5
 _MARKS = ("<!-- leaderboard -->", "<!-- end of the leaderboard -->")
 
 
@@ -84,11 +86,12 @@ class _Ranking(NamedTuple):
 def _rankings(results: Results) -> tuple[_Ranking, _Ranking]:
     """The mean places of `budget` at the same time and at the same steps.
 
-    They are those of the methods that were run at the full scale, or of all if none was.
+    They are those of the methods that were run at the full scale, or of all if those were but a few.
     """
     scores = CHAPTERS["budget"].tasks
     everything = results.own.get("budget", ())
-    own = budget.at_full_scale(everything) or everything
+    whole = budget.at_full_scale(everything)
+    own = whole if len(runs.methods_of(whole)) >= _FEW else everything
     timed = times.of(results.records["budget"]) if everything else {}
     return (
         _ranking(budget.same_time(own, scores, timed), "the same time"),

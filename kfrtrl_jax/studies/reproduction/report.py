@@ -113,14 +113,15 @@ def _budgets(chapter: Chapter, record: Mapping[str, Any], own: Sequence[Run]) ->
         ("The methods that were run at the full scale", budget.at_full_scale(own)),
         ("All methods", own),
     ):
-        if runs_of and timed:
+        if len(runs.methods_of(runs_of)) < 2:
+            continue
+        if timed:
             by_time = budget.same_time(runs_of, chapter.tasks, timed)
             parts.append(f"{which}, at the same wall time:\n")
             parts.append(budget.table(by_time, chapter.tasks, timed))
-        if runs_of:
-            by_steps = budget.same_steps(runs_of, chapter.tasks)
-            parts.append(f"{which}, at the same number of time steps:\n")
-            parts.append(budget.table(by_steps, chapter.tasks, timed))
+        by_steps = budget.same_steps(runs_of, chapter.tasks)
+        parts.append(f"{which}, at the same number of time steps:\n")
+        parts.append(budget.table(by_steps, chapter.tasks, timed))
     parts.append(f"Made with {'; '.join(made_with(record))}.\n")
     return parts
 
