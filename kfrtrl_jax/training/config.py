@@ -33,6 +33,7 @@ from kfrtrl_jax._src.compositions.values import (
     type_name,
 )
 from kfrtrl_jax.errors import ConfigError
+from kfrtrl_jax.training import workdir
 
 # Where files are that are given by their names alone.
 FOLDER = Path("configs")
@@ -142,6 +143,12 @@ def float_fields(config: Any) -> frozenset[str]:
         for name in SECTIONS
         for path in composed.float_paths(KINDS[name], config[name].to_dict(), name)
     )
+
+
+def floats_of(config: Any) -> dict[str, Any]:
+    """The values of a resolved config's float fields, by their paths."""
+    flat = workdir.flatten(config.to_dict())
+    return {path: flat[path] for path in sorted(float_fields(config))}
 
 
 def make(

@@ -97,14 +97,16 @@ def make_group(runs: Sequence[Any], base: Experiment | None = None) -> Group:
 
     Args:
       runs: the configs.
-      base: the experiment of the first, if it has been built; of a run alone for `devices_of_lanes`.
+      base: an experiment that has been built, of a run alone for `devices_of_lanes`; used if its floats
+        are those of the first.
 
     Raises:
       ConfigError, DataError, UnsupportedCellError: see `program.build`.
     """
     devices = devices_of_lanes(runs[0]) if len(runs) == 1 else 1
     build_at = make_builder(runs[0], devices)
-    base = base or build_at()
+    if base is None or base.floats != configs.floats_of(runs[0]):
+        base = build_at()
     if len(runs) == 1:
         return Group(
             size=1,
@@ -116,12 +118,12 @@ def make_group(runs: Sequence[Any], base: Experiment | None = None) -> Group:
             devices=devices,
             lane_axes=functools.cache(functools.partial(_lane_axes, runs[0], base)),
         )
-    flat = [workdir.flatten(run.to_dict()) for run in runs]
+    values = [configs.floats_of(run) for run in runs]
     # Floats that all runs share stay constants of the program.
     floats = {
-        path: np.asarray([f[path] for f in flat])
-        for path in sorted(configs.float_fields(runs[0]))
-        if len({f[path] for f in flat}) > 1
+        path: np.asarray([own[path] for own in values])
+        for path in values[0]
+        if len({own[path] for own in values}) > 1
     }
     seeds = np.asarray([run.seed for run in runs], np.uint32)
 
@@ -136,12 +138,19 @@ def make_group(runs: Sequence[Any], base: Experiment | None = None) -> Group:
         runs, metrics = jax.vmap(lambda s, point: build_at(point).run_chunk(s))(*state)
         return state._replace(runs=runs), metrics
 
+    def evaluate(parameters: Any, stream: Any) -> evaluation.Totals:
+        def of_one(own: Any, point: Mapping[str, Any]) -> evaluation.Totals:
+            return build_at(point).about.evaluate(own, stream)
+
+        points = {path: jnp.asarray(values) for path, values in floats.items()}
+        return jax.vmap(of_one)(parameters, points)
+
     return Group(
         size=len(runs),
         init=init,
         run_chunk=run_chunk,
         runs=lambda state: state.runs,
-        evaluate=jax.vmap(base.about.evaluate, in_axes=(0, None)),
+        evaluate=evaluate,
         about=base.about,
         devices=devices_of(runs[0], len(runs), "trials side by side"),
     )

@@ -50,11 +50,13 @@ class Experiment(NamedTuple):
       init: seed -> state.
       run_chunk: state -> (state, metrics), for `log_every` time steps.
       about: what does not change during the run.
+      floats: the float fields of its config, see `config.floats_of`; None if some are tracers.
     """
 
     init: Callable[[Any], RunState]
     run_chunk: Callable[[RunState], tuple[RunState, ChunkMetrics]]
     about: About
+    floats: Mapping[str, Any] | None = None
 
 
 def build(config: Any, floats: Mapping[str, Any] | None = None, devices: int = 1) -> Experiment:
@@ -107,7 +109,7 @@ def make_builder(config: Any, devices: int = 1) -> Callable[..., Experiment]:
             return _run_chunk(run, state, config.log_every // config.segment_length)
 
         about = run.about if start is None else run.about._replace(init_from=start.digest)
-        return Experiment(init, run_chunk, about)
+        return Experiment(init, run_chunk, about, None if floats else configs.floats_of(config))
 
     return built
 

@@ -129,6 +129,27 @@ def test_a_trial_is_the_single_run(swept, tmp_path):
     assert written == config.to_dict()
 
 
+def test_a_group_of_one_has_its_own_floats(tmp_path):
+    trials = [{"optimizer.learning_rate": rate} for rate in (1e-3, 1e-1)]
+    config = small({"num_steps": 40})
+    folder = tmp_path / "sweep"
+    sweep.run_sweep(config, trials, folder, group_size=1)
+    for number, own in enumerate(trials):
+        alone = tmp_path / f"alone_{number}"
+        train.train(small({**own, "num_steps": 40}), alone)
+        logs = [
+            metrics.read(path / "metrics.jsonl")
+            for path in (folder / "trials" / f"00{number}", alone)
+        ]
+        losses = [[record["loss"] for record in log] for log in logs]
+        np.testing.assert_allclose(*losses, rtol=1e-6)
+    both = [
+        metrics.read(folder / "trials" / name / "metrics.jsonl")[-1]["loss"]
+        for name in ("000", "001")
+    ]
+    assert abs(both[0] - both[1]) > 1e-3
+
+
 def test_results_and_pictures_are_written(swept):
     folder, results = swept
     written = of_trials(folder)
