@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import shutil
 
+import jax
 import matplotlib.image
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from kfrtrl_jax.training import (
     workdir,
 )
 from kfrtrl_jax.training.engines import jobs
+from kfrtrl_jax.training.group import make_group
 from tests.training.small import nested, records, small, text, timeless
 from tests.training.test_metrics import plugin_of, read_events
 
@@ -148,6 +150,23 @@ def test_a_group_of_one_has_its_own_floats(tmp_path):
         for name in ("000", "001")
     ]
     assert abs(both[0] - both[1]) > 1e-3
+
+
+def test_trials_side_by_side_are_evaluated_with_their_own_floats(tmp_path):
+    changes = {**text(tmp_path / "text"), "cell.name": "lif", "cell.hidden_size": 8}
+    runs = [small({**changes, "cell.leak": leak}) for leak in (0.5, 0.95)]
+    together = make_group(runs)
+    parameters = together.learned(together.init())
+    stream = together.about.held_out["valid"]
+    found = together.evaluate(parameters, stream)
+    own = jax.tree.map(lambda x: x[0], parameters)
+    for number, run in enumerate(runs):
+        alone = make_group([run])
+        expected = alone.evaluate(together.part(parameters, number), stream)
+        np.testing.assert_allclose(found.loss[number], expected.loss, rtol=1e-6)
+    # With the same parameters the two cells differ.
+    first, second = (make_group([run]).evaluate(own, stream).loss for run in runs)
+    assert np.abs(np.asarray(first) - np.asarray(second)).max() > 1e-3
 
 
 def test_results_and_pictures_are_written(swept):
