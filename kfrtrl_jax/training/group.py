@@ -97,15 +97,15 @@ def make_group(runs: Sequence[Any], base: Experiment | None = None) -> Group:
 
     Args:
       runs: the configs.
-      base: an experiment that has been built, of a run alone for `devices_of_lanes`; used if its floats
-        are those of the first.
+      base: an experiment of such a config that has been built already; it serves if its floats and
+        devices are those of the first.
 
     Raises:
       ConfigError, DataError, UnsupportedCellError: see `program.build`.
     """
     devices = devices_of_lanes(runs[0]) if len(runs) == 1 else 1
     build_at = make_builder(runs[0], devices)
-    if base is None or base.floats != configs.floats_of(runs[0]):
+    if base is None or (base.floats, base.devices) != (configs.floats_of(runs[0]), devices):
         base = build_at()
     if len(runs) == 1:
         return Group(
@@ -127,12 +127,14 @@ def make_group(runs: Sequence[Any], base: Experiment | None = None) -> Group:
     }
     seeds = np.asarray([run.seed for run in runs], np.uint32)
 
+    def points() -> dict[str, Any]:
+        return {path: jnp.asarray(own) for path, own in floats.items()}
+
     def init() -> SideBySide:
-        points = {path: jnp.asarray(values) for path, values in floats.items()}
         states = jax.vmap(lambda seed, point: build_at(point).init(seed))(
-            jnp.asarray(seeds), points
+            jnp.asarray(seeds), points()
         )
-        return SideBySide(states, points)
+        return SideBySide(states, points())
 
     def run_chunk(state: SideBySide) -> tuple[SideBySide, ChunkMetrics]:
         runs, metrics = jax.vmap(lambda s, point: build_at(point).run_chunk(s))(*state)
@@ -142,8 +144,7 @@ def make_group(runs: Sequence[Any], base: Experiment | None = None) -> Group:
         def of_one(own: Any, point: Mapping[str, Any]) -> evaluation.Totals:
             return build_at(point).about.evaluate(own, stream)
 
-        points = {path: jnp.asarray(values) for path, values in floats.items()}
-        return jax.vmap(of_one)(parameters, points)
+        return jax.vmap(of_one)(parameters, points())
 
     return Group(
         size=len(runs),

@@ -19,7 +19,7 @@ from kfrtrl_jax._src.compositions import composed
 from kfrtrl_jax._src.compositions.values import one_line
 from kfrtrl_jax._src.lanes import is_key
 from kfrtrl_jax._src.learning import trees
-from kfrtrl_jax._src.trees import bytes_of
+from kfrtrl_jax._src.sizes import bytes_of
 from kfrtrl_jax.control import Control
 from kfrtrl_jax.errors import ConfigError
 from kfrtrl_jax.training import config as configs

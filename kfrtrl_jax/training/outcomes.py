@@ -23,12 +23,15 @@ def labels(settings: Sequence[Mapping[str, Any]]) -> list[str]:
     the same name, are given with all digits and whole paths.
     """
     keys = [workdir.as_text(own) for own in settings]
-    short = {key: label_of(own) for key, own in zip(keys, settings, strict=True)}
+    # As text they are the same in any order of their fields.
+    different = dict(zip(keys, settings, strict=True))
+    short = {key: label_of(own) for key, own in different.items()}
     times = collections.Counter(short.values())
-    return [
-        short[key] if times[short[key]] == 1 else ", ".join(f"{k}={v!r}" for k, v in own.items())
-        for key, own in zip(keys, settings, strict=True)
-    ]
+    whole = {
+        key: ", ".join(f"{path}={value!r}" for path, value in own.items())
+        for key, own in different.items()
+    }
+    return [short[key] if times[short[key]] == 1 else whole[key] for key in keys]
 
 
 def label_of(overrides: Mapping[str, Any]) -> str:

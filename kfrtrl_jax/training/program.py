@@ -51,12 +51,14 @@ class Experiment(NamedTuple):
       run_chunk: state -> (state, metrics), for `log_every` time steps.
       about: what does not change during the run.
       floats: the float fields of its config, see `config.floats_of`; None if some are tracers.
+      devices: over which the lanes may be spread.
     """
 
     init: Callable[[Any], RunState]
     run_chunk: Callable[[RunState], tuple[RunState, ChunkMetrics]]
     about: About
     floats: Mapping[str, Any] | None = None
+    devices: int = 1
 
 
 def build(config: Any, floats: Mapping[str, Any] | None = None, devices: int = 1) -> Experiment:
@@ -109,7 +111,8 @@ def make_builder(config: Any, devices: int = 1) -> Callable[..., Experiment]:
             return _run_chunk(run, state, config.log_every // config.segment_length)
 
         about = run.about if start is None else run.about._replace(init_from=start.digest)
-        return Experiment(init, run_chunk, about, None if floats else configs.floats_of(config))
+        known = None if floats else configs.floats_of(config)
+        return Experiment(init, run_chunk, about, known, devices)
 
     return built
 

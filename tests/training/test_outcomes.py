@@ -26,6 +26,11 @@ def test_settings_that_read_alike_are_told_apart():
         "seed 1",
         "seed 1",
     ]
+    # The order of the fields is no difference.
+    pair = [{"decay": 1e-4, "rate": r} for r in (0.10001, 0.10002)]
+    again = dict(reversed(pair[0].items()))
+    one, another, same = outcomes.labels([*pair, again])
+    assert one == same != another
     assert outcomes.labels([{"window": 8}, {"window": "8"}]) == ["window=8", "window='8'"]
 
 

@@ -25,6 +25,7 @@ from kfrtrl_jax.training import (
 )
 from kfrtrl_jax.training.engines import jobs
 from kfrtrl_jax.training.group import make_group
+from kfrtrl_jax.training.program import build
 from tests.training.small import nested, records, small, text, timeless
 from tests.training.test_metrics import plugin_of, read_events
 
@@ -150,6 +151,14 @@ def test_a_group_of_one_has_its_own_floats(tmp_path):
         for name in ("000", "001")
     ]
     assert abs(both[0] - both[1]) > 1e-3
+
+
+def test_an_experiment_serves_a_run_of_its_floats_and_devices_alone():
+    run = small()
+    own, other = build(run), small({"optimizer.learning_rate": 0.5})
+    assert make_group([run], own).run_chunk is own.run_chunk
+    for base, config in ((own, other), (build(run, devices=2), run)):
+        assert make_group([config], base).run_chunk is not base.run_chunk
 
 
 def test_trials_side_by_side_are_evaluated_with_their_own_floats(tmp_path):

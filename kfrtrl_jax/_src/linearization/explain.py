@@ -17,7 +17,7 @@ from kfrtrl_jax._src.linearization.linearizer import Linearizer, make_linearizer
 from kfrtrl_jax._src.linearization.self_check import Check
 from kfrtrl_jax._src.linearization.self_check import check as compare
 from kfrtrl_jax._src.matrices import Banded, Group, Shared
-from kfrtrl_jax._src.trees import bytes_of
+from kfrtrl_jax._src.sizes import bytes_of
 
 # How the refusals of estimators begin.
 _PREFIX = re.compile(r"^\w+ cannot use this cell: ")

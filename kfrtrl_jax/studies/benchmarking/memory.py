@@ -13,7 +13,7 @@ from typing import Any
 import jax
 
 from kfrtrl_jax._src import xla
-from kfrtrl_jax._src.trees import bytes_of
+from kfrtrl_jax._src.sizes import bytes_of
 from kfrtrl_jax.studies.benchmarking import steps
 from kfrtrl_jax.studies.benchmarking.steps import Case
 from kfrtrl_jax.studies.benchmarking.timing import Measurement, median

@@ -203,10 +203,8 @@ def _torch(peer: Peer, weights: Array, xs: Array, ys: Array) -> tuple[Any, str]:
             torch.cuda.synchronize()
         return ()
 
-    return (
-        run,
-        f"PyTorch eager, {made_with.cores()} threads" if device == "cpu" else "PyTorch eager",
-    )
+    threads = f", {made_with.cores()} threads" if device == "cpu" else ""
+    return run, f"PyTorch eager{threads}"
 
 
 def _braintrace(peer: Peer, weights: Array, xs: Array, ys: Array) -> tuple[Any, str]:

@@ -15,7 +15,7 @@ import jax
 
 from kfrtrl_jax._src import xla
 from kfrtrl_jax._src.markdown import table
-from kfrtrl_jax._src.trees import bytes_of
+from kfrtrl_jax._src.sizes import bytes_of
 from kfrtrl_jax.training import config as configs
 from kfrtrl_jax.training.group import make_group
 

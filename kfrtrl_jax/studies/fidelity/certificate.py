@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kfrtrl_jax import estimators
+from kfrtrl_jax._src.sizes import bytes_of
 from kfrtrl_jax._src.trajectory import (
     Options,
     Reference,
@@ -23,7 +24,6 @@ from kfrtrl_jax._src.trajectory import (
     reference,
     trajectory,
 )
-from kfrtrl_jax._src.trees import bytes_of
 from kfrtrl_jax.base import Array, Cell, InfluenceEstimator, Linearization
 from kfrtrl_jax.errors import UnsupportedCellError
 from kfrtrl_jax.linearization import compose

@@ -13,8 +13,8 @@ from kfrtrl_jax._src.learning.given import as_cell, as_estimator
 from kfrtrl_jax._src.linearization.check_points import in_double, widened
 from kfrtrl_jax._src.linearization.linearizer import make_linearizer
 from kfrtrl_jax._src.shapes import require_positive
+from kfrtrl_jax._src.sizes import bytes_of
 from kfrtrl_jax._src.trajectory import Reference, reference, trajectory
-from kfrtrl_jax._src.trees import bytes_of
 from kfrtrl_jax.base import InfluenceEstimator, Structure
 from kfrtrl_jax.errors import UnsupportedCellError
 from kfrtrl_jax.studies.benchmarking import timing

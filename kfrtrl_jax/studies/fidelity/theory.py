@@ -231,9 +231,7 @@ def fit(rows: Sequence[Width], name: str) -> NoiseExponent:
     predicted = PREDICTED.get(name.split("(")[0])
     if any(row.relative_noise <= 0 for row in points):
         return NoiseExponent(None, None, predicted)
-    widths, noises = (
-        [getattr(row, f) for row in points] for f in ("hidden_size", "relative_noise")
-    )
+    widths, noises = [row.hidden_size for row in points], [row.relative_noise for row in points]
     return NoiseExponent(*power_law.exponent(widths, noises), predicted)
 
 

@@ -97,7 +97,8 @@ def full_extents(name: str) -> dict[str, Extent]:
     Raises:
       ConfigError: if there is no such study.
     """
-    study, trials = load(name, SCALES[-1]), dict[str, list[dict[str, Any]]]()
+    study = load(name, SCALES[-1])
+    trials: dict[str, list[dict[str, Any]]] = {}
     for trial in study.trials:
         trials.setdefault(study.method_of(trial), []).append(trial)
     return {
