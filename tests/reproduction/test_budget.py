@@ -74,22 +74,39 @@ def test_a_step_between_two_records_is_read_at_the_earlier() -> None:
     assert by_method(comparison.readings[ADDING])["cheap"].step == 800
 
 
+def three_rates(failed: int, until: dict[int, float]) -> list[Run]:
+    """Two seeds at each of three rates, of which the one with the least error diverges for a seed."""
+    return [
+        run("KF-RTRL", {400: 0.6, 800: 0.5}, 1e-3, 0),
+        run("KF-RTRL", {400: 0.4, 800: 0.3}, 1e-3, 1),
+        run("KF-RTRL", {400: 0.1, 800: 0.1}, 1e-2, 1 - failed),
+        run("KF-RTRL", until, 1e-2, failed, "diverged"),
+        run("KF-RTRL", {400: 0.5, 800: 0.2}, 1e-4, 0),
+        run("KF-RTRL", {400: 0.9, 800: 0.9}, 1e-4, 1),
+    ]
+
+
 @pytest.mark.parametrize("failed", [0, 1])
-@pytest.mark.parametrize("until", [{}, {400: 0.1}, {400: 0.1, 800: 0.1}])
+@pytest.mark.parametrize("until", [{}, {400: 0.1}])
 def test_the_rate_is_the_best_by_the_mean_over_seeds_and_one_with_a_failure_is_left_out(
     failed: int, until: dict[int, float]
 ) -> None:
-    runs = [
-        run("KF-RTRL", {400: 0.5}, 1e-3, 0),
-        run("KF-RTRL", {400: 0.3}, 1e-3, 1),
-        run("KF-RTRL", {400: 0.1}, 1e-2, 1 - failed),
-        run("KF-RTRL", until, 1e-2, failed, "diverged"),
-        run("KF-RTRL", {400: 0.2}, 1e-4, 0),
-        run("KF-RTRL", {400: 0.9}, 1e-4, 1),
-    ]
+    runs = three_rates(failed, until)
     (reading,) = budget.same_steps(runs, SCORES).readings[ADDING]
     assert (reading.rate, reading.mean) == (1e-3, 0.4)
     assert {r.overrides[budget.RATE] for r in budget.at_best_rates(runs, SCORES)} == {1e-3}
+
+
+@pytest.mark.parametrize("failed", [0, 1])
+def test_a_rate_at_which_a_seed_diverges_after_the_budget_is_read_within_it(failed: int) -> None:
+    runs = [*three_rates(failed, {400: 0.2}), run("dear", {400: 0.4})]
+    comparison = budget.same_steps(runs, SCORES)
+    assert comparison.limits == {ADDING: "400 steps"}
+    reading = by_method(comparison.readings[ADDING])["KF-RTRL"]
+    assert (reading.step, reading.rate, reading.mean) == (400, 1e-2, pytest.approx(0.15))
+    twice = budget.same_time(runs, SCORES, {"KF-RTRL": 1.0, "dear": 2.0})
+    assert by_method(twice.readings[ADDING])["KF-RTRL"].rate == 1e-3
+    assert not comparison.diverged[ADDING]
 
 
 def test_a_method_that_diverged_at_every_rate_is_told_and_makes_no_budget_small() -> None:

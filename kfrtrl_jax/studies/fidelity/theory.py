@@ -181,39 +181,30 @@ def over_time(
     """
     along = _along(make, width, steps, seed)
     exact = estimators.rtrl()
-    noisy = {one.name: one.estimator for one in named}
+    noisy = {one.name: _Draws(one.estimator, draws) for one in named}
 
     def push(carry: Any, xs: tuple[Linearization, Array]) -> tuple[Any, None]:
         truth, states = carry
         linearization, key = xs
-        truth = exact.push(truth, linearization, key)
         states = {
-            name: jax.vmap(estimator.push, in_axes=(0, None, 0))(
-                states[name], linearization, jax.random.split(jax.random.fold_in(key, i), draws)
-            )
-            for i, (name, estimator) in enumerate(noisy.items())
+            name: own.push(states[name], linearization, jax.random.fold_in(key, i))
+            for i, (name, own) in enumerate(noisy.items())
         }
-        return (truth, states), None
+        return (exact.push(truth, linearization, key), states), None
 
     def measure_noise(carry: Any, xs: tuple[Linearization, Array]) -> tuple[Any, dict[str, Array]]:
         (truth, states), _ = jax.lax.scan(push, carry, xs)
         influence = _flat(truth.influence)[0]
         total = jnp.sum(influence**2)
         errors = {
-            name: jax.lax.map(
-                lambda state, e=estimator: _squared_error(e, state, influence, along.structure),
-                states[name],
-            )
-            for name, estimator in noisy.items()
+            name: own.squared_error(states[name], influence, along.structure) / total
+            for name, own in noisy.items()
         }
-        return (truth, states), {name: jnp.mean(x) / total for name, x in errors.items()}
+        return (truth, states), errors
 
     @jax.jit
     def run(linearizations: Linearization) -> dict[str, Array]:
-        def copies(state: Any) -> Any:
-            return jax.tree.map(lambda x: jnp.broadcast_to(x, (draws, *x.shape)), state)
-
-        first = {name: copies(e.init(along.structure)) for name, e in noisy.items()}
+        first = {name: own.init(along.structure) for name, own in noisy.items()}
         keys = jax.random.split(jax.random.key(seed + 1), steps)
         chunks = jax.tree.map(
             lambda x: x.reshape(steps // every, every, *x.shape[1:]), (linearizations, keys)
@@ -223,6 +214,37 @@ def over_time(
     noise = run(along.linearizations)
     times = [int(t) for t in range(every, steps + 1, every)]
     return times, {name: [float(x) for x in noise[name]] for name in noisy}
+
+
+class _Draws(NamedTuple):
+    """Independent draws of an estimator, which are pushed side by side.
+
+    Attributes:
+      estimator: of all of them.
+      draws: their number.
+    """
+
+    estimator: InfluenceEstimator
+    draws: int
+
+    def init(self, structure: Structure) -> Any:
+        """The states, stacked."""
+        return jax.tree.map(
+            lambda x: jnp.broadcast_to(x, (self.draws, *x.shape)), self.estimator.init(structure)
+        )
+
+    def push(self, states: Any, linearization: Linearization, key: Array) -> Any:
+        """All states after a step, each with a key of its own."""
+        keys = jax.random.split(key, self.draws)
+        return jax.vmap(self.estimator.push, in_axes=(0, None, 0))(states, linearization, keys)
+
+    def squared_error(self, states: Any, influence: Array, structure: Structure) -> Array:
+        """The mean of |G~ - G|_F^2, one draw after another as they are large."""
+
+        def of(state: Any) -> Array:
+            return _squared_error(self.estimator, state, influence, structure)
+
+        return jnp.mean(jax.lax.map(of, states))
 
 
 def fit(rows: Sequence[Width], name: str) -> NoiseExponent:

@@ -54,7 +54,7 @@ class Comparison(NamedTuple):
       limits: the budget of each task, by its name in configs, in words.
       steps: how many each method was run for, and how many at the full scale, in words.
       readings: of each task, one per method that can be read there.
-      diverged: of each task, the methods of which a seed diverged at every rate.
+      diverged: of each task, the methods of which a seed diverged at every rate within the budget.
     """
 
     limits: Mapping[str, str]
@@ -117,28 +117,31 @@ def _compare(
         ends = {method: tables.last_common_step(its, score.field) for method, its in own.items()}
         # A method of which all runs diverged has no end, and no reading.
         limit = min((prices[method] * end for method, end in ends.items() if end), default=0.0)
-        found = [_reading(m, its, score, limit / prices[m]) for m, its in own.items()]
+        until = {method: limit / prices[method] if limit else math.inf for method in own}
+        found = [_reading(m, its, score, until[m]) for m, its in own.items()]
         limits[task] = words(limit)
         readings[task] = [reading for reading in found if reading is not None]
-        diverged[task] = [method for method, its in own.items() if not _steady(its)]
+        diverged[task] = [method for method, its in own.items() if not _steady(its, until[method])]
     steps = {method: tables.steps_of(own) for method, own in by_method(runs).items()}
     return Comparison(limits, steps, readings, diverged)
 
 
-def _steady(runs: Sequence[Run]) -> dict[float, list[Run]]:
-    """The runs by their rate, without the rates at which a seed diverged."""
+def _steady(runs: Sequence[Run], until: float) -> dict[float, list[Run]]:
+    """The runs by their rate, without the rates at which a seed diverged before a step."""
     rates: dict[float, list[Run]] = {}
     for run in runs:
         rates.setdefault(run.overrides[RATE], []).append(run)
     return {
-        rate: own for rate, own in rates.items() if not any(run.status == "diverged" for run in own)
+        rate: own
+        for rate, own in rates.items()
+        if not any(run.status == "diverged" and run.steps < until for run in own)
     }
 
 
 def _reading(method: str, runs: Sequence[Run], score: Figure, until: float) -> Reading | None:
-    """A method at its best rate, among those at which no seed has diverged."""
+    """A method at its best rate, among those at which no seed has diverged until then."""
     found = []
-    for rate, own in _steady(runs).items():
+    for rate, own in _steady(runs, until).items():
         common = set.intersection(*(set(run.series.get(score.field, {})) for run in own))
         step = max((s for s in common if s <= until * (1 + 1e-9)), default=0)
         if not step:

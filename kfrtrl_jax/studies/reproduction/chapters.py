@@ -133,7 +133,7 @@ exact along the same steps as the blocks of 8, without an influence beyond them.
 The same network, a recurrent highway network with n = 64, learns five tasks by each method; batch
 8, Adam, the gradient of the cell clipped at norm 1, an update at every step. Each method has the
 learning rate out of 10^-4, 10^-3.5, 10^-3, 10^-2.5 and 10^-2 that is best for it where it is read,
-by the mean over its seeds; a rate at which a seed diverged is left out. Losses are those of
+by the mean over its seeds; a rate at which a seed diverged until then is left out. Losses are those of
 characters and answers before they were learned from. The time of a step is that of a run alone,
 the methods taking turns in one process.
 """,
