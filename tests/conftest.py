@@ -7,6 +7,7 @@ import os
 import pathlib
 import shutil
 import tempfile
+import threading
 
 import jaxlib
 
@@ -32,6 +33,7 @@ os.environ.setdefault(
 
 import jax
 import pytest
+from jax._src.interpreters import mlir
 
 from kfrtrl_jax import linearization
 from kfrtrl_jax._src.linearization import self_check
@@ -46,6 +48,36 @@ _COMPILED = tempfile.mkdtemp(prefix="kfrtrl_jax_tests_")
 atexit.register(shutil.rmtree, _COMPILED, ignore_errors=True)
 jax.config.update("jax_compilation_cache_dir", _COMPILED)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.02)
+# Nobody reads where an operation of a compiled program comes from.
+jax.config.update("jax_traceback_in_locations_limit", 0)
+
+
+class _Contexts(threading.local):
+    """The contexts of MLIR in which JAX builds its programs.
+
+    JAX makes one for each of the ten thousand programs, which takes half as long as to build a small
+    one in it. Here a few programs in turn share one; not more, as it keeps what they were made of.
+    """
+
+    programs = 30
+
+    def __init__(self, make):
+        self.make, self.shared, self.left = make, None, 0
+
+    def __call__(self):
+        try:
+            mlir.ir.Context.current  # noqa: B018
+        except ValueError:
+            if not self.left:
+                self.shared, self.left = self.make(), self.programs
+            self.left -= 1
+            return self.shared
+        # A program that is built while another is: within that, it would be a part of it.
+        return self.make()
+
+
+if hasattr(mlir, "make_ir_context"):
+    mlir.make_ir_context = _Contexts(mlir.make_ir_context)
 
 
 def pytest_configure(config):

@@ -41,7 +41,7 @@ from tests.linearization.references import (
     unrolled_gradient,
 )
 
-TOGETHER = 8
+TOGETHER = 16
 GROUPS = [list(SUPPORTED)[i : i + TOGETHER] for i in range(0, len(SUPPORTED), TOGETHER)]
 NIGHT = "KFRTRL_RANDOM_CELLS" in os.environ
 NUMBER = int(os.environ.get("KFRTRL_RANDOM_CELLS", "2"))

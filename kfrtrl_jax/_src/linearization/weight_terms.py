@@ -113,6 +113,11 @@ class Product(NamedTuple):
         return met
 
 
+def _elements(value: Any, select: np.ndarray) -> Any:
+    flat = value.reshape(-1)
+    return flat[select] if isinstance(value, np.ndarray) else take(flat, select, axis=-1)
+
+
 class Bias(NamedTuple):
     """The term b (or -b) of a pre-activation; select: [g], the elements of b."""
 
@@ -130,7 +135,7 @@ class Scaling(NamedTuple):
 
     def vector(self, value: Any) -> Any:
         """[g] from the value of the weights or of the data, or its pattern of indices."""
-        return value.reshape(-1)[self.select]
+        return _elements(value, self.select)
 
 
 class Rest(NamedTuple):
@@ -141,7 +146,7 @@ class Rest(NamedTuple):
 
     def vector(self, value: Any) -> Any:
         """[g] from the data's value, or its pattern of indices."""
-        return value.reshape(-1)[self.select]
+        return _elements(value, self.select)
 
 
 Term = Product | Bias | Scaling | Rest

@@ -56,7 +56,7 @@ def total(matrices: Sequence[Matrix], rows: int, columns: int) -> Matrix:
     merged: list[tuple[np.ndarray, Array]] = []
     for m in banded:
         for band, cols in enumerate(m.columns.array):
-            value = m.values[..., band, :]
+            value = jax.lax.index_in_dim(m.values, band, axis=-2, keepdims=False)
             for i, (other_columns, other_value) in enumerate(merged):
                 if np.array_equal(cols, other_columns):
                     merged[i] = (other_columns, other_value + value)
