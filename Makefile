@@ -37,7 +37,7 @@ $(READY): requirements.txt pyproject.toml setup.py
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint requirements.txt --no-build-isolation --editable '.[$*]'
 	@touch $@
 
-train: setup ## the default experiment: learns to repeat strings, about a minute; logs to runs/copy
+train: setup ## the default experiment: learns to repeat strings, a minute or two with setting up; logs to runs/copy
 	$(BIN)/python -m experiments.train --config=configs/copy.py --workdir=runs/copy $(ARGS)
 
 test: setup ## all tests, in two processes, under ten minutes; ARGS="-k learner" chooses some
