@@ -2,6 +2,7 @@
 
 import atexit
 import gc
+import itertools
 import mmap
 import os
 import pathlib
@@ -78,6 +79,16 @@ class _Contexts(threading.local):
 
 if hasattr(mlir, "make_ir_context"):
     mlir.make_ir_context = _Contexts(mlir.make_ir_context)
+
+
+# All that was traced and compiled is kept, which comes to gigabytes for all tests.
+_TESTS_PER_CACHE = 300
+_tests = itertools.count(1)
+
+
+def pytest_runtest_teardown():
+    if next(_tests) % _TESTS_PER_CACHE == 0:
+        jax.clear_caches()
 
 
 def pytest_configure(config):
