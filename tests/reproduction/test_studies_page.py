@@ -5,7 +5,7 @@ import statistics
 import pytest
 
 from kfrtrl_jax.studies import power_law
-from kfrtrl_jax.studies.reproduction import budget, chapters, results, runs, tables
+from kfrtrl_jax.studies.reproduction import budget, chapters, results, runs, tables, times
 from tests.reproduction import invented
 
 PAGE = " ".join((invented.RESULTS.parents[1] / "docs" / "studies.md").read_text().split())
@@ -209,3 +209,26 @@ def test_that_the_network_counts_as_much_as_the_method():
     assert f"highway network has {highway[0]} and {highway[1]}, an LSTM {lstm[0]} and" in PAGE
     assert f"and {lstm[1]}." in PAGE
     assert list(places)[:2] == [f"GRU, {window}", f"GRU, {estimated}"]
+
+
+def test_what_nine_times_the_time_shows_of_the_first_two_methods():
+    own, scores = COMMITTED.own["budget"], chapters.CHAPTERS["budget"].tasks
+    known = times.of(COMMITTED.records["budget"])
+    whole = budget.same_time(budget.at_full_scale(own), scores, known)
+    assert budget.ranks(whole, scores) == {"SnAp-1, blocks of 8": 1, "TBPTT(8)": 2}
+    short = budget.same_time(own, scores, known)
+    (spent,), (before,) = (set(comparison.limits.values()) for comparison in (whole, short))
+    assert round(float(spent.removesuffix(" s")) / float(before.removesuffix(" s"))) == 9
+
+    within = []
+    for task, readings in whole.readings.items():
+        snap, window = sorted(readings, key=lambda reading: reading.method)
+        words = [reading.text().partition(" (")[0] for reading in (snap, window)]
+        if task.startswith("copy("):
+            assert f"T\\* {words[0]} to {words[1]} by TBPTT(8)" in PAGE
+        if task.startswith("copy_fixed("):
+            assert f"{words[0]} to {words[1]} of the symbols recalled" in PAGE
+        gaps = [snap.values[seed] - window.values[seed] for seed in snap.values]
+        if not tables.difference(gaps).beyond_noise:
+            within.append(f"`{budget.base(task)}`")
+    assert f"On {' and '.join(within)} the difference is within the noise." in PAGE
