@@ -107,10 +107,10 @@ def test_where_16_ok_comes_to_in_the_papers_form(copy):
     public = COMMITTED.public["copy"]
     logs = [lengths(public, f"16-OK, {runs.SOURCE}", step)[0] for step in (100_000, 200_000)]
     (early, seeds), (late, others) = (lengths(copy, "16-OK", step) for step in (100_000, 200_000))
-    assert (seeds, others) == (3, 2)
+    assert seeds == others == 3
     assert (
-        f"T\\* {early} after 100,000 steps of three seeds, where the logs have {logs[0]}, and {late} "
-        f"after 200,000 steps of two, where they have {logs[1]}" in PAGE
+        f"(three seeds: T\\* {early} after 100,000 steps, where the logs have {logs[0]}, and {late} "
+        f"after 200,000, where they have {logs[1]})" in PAGE
     )
 
 
