@@ -114,6 +114,7 @@ class Product(NamedTuple):
 
 
 def _elements(value: Any, select: np.ndarray) -> Any:
+    """Elements of an array of any shape; a pattern is NumPy's and stays so."""
     flat = value.reshape(-1)
     return flat[select] if isinstance(value, np.ndarray) else take(flat, select, axis=-1)
 
