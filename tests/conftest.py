@@ -43,6 +43,8 @@ from kfrtrl_jax._src.linearization import self_check
 gc.set_threshold(100_000, 20, 20)
 
 jax.config.update("jax_enable_x64", True)
+# Some tests are in float32; recent GPUs would leave 10 bits of the operands of its products.
+jax.config.update("jax_default_matmul_precision", "float32")
 # Most programs run only once. Those that are built again in this process are kept until its end.
 jax.config.update("jax_disable_most_optimizations", True)
 _COMPILED = tempfile.mkdtemp(prefix="kfrtrl_jax_tests_")

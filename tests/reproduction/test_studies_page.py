@@ -38,7 +38,13 @@ def mean(found, field, step):
 def test_what_the_text_just_read_does_to_a_loss(ptb, logs):
     first, *others = (figures(ptb, m, "running_loss", 200_000) for m in STARTS)
     assert f"running training loss of {mean(logs, 'running_loss', 200_000)}" in PAGE
-    assert f"TBPTT(5) has {first} there, and {others[0]}, {others[1]} and {others[2]} if" in PAGE
+    begin = f"{others[0]}, {others[1]} and {others[2]} if it begins"
+    assert f"TBPTT(5) has {first} after 200,000, and {begin}" in PAGE
+    known = mean(logs, "running_loss", 100_000)
+    ours = [figures(ptb, "8-OK, blocks of 8", "running_loss", step) for step in (200_000, 100_000)]
+    assert (
+        f"and {known} after 100,000; 8-OK in blocks of 8 has {ours[0]} and {ours[1]} (one" in PAGE
+    )
     first, *others = (figures(ptb, m, "valid_loss", 200_000) for m in STARTS)
     known = mean(logs, "valid_loss", 200_000)
     words = f"{first}, and {others[0]}, {others[1]} and {others[2]}, where the logs have {known}"
@@ -46,11 +52,12 @@ def test_what_the_text_just_read_does_to_a_loss(ptb, logs):
 
 
 def test_how_far_kf_rtrl_is_behind_tbptt_on_the_penn_treebank(ptb, logs):
-    short, long, snap, kf_rtrl, one = (
+    short, long, ok, snap, kf_rtrl, one = (
         figures(ptb, name, "valid_loss", 200_000)
         for name in (
             "TBPTT(5)",
             "TBPTT(25)",
+            "8-OK, blocks of 8",
             "SnAp-1, blocks of 8",
             "KF-RTRL, blocks of 8",
             "TBPTT(1)",
@@ -58,7 +65,8 @@ def test_how_far_kf_rtrl_is_behind_tbptt_on_the_penn_treebank(ptb, logs):
     )
     known = mean(logs, "valid_loss", 200_000)
     assert f"as TBPTT(25), {short} and {long} in validation, and 8-OK in the logs, {known};" in PAGE
-    assert f"blocks of 8 has {snap}, KF-RTRL in blocks of 8 {kf_rtrl}, TBPTT(1) {one}." in PAGE
+    assert f"8-OK in blocks of 8 has {ok}, SnAp-1 in blocks of 8 {snap}, KF-RTRL in" in PAGE
+    assert f"KF-RTRL in blocks of 8 {kf_rtrl}, TBPTT(1) {one}." in PAGE
     assert f"{float(kf_rtrl) - float(long):.2f} bits behind" in PAGE
 
 

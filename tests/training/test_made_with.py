@@ -35,7 +35,7 @@ def test_other_data_are_refused(tmp_path):
     [
         ("jax_enable_x64", False, r"the precision \(jax_enable_x64\) was float64 and is float32"),
         ("jax_default_prng_impl", "rbg", "was threefry2x32 and is rbg"),
-        ("jax_default_matmul_precision", "highest", "was default and is highest"),
+        ("jax_default_matmul_precision", "highest", "was float32 and is highest"),
     ],
 )
 def test_other_numbers_are_refused(tmp_path, setting, value, words):
