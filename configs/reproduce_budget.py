@@ -108,4 +108,5 @@ def _about_a_second(method: str) -> int:
         return CHEAPEST
     without_cell = method.removeprefix("LSTM, ").removeprefix("GRU, ")
     family = without_cell.partition(", blocks of")[0].partition("(")[0]
-    return {"TBPTT": CHEAP, "SnAp-1": CHEAP, "UORO": CHEAP, "KF-RTRL": USUAL}.get(family, DEAR)
+    cheap, usual = ("TBPTT", "SnAp-1", "UORO"), ("KF-RTRL", "UORO, shrunk")
+    return CHEAP if family in cheap else USUAL if family in usual else DEAR

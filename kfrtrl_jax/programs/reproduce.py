@@ -68,7 +68,8 @@ def run(invocation: command_line.Invocation) -> None:
             wandb=invocation.wandb,
         )
     if _TIME.value:
-        times.write(invocation.workdir, times.measure(chosen, invocation.overrides))
+        measured = times.measure(chosen, invocation.overrides, say=display.say)
+        times.write(invocation.workdir, measured)
     record = records.collect(_STUDY.value, invocation.workdir, invocation.overrides)
     path = pathlib.Path(_RECORDS.value or invocation.workdir / "records.json")
     if _ADD.value and path.exists():

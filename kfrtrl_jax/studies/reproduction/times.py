@@ -28,7 +28,12 @@ _STEPS, _FEW_STEPS = 400, 40
 _LEAST_SECONDS = 0.2
 
 
-def measure(study: Study, common: Mapping[str, Any], rounds: int = 5) -> dict[str, float]:
+def measure(
+    study: Study,
+    common: Mapping[str, Any],
+    rounds: int = 5,
+    say: Callable[[str], None] = lambda line: None,
+) -> dict[str, float]:
     """Milliseconds that a time step of each method takes, on the task of the study's config.
 
     In each round every method trains for a while; the median over the rounds counts.
@@ -37,11 +42,16 @@ def measure(study: Study, common: Mapping[str, Any], rounds: int = 5) -> dict[st
       study: at the scale of which the methods are taken.
       common: overrides of all trials.
       rounds: how often each is timed.
+      say: gets a line for each method that is compiled, and for each round.
     """
     methods = dict.fromkeys(study.method_of(overrides) for overrides in study.trials)
-    steps = {name: _train(study, study.methods[name], common) for name in methods}
+    steps = {}
+    for position, name in enumerate(methods, 1):
+        say(f"compiling {name}, {position} of {len(methods)}")
+        steps[name] = _train(study, study.methods[name], common)
     seconds: dict[str, list[float]] = {name: [] for name in methods}
-    for _ in range(rounds):
+    for position in range(1, rounds + 1):
+        say(f"timing all in turns, round {position} of {rounds}")
         for name, train in steps.items():
             seconds[name].append(_seconds_per_step(train))
     return {name: round(1000 * median(own), 5) for name, own in seconds.items()}
