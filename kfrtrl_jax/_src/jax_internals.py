@@ -24,8 +24,8 @@ TRANSPARENT = frozenset("jit pjit closed_call core_call remat checkpoint remat2"
 CUSTOM_PULLBACKS = frozenset("custom_vjp_call custom_vjp_call_jaxpr".split())
 CUSTOM_RULES = CUSTOM_PULLBACKS | {"custom_jvp_call"}
 
-# Primitives that read raw bits (uint32) as a PRNG key.
-READS_RAW_KEYS = frozenset("random_wrap threefry2x32".split())
+# Primitives that read raw bits (uint32) as a PRNG key; so many of their first inputs are its parts.
+READS_RAW_KEYS = {"random_wrap": 1, "threefry2x32": 2}
 
 
 def closed(jaxpr: Any) -> Any:

@@ -9,8 +9,9 @@ import numpy as np
 import optax
 import pytest
 
-from kfrtrl_jax import estimators
+from kfrtrl_jax import cells, estimators, readouts
 from kfrtrl_jax.base import Batch
+from kfrtrl_jax.learning import make_learner
 from tests.helpers.interpreter import evaluated
 from tests.helpers.learners import learner_of, segments
 from tests.trajectories import BATCH_SIZE, READOUT, SMALL_CELLS, flat, sequence
@@ -199,3 +200,57 @@ def test_a_gradient_without_updates_has_one_for_each():
     expected, _ = learned(cell, estimators.rtrl(), (4, 2, 4), learning_rate=0.0)
     np.testing.assert_allclose(flat_updates(gradients), flat_updates(expected)[:2], atol=1e-12)
     assert losses.shape == (4,)
+
+
+@pytest.mark.parametrize(
+    ("estimator", "lengths"),
+    [
+        (estimators.truncated(), {"window": 6}),
+        (estimators.rtrl(), {}),
+        (estimators.truncated(), {"segment_length": 6, "update_every": 1}),
+    ],
+)
+def test_a_weight_made_of_parameters_counts_at_its_past_values_and_its_present_derivative(
+    estimator, lengths
+):
+    """Of h = sigmoid(a) h + x, with an update at every step."""
+    steps, rate = 6, 0.3
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(steps, 1, 1)))
+
+    def step(params, h, x):
+        h = jax.nn.sigmoid(params["a"]) * h + x
+        return h, h
+
+    learner = make_learner(
+        cells.from_function(step, lambda key: {"a": jnp.ones(1)}, jnp.zeros(1)),
+        readouts.Readout(lambda key: {"none": jnp.zeros(())}, lambda params, output: output),
+        estimator,
+        optax.sgd(rate),
+        batch_size=1,
+        example_input=x[0, 0],
+        loss=lambda prediction, target: jnp.sum(prediction**2),
+        **lengths,
+    )
+    batch = Batch(x, x, jnp.zeros((steps, 1), bool))
+    length = lengths.get("segment_length", 1)
+    state = evaluated(learner.init, jax.random.key(0))
+    for t in range(0, steps, length):
+        segment = jax.tree.map(lambda leaf, t=t: leaf[t : t + length], batch)
+        state, _ = evaluated(learner.step, state, segment if length > 1 else batch_at(batch, t))
+
+    def loss(change, past):
+        h = jnp.zeros(1)
+        for weight, now in zip(past, x[:, 0]):
+            h = (weight + change) * h + now
+        return jnp.sum(h**2)
+
+    a, past = jnp.ones(1), []
+    for _ in range(steps):
+        weight, derivative = jax.vjp(jax.nn.sigmoid, a)
+        past.append(weight)
+        a = a - rate * derivative(jax.grad(loss)(jnp.zeros(1), past))[0]
+    np.testing.assert_allclose(state.parameters["cell"]["a"], a, rtol=1e-12)
+
+
+def batch_at(batch, t):
+    return jax.tree.map(lambda leaf: leaf[t], batch)

@@ -20,6 +20,23 @@ def bounded(v, w):
     return pair(jnp.tanh(v), jnp.tanh(w))
 
 
+def in_a_loop(table):
+    """A function that goes through a loop, whose jaxpr does not print its table."""
+    times = jax.jit(lambda v: v * jnp.asarray(table))
+    return lambda v: jax.lax.fori_loop(0, 2, lambda _, v: times(v), v)
+
+
+def with_slope(slope):
+    """The sine, with a derivative rule of its own."""
+    sine = jax.custom_jvp(jnp.sin)
+    sine.defjvps(lambda tangent, _, v: slope * tangent)
+    return sine
+
+
+IN_A_LOOP = [in_a_loop([0.5, 1.0, -1.0, 0.8]), in_a_loop([1.2, 0.3, -0.5, 1.0])]
+WITH_SLOPE = [with_slope(1.0), with_slope(-0.7)]
+
+
 def layer_norm(v):
     return (v - v.mean()) / jnp.sqrt(v.var() + 0.1)
 
@@ -93,6 +110,18 @@ PRODUCTS = {
         jax.vmap(jnp.matmul)(v.reshape(2, 2), p(k, 2, 2, 2))
     ),
     "look_up": lambda p, k, v, w: p(k, 3, N)[which(v)] * w,
+    "look_up_or_fill": lambda p, k, v, w: (
+        w * jnp.take(p(k, 3, N), 4 * which(v), axis=0, mode="fill", fill_value=0.5)
+    ),
+    "loops_that_print_alike": lambda p, k, v, w: (
+        v * IN_A_LOOP[0](p(k, N)) + w * IN_A_LOOP[1](p(k, N))
+    ),
+    "rules_that_print_alike": lambda p, k, v, w: (
+        v * WITH_SLOPE[0](p(k, N)) + w * WITH_SLOPE[1](p(k, N))
+    ),
+    "numbers_that_print_alike": lambda p, k, v, w: (
+        1e6 * v * (jnp.asarray(0.3) * p(k, N) - jnp.asarray(0.3 + 4e-9) * p(k, N)) + w
+    ),
     "choice": lambda p, k, v, w: jnp.where(v > 0, p(k, N), w),
     "choice_by_parameters": lambda p, k, v, w: jnp.where(p(k, N) > 0, v, w),
     "diagonal": lambda p, k, v, w: jnp.diag(p(k, N)) @ v,

@@ -29,6 +29,12 @@ def test_the_check_of_a_cell_finds_the_fault_put_back(name, monkeypatch):
         check(CELLS[FAULTS[name].idiom], jnp.zeros(X))
 
 
+def test_the_check_of_a_cell_finds_wrong_predictions(monkeypatch):
+    put_back(monkeypatch, "equal if they print alike")
+    with pytest.raises(UnsupportedCellError, match=r"output of this cell, as .* own step gives"):
+        check(CELLS["tables that print alike"], jnp.zeros(X))
+
+
 def error_of(names):
     """What is wrong with a cell of these operations, in one line."""
     try:

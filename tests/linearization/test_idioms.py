@@ -18,6 +18,7 @@ from kfrtrl_jax.errors import UnsupportedCellError
 from kfrtrl_jax.learning import make_learner
 from kfrtrl_jax.linearization import make_linearizer
 from tests.helpers.interpreter import evaluated, traced
+from tests.linearization.operations import IN_A_LOOP
 
 N, X, STEPS, LANES = 4, 3, 6, 2
 RESET = np.zeros((STEPS, LANES), bool)
@@ -293,6 +294,19 @@ def long_loop(p, h, x):
     return jnp.tanh(h + x @ p["w"]), h
 
 
+def printing_alike(p, h, x):
+    """Loops over the same parameter, with tables that their jaxprs do not print."""
+    first, second = IN_A_LOOP
+    h = jnp.tanh(x @ p["w"] + first(p["b"]) * (h @ p["r"]) + second(p["b"]))
+    return h, h
+
+
+def tables_alike(p, h, x):
+    """The same of a constant, read by the output alone: no derivative depends on it."""
+    h = jnp.tanh(x @ p["w"] + h @ p["r"] + p["b"])
+    return h, jnp.concatenate([h + table(jnp.ones(N)) for table in IN_A_LOOP])
+
+
 EXACT = {
     "output reads a summand": (simple(skip), N),
     "output gate": (simple(output_gate, w=(X, N), r=(N, N), b=(N,), c=(N,), v=(N, N)), N),
@@ -339,6 +353,8 @@ EXACT = {
         Cell(init(w=(X, 140), r=(70, 2, 2)), lambda: jnp.zeros(140), many_heads),
         N,
     ),
+    "loops that print alike": (simple(printing_alike), N),
+    "tables that print alike": (simple(tables_alike), 2 * N),
     "long scan": (simple(long_scan), N),
     "long loop": (simple(long_loop), N),
 }
@@ -444,6 +460,107 @@ def test_integers_that_look_like_a_key_and_keys_that_do_not_are_refused():
     cell = Cell(init(), lambda: (jnp.zeros(N), jnp.zeros(3, jnp.uint32)), drawing)
     with pytest.raises(UnsupportedCellError, match=r"carry: 1 is uint32\[3\] and is read as a raw"):
         make_linearizer(cell, jnp.zeros(X), 1)
+
+
+def folded(p, carry, x):
+    """A step that folds numbers of its carry into a key; what is kept of them is not changed."""
+    h, key, numbers = carry
+    noise = jax.random.normal(jax.random.fold_in(key, numbers[0]), (N,))
+    h = jnp.tanh(x @ p["w"] + h @ p["r"] + p["b"] + noise)
+    return (h, key, numbers), h
+
+
+def folded_and_counted(p, carry, x):
+    (h, key, numbers), output = folded(p, carry, x)
+    return (h, key, numbers + 1), output
+
+
+def folded_in_a_loop(p, carry, x):
+    h, key, numbers = carry
+
+    def one(h, _):
+        noise = jax.random.normal(jax.random.fold_in(key, numbers[0]), (N,))
+        return jnp.tanh(x @ p["w"] + h @ p["r"] + p["b"] + noise), None
+
+    h, _ = jax.lax.scan(one, h, None, length=70)
+    return (h, key, numbers + 1), h
+
+
+def read_as_an_index(p, carry, x):
+    h, key, numbers = carry
+    h = jnp.tanh(x @ p["w"] + h @ p["r"] + p["b"][numbers[0]])
+    return (h, key, numbers), h
+
+
+def handed_out(p, carry, x):
+    h, key, numbers = carry
+    return (jnp.tanh(x @ p["w"] + h @ p["r"] + p["b"]), key, numbers), (h, numbers)
+
+
+@pytest.mark.parametrize("make", [jax.random.key, jax.random.PRNGKey])
+@pytest.mark.parametrize(
+    "step", [folded, folded_and_counted, folded_in_a_loop, read_as_an_index, handed_out]
+)
+def test_numbers_in_the_form_of_a_raw_key_are_none(step, make):
+    """They would be drawn anew for each lane, and outlive restarts."""
+    cell = Cell(init(), lambda: (jnp.zeros(N), make(0), jnp.zeros(2, jnp.uint32)), step)
+    with pytest.raises(UnsupportedCellError, match=r"carry: 2 is uint32\[2\], the form of a raw"):
+        make_linearizer(cell, jnp.zeros(X), 1)
+
+
+def drawn_in_a_loop(p, carry, x):
+    h, key = carry
+
+    def one(carry, _):
+        h, key = carry
+        key, now = jax.random.split(key)
+        noise = jax.random.normal(now, (N,))
+        return (jnp.tanh(x @ p["w"] + h @ p["r"] + p["b"] + noise), key), None
+
+    (h, key), _ = jax.lax.scan(one, (h, key), None, length=70)
+    return (h, key), h
+
+
+def drawn_while(p, carry, x):
+    h, key = carry
+
+    def body(state):
+        count, key = state
+        key, now = jax.random.split(key)
+        return count + jax.random.bernoulli(now), key
+
+    count, key = jax.lax.while_loop(lambda state: state[0] < 3, body, (0, key))
+    h = jnp.tanh(x @ p["w"] + h @ p["r"] + p["b"] * count)
+    return (h, key), h
+
+
+def drawn_in_a_branch(p, carry, x):
+    h, key = carry
+    key, noise = jax.lax.cond(
+        h[0] > 0,
+        lambda key: (jax.random.split(key)[0], jax.random.normal(key, (N,))),
+        lambda key: (key, jnp.zeros(N)),
+        key,
+    )
+    return (jnp.tanh(x @ p["w"] + h @ p["r"] + p["b"] + noise), key), h
+
+
+@pytest.mark.parametrize("step", [drawn_in_a_loop, drawn_while, drawn_in_a_branch])
+def test_a_raw_key_is_one_wherever_it_is_read(step):
+    cell = Cell(init(), lambda: (jnp.zeros(N), jax.random.PRNGKey(0)), step)
+    make_linearizer(cell, jnp.zeros(X), 1)
+
+
+def test_parts_without_elements_are_none():
+    def step(p, h, x):
+        scale, z = jax.lax.associative_scan(
+            lambda a, b: (a[0] * b[0], a[1] * b[0] + b[1]), (jax.nn.sigmoid(p["b"]), h @ p["r"])
+        )
+        h = jnp.tanh(scale * z + x @ p["w"])
+        return h, h
+
+    found = errors(simple(step), N, estimators.rtrl(), segment_length=2)
+    assert max(found.values()) < 1e-9, found
 
 
 def test_optimizers_never_see_constants_and_descend_along_complex_parameters():

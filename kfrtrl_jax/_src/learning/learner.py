@@ -55,8 +55,9 @@ def make_learner(
     A step processes a segment of K time steps and updates the parameters after every U of them. With
     immediate="exact", an update follows the gradient of the mean loss over lanes and over its own U
     time steps, weighted by the batches' weights. This gradient is exact along the kept steps, each at
-    the parameters it was made with; the estimate of the influence matrix continues it into the time
-    before them. The influence is pushed
+    the weights it was made with; the estimate of the influence matrix continues it into the time before
+    them. Where a weight W is a function of parameters, such as an exponential, kept steps and influence
+    are those of W, and the present dW/dtheta carries them on to the parameters. The influence is pushed
     once per segment, over K steps. So U = 1 updates the parameters at every time step whatever K is;
     `truncated()` gives truncated backpropagation; and `truncated()` with K = U = 1 and a window of L
     steps is TBPTT(L) with an update at every step.

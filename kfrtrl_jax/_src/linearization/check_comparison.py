@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kfrtrl_jax._src.base import Array, Cell, Site, SiteJacobian, Structure
-from kfrtrl_jax._src.lanes import along, restarted
+from kfrtrl_jax._src.lanes import along, is_key, restarted
 from kfrtrl_jax._src.linearization.check_points import (
     LANES,
     STEPS,
@@ -40,6 +40,7 @@ class Compared(NamedTuple):
 
     Attributes:
       points: where.
+      values: what the step itself computes: leaves of the new carry, and of the output, [B, ...].
       finite: at which of the lanes JAX's derivatives by the parameters are finite, [B].
       jacobian: v^T J of the lanes that go on.
       starts: v^T J of the lane that starts anew, which is 0.
@@ -49,6 +50,7 @@ class Compared(NamedTuple):
     """
 
     points: Points
+    values: Pair
     finite: Array
     jacobian: Pair
     starts: Array
@@ -81,6 +83,7 @@ def compare(cell: Cell, linearizer: Linearizer, seed: int, draws: Draws) -> Comp
     gradient = _by_sites(linearizer, points.params, linearization.sites, draws.cotangents, finite)
     return Compared(
         points=points,
+        values=_compare_values(cell, linearizer, points, x),
         finite=finite,
         jacobian=Pair(jacobian[:-1], by_carry[:-1]),
         starts=starts,
@@ -88,6 +91,26 @@ def compare(cell: Cell, linearizer: Linearizer, seed: int, draws: Draws) -> Comp
         parameters=Pair(gradient, summed),
         segment=_compare_segment(cell, linearizer, points, draws),
     )
+
+
+def _compare_values(cell: Cell, linearizer: Linearizer, points: Points, x: Any) -> Pair:
+    """The new carry and the output of a step at every point."""
+    taps, params = linearizer.taps, points.params
+
+    def ours(lane: Any) -> Any:
+        live = taps.live_leaves(params)
+        return taps.step(params, live, *lane, taps.zeros)[:2]
+
+    def theirs(lane: Any) -> Any:
+        return cell.step(params, *lane)
+
+    lanes = (points.carry, x)
+    return Pair(*(_numbers(jax.lax.map(step, lanes)) for step in (ours, theirs)))
+
+
+def _numbers(tree: Any) -> list[Array]:
+    """The leaves of a tree, PRNG keys by their bits."""
+    return [jax.random.key_data(x) if is_key(x) else x for x in jax.tree.leaves(tree)]
 
 
 def _by_jacobian(structure: Structure, jacobian: Any, v: Array) -> tuple[Array, Array]:

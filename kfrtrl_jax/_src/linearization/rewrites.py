@@ -215,6 +215,7 @@ def _look_up(eqn: Any) -> Simpler:
         if tuple(numbers.start_index_map) != (0,) or tuple(numbers.operand_batching_dims):
             return None
         fill = eqn.params["mode"] == jax.lax.GatherScatterMode.FILL_OR_DROP
+        outside = jnp.nan if eqn.params["fill_value"] is None else eqn.params["fill_value"]
     else:
         fill = False
 
@@ -223,6 +224,6 @@ def _look_up(eqn: Any) -> Simpler:
         kept = jnp.clip(index, 0, table.shape[0] - 1)
         chosen = jax.nn.one_hot(kept, table.shape[0], dtype=table.dtype)
         z = (chosen @ values.reshape(table.shape[0], -1)).reshape(result.shape)
-        return jnp.where(kept == index, z, jnp.nan) if fill else z
+        return jnp.where(kept == index, z, outside) if fill else z
 
     return row

@@ -1,8 +1,8 @@
-"""Checks the linearization of a cell against JAX's own differentiation of it.
+"""Checks the linearization of a cell against the cell itself and JAX's own differentiation of it.
 
 A wrong gradient is silent: training continues, only worse. So J, the derivative of the new state by
 every parameter, and the gradient of a whole segment are compared with `jax.vjp` of the unmodified cell,
-at random points.
+at random points; and so is what the step computes, its new carry and its output.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ from kfrtrl_jax._src.xla import known
 # An optimizing compilation would take longer than the run.
 _QUICKLY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
+_BUG = "This is a bug in the library"
+
 
 class Check(NamedTuple):
     """The deviations |difference| / |result of `jax.vjp`|; `str` of it is one line.
@@ -42,6 +44,7 @@ class Check(NamedTuple):
       tolerance: the largest deviation that counts as rounding.
       points: the number of points at which `jax.vjp` was finite and could be compared.
       seconds: the duration of the check.
+      values: the largest deviation of a leaf of the new carry or the output from the cell's own.
     """
 
     precision: str
@@ -51,9 +54,10 @@ class Check(NamedTuple):
     tolerance: float
     points: int
     seconds: float
+    values: float = 0.0
 
     def __str__(self) -> str:
-        worst = max([self.jacobian, self.segment, *self.parameters.values()])
+        worst = max([self.values, self.jacobian, self.segment, *self.parameters.values()])
         return (
             f"linearization checked against jax.vjp in {self.precision}: largest deviation {worst:.1e} "
             f"({self.seconds:.1f} s)"
@@ -124,10 +128,18 @@ def _report(cell: Cell, linearizer: Linearizer, found: Compared, began: float) -
         tolerance=tolerance,
         points=int(found.finite.sum()),
         seconds=time.perf_counter() - began,
+        # Of a leaf that is 0, rounding alone is left.
+        values=max((deviation(Pair(*leaf), 1e-3) for leaf in zip(*found.values)), default=0.0),
     )
     wrong = {path: error for path, error in parameters.items() if not error <= tolerance}
     if wrong or not jacobian <= tolerance or not segment <= tolerance:
         raise UnsupportedCellError(_message(cell, points, report, wrong, segment_pair, paths))
+    if not report.values <= tolerance:
+        raise UnsupportedCellError(
+            f"the new carry or the output of this cell, as the library computes it, differs by "
+            f"{report.values:.1e} of its size from what the cell's own step gives; predictions would "
+            f"be silently wrong. {_BUG}: please report the cell"
+        )
     return report
 
 
@@ -155,6 +167,6 @@ def _message(
     where = suspect(cell, points.params, lane[0], x, list(wrong))
     return (
         f"the linearization of this cell is not its derivative: {what} differs by {error:.1e} of its "
-        f"size from that of jax.vjp{where}; gradients would be silently wrong. This is a bug in the "
-        f"library: please report the cell, and rewrite that operation as a workaround"
+        f"size from that of jax.vjp{where}; gradients would be silently wrong. {_BUG}: please report "
+        f"the cell, and rewrite that operation as a workaround"
     )

@@ -8,8 +8,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from kfrtrl_jax._src import jax_internals
+from kfrtrl_jax._src.lanes import is_key
 from kfrtrl_jax._src.linearization import complex_numbers, custom_rules, rewrites
 from kfrtrl_jax._src.linearization.complex_numbers import AnyAtom, ComplexAtom, flat_atoms
 from kfrtrl_jax._src.linearization.program import (
@@ -162,6 +164,8 @@ class _Inliner:
         self, eqn: Any, inputs: Sequence[AnyAtom], context: _Context
     ) -> Sequence[AnyAtom]:
         """Collects one equation, or what is read in its place; returns its outputs."""
+        if _is_empty(eqn):
+            return [complex_numbers.atom_of_constant(np.zeros(**_form(v))) for v in eqn.outvars]
         name = eqn.primitive.name
         meets = meet(flat_atoms(inputs))
         if name in jax_internals.TRANSPARENT:
@@ -215,8 +219,8 @@ class _Inliner:
         )
         if role is not Role.DATA:
             # Equal expressions of parameters, such as a matrix transposed at every use, are merged.
-            key = (eqn.primitive.name, repr(eqn.params), tuple(map(_identity, inputs)))
-            known = self._known.setdefault(key, outputs)
+            key = _expression(eqn, inputs)
+            known = outputs if key is None else self._known.setdefault(key, outputs)
             if known is not outputs:
                 return known
         equation = Equation(eqn.primitive, eqn.params, tuple(inputs), outputs, eqn.source_info)
@@ -351,11 +355,44 @@ def _role(atom: Atom) -> Role:
     return Role.CONSTANT if fixed else atom.role
 
 
+def _is_empty(eqn: Any) -> bool:
+    """Whether an equation has results, and none of them an element."""
+    results = [v.aval for v in eqn.outvars]
+    return bool(results) and all(0 in getattr(a, "shape", ()) and not is_key(a) for a in results)
+
+
+def _form(var: Any) -> dict[str, Any]:
+    return {"shape": var.aval.shape, "dtype": var.aval.dtype}
+
+
+def _expression(eqn: Any, inputs: Sequence[Atom]) -> Any:
+    """What tells whether two equations compute the same; None if nothing does.
+
+    Jaxprs and functions among the parameters are the same only if they are the same object: what they
+    print does not show the arrays that they hold, nor the derivative rules. What they print tells 0
+    from -0 and False.
+    """
+    key = (
+        eqn.primitive,
+        tuple(sorted(eqn.params.items())),
+        repr(eqn.params),
+        tuple(map(_identity, inputs)),
+    )
+    try:
+        hash(key)
+    except TypeError:
+        return None
+    return key
+
+
 def _identity(atom: Atom) -> Any:
     """What tells whether two inputs are the same value."""
-    if isinstance(atom, Constant) and atom.shape == () and not jax_internals.is_traced(atom.value):
-        return str(atom.dtype), repr(atom.value)
-    return atom if isinstance(atom, Variable) else id(atom.value)
+    if isinstance(atom, Variable):
+        return atom
+    if atom.shape or jax_internals.is_traced(atom.value) or is_key(atom):
+        return id(atom.value)
+    # All digits, which a scalar array does not print.
+    return str(atom.dtype), np.asarray(atom.value).tobytes()
 
 
 def _is_complex(aval: Any) -> bool:
