@@ -204,39 +204,89 @@ def test_that_the_noise_levels_off_along_a_stream(estimator, form):
     assert last <= 1.1 * second
 
 
-def test_that_the_network_counts_as_much_as_the_method():
-    own = COMMITTED.own["budget"]
-    scores = chapters.CHAPTERS["budget"].tasks
-    places = budget.ranks(budget.same_steps(own, scores), scores)
-    window, estimated = "TBPTT(8)", "KF-RTRL, blocks of 8"
-    gru, highway, lstm = (
-        [f"{places[cell + method]:.1f}" for method in (window, estimated)]
-        for cell in ("GRU, ", "", "LSTM, ")
-    )
-    assert f"mean place {gru[0]} by TBPTT(8) and {gru[1]} by KF-RTRL in blocks of 8" in PAGE
-    assert f"highway network has {highway[0]} and {highway[1]}, an LSTM {lstm[0]} and" in PAGE
-    assert f"and {lstm[1]}." in PAGE
-    assert list(places)[:2] == [f"GRU, {window}", f"GRU, {estimated}"]
+WINDOW, ESTIMATED = "TBPTT(8)", "KF-RTRL, blocks of 8"
 
 
-def test_what_nine_times_the_time_shows_of_the_first_two_methods():
+@pytest.fixture(scope="module")
+def compared():
+    """The comparisons of `budget`: (at the same time, at the same steps), of all and at full scale."""
     own, scores = COMMITTED.own["budget"], chapters.CHAPTERS["budget"].tasks
     known = times.of(COMMITTED.records["budget"])
-    whole = budget.same_time(budget.at_full_scale(own), scores, known)
-    assert budget.ranks(whole, scores) == {"SnAp-1, blocks of 8": 1, "TBPTT(8)": 2}
-    short = budget.same_time(own, scores, known)
-    (spent,), (before,) = (set(comparison.limits.values()) for comparison in (whole, short))
-    assert round(float(spent.removesuffix(" s")) / float(before.removesuffix(" s"))) == 9
+    return {
+        name: (budget.same_time(found, scores, known), budget.same_steps(found, scores))
+        for name, found in (("all", own), ("full", budget.at_full_scale(own)))
+    }
 
-    within = []
-    for task, readings in whole.readings.items():
-        snap, window = sorted(readings, key=lambda reading: reading.method)
-        words = [reading.text().partition(" (")[0] for reading in (snap, window)]
-        if task.startswith("copy("):
-            assert f"T\\* {words[0]} to {words[1]} by TBPTT(8)" in PAGE
-        if task.startswith("copy_fixed("):
-            assert f"{words[0]} to {words[1]} of the symbols recalled" in PAGE
-        gaps = [snap.values[seed] - window.values[seed] for seed in snap.values]
-        if not tables.difference(gaps).beyond_noise:
-            within.append(f"`{budget.base(task)}`")
-    assert f"On {' and '.join(within)} the difference is within the noise." in PAGE
+
+def places_of(comparison):
+    return budget.ranks(comparison, chapters.CHAPTERS["budget"].tasks)
+
+
+def read_at(comparison, task):
+    """What each method has on a task, in words."""
+    (found,) = (own for name, own in comparison.readings.items() if name.startswith(f"{task}("))
+    return {reading.method: reading.text().partition(" (")[0] for reading in found}
+
+
+def test_that_the_network_counts_as_much_as_the_method(compared):
+    at_time, at_steps = map(places_of, compared["all"])
+    gru, highway, lstm = (
+        [
+            f"{places[cell + method]:.1f}"
+            for places in (at_steps, at_time)
+            for method in (WINDOW, ESTIMATED)
+        ]
+        for cell in ("GRU, ", "", "LSTM, ")
+    )
+    assert f"mean place {gru[0]} by TBPTT(8) and {gru[1]} by KF-RTRL in" in PAGE
+    assert f"network has {highway[0]} and {highway[1]}, an LSTM {lstm[0]} and {lstm[1]}." in PAGE
+    assert f"the places are {gru[2]} and {gru[3]}, {highway[2]} and {highway[3]}," in PAGE
+    assert f"and {lstm[2]} and {lstm[3]} for an LSTM" in PAGE
+    assert list(at_steps)[:2] == [f"GRU, {WINDOW}", f"GRU, {ESTIMATED}"]
+    known = times.of(COMMITTED.records["budget"])
+    gru, highway = ([known[cell + m] for m in (WINDOW, ESTIMATED)] for cell in ("GRU, ", ""))
+    assert f"{gru[0]:.3f} ms by TBPTT(8) to {highway[0]:.3f} and {gru[1]:.3f} ms by" in PAGE
+    assert f"to {highway[1]:.3f}; after the same" in PAGE
+    assert f"takes {known[f'LSTM, {ESTIMATED}']:.3f} ms." in PAGE
+
+
+def test_what_is_first_under_a_small_budget(compared):
+    at_time, at_steps = map(places_of, compared["all"])
+    first = [m for m in at_time if not m.startswith(("GRU", "LSTM"))]
+    assert first[:5] == [*(f"SnAp-1, blocks of {n}" for n in (8, 16, 4)), "TBPTT(4)", "TBPTT(8)"]
+    first = [m for m in at_steps if not m.startswith(("GRU", "LSTM"))]
+    assert set(first[:4]) == {*(f"SnAp-1, blocks of {n}" for n in (8, 16, 4)), "8-OK, blocks of 16"}
+    shrunk, alone = (f"{at_time[f'UORO{m}, blocks of 8']:.1f}" for m in (", shrunk", ""))
+    assert f"(mean place {shrunk}, UORO without it {alone})" in PAGE
+
+
+def test_what_nine_times_the_time_shows(compared):
+    at_time, at_steps = compared["full"]
+    (spent,), (before,) = (
+        set(comparison.limits.values()) for comparison in (at_time, compared["all"][0])
+    )
+    assert round(float(spent.removesuffix(" s")) / float(before.removesuffix(" s"))) == 9
+    assert f"after {before};" in PAGE
+    assert f"With nine times the time, {spent}," in PAGE
+    assert len(places_of(at_time)) == 6
+    assert f"After the same {set(at_steps.limits.values()).pop()} TBPTT(25)" in PAGE
+    assert next(iter(places_of(at_time))) == "SnAp-1, blocks of 8"
+    assert next(iter(places_of(at_steps))) == "TBPTT(25)"
+
+    best = []
+    for task, readings in at_time.readings.items():
+        score = chapters.CHAPTERS["budget"].tasks[budget.base(task)]
+        of = max if score.rises else min
+        best.append(of(readings, key=lambda r: statistics.mean(r.values.values())).method)
+    assert best.count("SnAp-1, blocks of 8") == 4
+    copied, recalled = read_at(at_time, "copy"), read_at(at_time, "copy_fixed")
+    snap, long = "SnAp-1, blocks of 8", "TBPTT(25)"
+    assert (
+        f"T\\* {copied[snap]} on copy to {copied[long]} by TBPTT(25), {copied[WINDOW]} by" in PAGE
+    )
+    assert f"it recalls {recalled[snap]}, TBPTT(25) {recalled[long]}, KF-RTRL" in PAGE
+    assert f"blocks of 8 {recalled[ESTIMATED]}, UORO {recalled['UORO, blocks of 8']}, and" in PAGE
+    assert f"they are beyond, {recalled[WINDOW]}." in PAGE
+    copied, recalled = read_at(at_steps, "copy"), read_at(at_steps, "copy_fixed")
+    assert f"is first, with T\\* {copied[long]}; KF-RTRL" in PAGE
+    assert f"with {copied[ESTIMATED]} and {recalled[ESTIMATED]}." in PAGE
