@@ -284,6 +284,8 @@ def test_what_nine_times_the_time_shows(compared):
             beyond.append(budget.base(task))
             assert (gap.mean > 0) == score.rises
     assert f"On {' and '.join(beyond)}, blocks of 16 are ahead of those of 8" in PAGE
+    early = read_at(compared["all"][0], "copy")
+    assert f"was {early[snaps[0]]} with 16 and {early[snaps[1]]} with 8" in PAGE
     copied, recalled = read_at(at_time, "copy"), read_at(at_time, "copy_fixed")
     assert f"T\\* {copied[snaps[0]]} and {copied[snaps[1]]} on copy, where" in PAGE
     assert f"TBPTT(25) has {copied[long]} and TBPTT(8) {copied[WINDOW]}." in PAGE
