@@ -31,6 +31,9 @@ _FLAGS = {"xla_cpu_parallel_codegen_split_count": "1", "xla_cpu_use_fusion_emitt
 os.environ.setdefault(
     "XLA_FLAGS", " ".join(f"--{name}={value}" for name, value in _FLAGS.items() if _is_flag(name))
 )
+# Some tests are in float32; recent GPUs would leave 10 bits of the operands of its products. Processes
+# that are started read it too: a run goes on only with the precision that it began with.
+os.environ["JAX_DEFAULT_MATMUL_PRECISION"] = "float32"
 
 import jax
 import pytest
@@ -43,8 +46,6 @@ from kfrtrl_jax._src.linearization import self_check
 gc.set_threshold(100_000, 20, 20)
 
 jax.config.update("jax_enable_x64", True)
-# Some tests are in float32; recent GPUs would leave 10 bits of the operands of its products.
-jax.config.update("jax_default_matmul_precision", "float32")
 # Most programs run only once. Those that are built again in this process are kept until its end.
 jax.config.update("jax_disable_most_optimizations", True)
 _COMPILED = tempfile.mkdtemp(prefix="kfrtrl_jax_tests_")

@@ -9,6 +9,7 @@ import optax
 import pytest
 
 from kfrtrl_jax import optimizers
+from kfrtrl_jax._src import xla
 from kfrtrl_jax._src.compositions import composed
 from kfrtrl_jax._src.compositions.factories import KINDS
 from kfrtrl_jax._src.compositions.notation import Written
@@ -203,6 +204,15 @@ def test_clipping_scales_the_cell_or_all(clip):
     assert_same(clipped, jax.tree.map(lambda g: g * factor, whole), rtol=1e-9)
     if clip == "cell":
         assert_same(step["readout"], GRADIENT["readout"], rtol=1e-9)
+
+
+@pytest.mark.parametrize("size", [400.0, 1e-4])
+def test_the_norm_of_numbers_in_float16_does_not_leave_its_range(size):
+    gradient = {"cell": {"w": jnp.full(4, size / 2, jnp.float16)}, "readout": jnp.zeros(1)}
+    np.testing.assert_allclose(xla.norm_of_tree(gradient), size, rtol=1e-2)
+    clipped, _ = optimizers.clip_all(0.5 * size).update(gradient, optax.EmptyState())
+    assert clipped["cell"]["w"].dtype == jnp.float16
+    np.testing.assert_allclose(clipped["cell"]["w"], size / 4, rtol=1e-2)
 
 
 def test_the_average_weighs_the_parameters_after_each_update():

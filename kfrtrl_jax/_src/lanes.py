@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from kfrtrl_jax._src.base import Array, Cell
+from kfrtrl_jax._src.base import Array, Cell, InfluenceEstimator, Structure
 
 
 def is_key(leaf: Any) -> bool:
@@ -57,6 +57,13 @@ def varying_axes(shapes: Any, larger: Any) -> Any:
         return next((i for i, (x, y) in enumerate(zip(a.shape, b.shape)) if x != y), -1)
 
     return jax.tree.map(axis, shapes, larger)
+
+
+def axes_of_lanes(estimator: InfluenceEstimator, structure: Structure) -> Any:
+    """For every leaf of the estimator's state the axis of the lanes: that which grows with B; or -1."""
+    one_more = structure._replace(batch_size=structure.batch_size + 1)
+    shapes, larger = (jax.eval_shape(lambda s=s: estimator.init(s)) for s in (structure, one_more))
+    return varying_axes(shapes, larger)
 
 
 def along(values: Array, like: Array) -> Array:

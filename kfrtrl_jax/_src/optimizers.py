@@ -17,6 +17,8 @@ import jax.numpy as jnp
 import optax
 import optax.contrib
 
+from kfrtrl_jax._src import xla
+
 Scope = Literal["cell", "all"]
 _Precision = Literal["bfloat16", "float32", "float64"]
 # Arguments of optax that are a number or None, its default.
@@ -165,7 +167,7 @@ def _part_of(optimizer_state: Any, kind: type) -> Any:
 
 
 def _scaled_down(gradient: Any, clip_norm: float) -> Any:
-    norm, limit = optax.tree.norm(gradient), jnp.asarray(clip_norm)
+    norm, limit = xla.norm_of_tree(gradient), jnp.asarray(clip_norm)
     factor = jnp.where((limit > 0) & (norm > limit), limit / norm, 1.0)
     return jax.tree.map(lambda g: (g * factor).astype(g.dtype), gradient)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from kfrtrl_jax._src import jax_internals
 
@@ -54,6 +55,12 @@ def sum_of_rows(x: Array) -> Array:
 def at_least_float32(x: Array) -> Array:
     """`x` in its own precision or in float32, whichever is higher: for sums of many terms."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def norm_of_tree(tree: Any) -> Array:
+    """The norm of all numbers of a tree, in float32 at least: squares leave the range of float16."""
+    norm: Array = optax.tree.norm(jax.tree.map(at_least_float32, tree))
+    return norm
 
 
 def sum_of_first(x: Array) -> Array:

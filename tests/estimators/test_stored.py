@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from kfrtrl_jax._src.estimators import stored as module
-from kfrtrl_jax.estimators import kf_rtrl, rtrl, stored
+from kfrtrl_jax.estimators import kf_rtrl, rtrl, shrink, stored
 from tests.estimators.monte_carlo import deviations, reference
 from tests.trajectories import SMALL_CELLS
 
@@ -46,6 +46,22 @@ def test_its_state_takes_a_quarter_of_one_in_float64_and_stays_as_it_is():
     assert jax.tree.map(lambda x: (x.shape, x.dtype), pushed) == jax.tree.map(
         lambda x: (x.shape, x.dtype), states[0]
     )
+
+
+def test_running_means_that_all_lanes_share_are_those_of_the_estimator_alone():
+    """To the nearest of 8 bits, a mean of many observations would stand still on its way."""
+    trajectory = reference(VANILLA, 6).trajectory
+    first = jax.tree.map(lambda x: x[0], trajectory.linearizations)
+    own = stored(shrink(kf_rtrl()))
+    structure = trajectory.structure
+    state = own.push(own.init(structure), first, jax.random.key(0))
+    shared = [x.dtype for x in jax.tree.leaves(state) if x.dtype != jnp.bfloat16]
+    assert shared == [jnp.float64, jnp.float64]
+    cotangents = jax.random.normal(
+        jax.random.key(1), (1, structure.batch_size, structure.state_size)
+    )
+    observed = own.observe(state, cotangents)
+    assert [x.dtype for x in jax.tree.leaves(observed)] == [x.dtype for x in jax.tree.leaves(state)]
 
 
 def test_another_precision_is_refused():

@@ -14,6 +14,7 @@ import pytest
 
 from kfrtrl_jax import estimators, losses
 from kfrtrl_jax.base import Batch, Loss
+from kfrtrl_jax.cells import from_function
 from kfrtrl_jax.learning import export
 from tests.helpers.interpreter import evaluated
 from tests.helpers.learners import learner_of
@@ -88,3 +89,26 @@ def test_without_flatbuffers_the_error_names_the_extra(tmp_path, monkeypatch):
     learner = learner_of(SMALL_CELLS["vanilla"], estimators.truncated())
     with pytest.raises(ImportError, match=r"pip install 'kfrtrl_jax\[export\]'"):
         export(learner, tmp_path / "learner.zip", jnp.int64(0))
+
+
+@needs_flatbuffers
+def test_arrays_of_one_name_are_refused(tmp_path):
+    def step(params, carry, x):
+        carry = jnp.tanh(params["a"]["w"] * carry + params["a/w"] * x[0])
+        return carry, carry
+
+    def make(key):
+        return {"a": {"w": jnp.ones(4)}, "a/w": jnp.zeros(4)}
+
+    learner = learner_of(from_function(step, make, jnp.zeros(4)), estimators.truncated())
+    with pytest.raises(ValueError, match=r"two arrays of the state have the name .*cell/a/w"):
+        export(learner, tmp_path / "learner.zip", jnp.int64(0))
+
+
+@needs_flatbuffers
+def test_a_state_that_files_of_numpy_do_not_hold_is_refused(tmp_path):
+    learner = learner_of(SMALL_CELLS["vanilla"], estimators.stored(estimators.kf_rtrl()))
+    state = jax.jit(learner.init)(jax.random.key(0))
+    with pytest.raises(ValueError, match=r"influence.* is bfloat16, which NumPy's files do not"):
+        export(learner, tmp_path / "learner.zip", jnp.int64(0), state=state)
+    assert not (tmp_path / "learner.zip").exists()

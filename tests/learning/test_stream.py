@@ -176,3 +176,11 @@ def test_a_run_that_cannot_be_is_refused(kwargs, message):
     learner = learner_of(SMALL_CELLS["vanilla"], estimators.truncated(), segment_length=2)
     with pytest.raises(ValueError, match=message):
         run(learner, Batch(*sequence(4)), **kwargs)
+
+
+@pytest.mark.parametrize("field", ["targets", "reset"])
+def test_arrays_of_different_lengths_are_refused(field):
+    learner = learner_of(SMALL_CELLS["vanilla"], estimators.truncated())
+    data, longer = (Batch(*sequence(count)) for count in (4, 5))
+    with pytest.raises(ValueError, match="the same number of time steps, got 4, 5"):
+        run(learner, data._replace(**{field: getattr(longer, field)}), key=KEY)

@@ -16,12 +16,15 @@ from kfrtrl_jax._src.base import (
     SiteGradients,
     Structure,
 )
+from kfrtrl_jax._src.lanes import axes_of_lanes
 
 Precision = Literal["bfloat16", "float32"]
 
 
 def stored(estimator: InfluenceEstimator, dtype: Precision = "bfloat16") -> InfluenceEstimator:
     """The estimator, with the real numbers of its state kept in another precision between its steps.
+
+    That is what it keeps for each lane; what all share, as the running means of `shrink`, is small.
 
     It computes in the precision of the run. A push rounds each number at random to one of its two
     neighbours, so that the mean is the number itself: to the nearest, small steps onto a large sum
@@ -43,23 +46,29 @@ def stored(estimator: InfluenceEstimator, dtype: Precision = "bfloat16") -> Infl
     def opened(state: Any, precision: Any) -> Any:
         return jax.tree.map(lambda x: x.astype(precision) if x.dtype == kept else x, state)
 
-    def closed(state: Any, key: Key | None = None) -> Any:
+    def closed(state: Any, before: Any, key: Key | None = None) -> Any:
+        """The state, rounded where it was before."""
         leaves, tree = jax.tree.flatten(state)
         keys = [None] * len(leaves) if key is None else jax.random.split(key, len(leaves))
         rounded = [
-            _rounded(x, kept, own) if jnp.issubdtype(x.dtype, jnp.floating) else x
-            for x, own in zip(leaves, keys, strict=True)
+            _rounded(x, kept, own) if old.dtype == kept else x
+            for x, old, own in zip(leaves, jax.tree.leaves(before), keys, strict=True)
         ]
         return jax.tree.unflatten(tree, rounded)
 
     def init(structure: Structure) -> Any:
-        return closed(estimator.init(structure))
+        def first(x: Array, axis: int) -> Array:
+            is_kept = axis >= 0 and jnp.issubdtype(x.dtype, jnp.floating)
+            return x.astype(kept) if is_kept else x
+
+        return jax.tree.map(first, estimator.init(structure), axes_of_lanes(estimator, structure))
 
     def push(state: Any, linearization: Linearization, key: Key) -> Any:
         own, key = jax.random.split(key)
         numbers = [x.dtype for x in jax.tree.leaves(linearization)]
         precision = jnp.result_type(*(x for x in numbers if jnp.issubdtype(x, jnp.floating)))
-        return closed(estimator.push(opened(state, precision), linearization, own), key)
+        new = estimator.push(opened(state, precision), linearization, own)
+        return closed(new, state, key)
 
     def pull(state: Any, cotangent: Float[Array, "B n"]) -> SiteGradients:
         return estimator.pull(opened(state, cotangent.dtype), cotangent)
@@ -68,7 +77,7 @@ def stored(estimator: InfluenceEstimator, dtype: Precision = "bfloat16") -> Infl
         return estimator.diagnostics(opened(state, float))
 
     def observe(state: Any, cotangents: Float[Array, "U B n"]) -> Any:
-        return closed(estimator.observe(opened(state, cotangents.dtype), cotangents))
+        return closed(estimator.observe(opened(state, cotangents.dtype), cotangents), state)
 
     return InfluenceEstimator(init, push, pull, diagnostics, observe)
 

@@ -2,8 +2,9 @@
 
 The effect of parameters in one segment on a loss in a later one is counted twice: through the influence
 in the later segment and through the credit in the earlier one. The two shares add up to 1, so if both
-are exact, the sum over segments is the exact gradient. With share 1 the influence estimator has no part
-in it.
+are exact, the sum over segments is the exact gradient, if the weights of each have the same sum: a
+segment's gradient, with its part of the credit, is divided by its own. With share 1 the influence
+estimator has no part in it.
 """
 
 from __future__ import annotations

@@ -64,7 +64,8 @@ def export(
     Raises:
       ImportError: if flatbuffers is not installed: the extra `export`.
       ValueError: if the cell, the readout or the loss calls the host or uses an operation that
-        `jax.export` does not guarantee to work later, by its name.
+        `jax.export` does not guarantee to work later, by its name; if two arrays of the state have the
+        same name, or one that is to be written is of a type that NumPy's files do not hold.
     """
     _require_flatbuffers()
     lanes = learner.linearizer.structure.batch_size
@@ -74,6 +75,9 @@ def export(
     reset = jax.ShapeDtypeStruct(axes, bool)
     like = jax.eval_shape(lambda data: learner.init(jax.random.wrap_key_data(data)), key)
     packed = jax.eval_shape(_packed, like)
+    _check_names(like)
+    if state is not None:
+        _check_types(packed)
     programs = _programs(learner, like)
     blobs = {
         "init": _exported("init", programs["init"], platforms, key),
@@ -106,6 +110,25 @@ def export(
             arrays = io.BytesIO()
             np.savez(arrays, **jax.tree.map(np.asarray, _packed(state)))
             file.writestr("state.npz", arrays.getvalue())
+
+
+def _check_names(state: LearnerState) -> None:
+    names = [_name(path) for path, _ in jax.tree_util.tree_flatten_with_path(state)[0]]
+    twice = next((name for i, name in enumerate(names) if name in names[:i]), None)
+    if twice is not None:
+        raise ValueError(
+            f"two arrays of the state have the name {twice}: an exported learner tells them by "
+            f'name; rename a parameter that has "/" in its own'
+        )
+
+
+def _check_types(packed: Mapping[str, Any]) -> None:
+    for name, array in packed.items():
+        if np.dtype(array.dtype).kind == "V":
+            raise ValueError(
+                f"{name} is {array.dtype}, which NumPy's files do not hold: export without state=, and "
+                f'start from the program "init"'
+            )
 
 
 def _require_flatbuffers() -> None:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Bool, Float
 
+from kfrtrl_jax._src import xla
 from kfrtrl_jax._src.base import Array, Batch, Cell, CreditEstimator, Key, Loss
 from kfrtrl_jax._src.lanes import along, initial_lanes, restarted
 from kfrtrl_jax._src.learning import kept, trees, weighted
@@ -116,7 +117,7 @@ class Functions:
         updates, optimizer_state = self.optimizer.update(descending, state.optimizer_state, floats)
         parameters = trees.combine(optax.apply_updates(floats, updates), constants)
         new = state._replace(parameters=parameters, optimizer_state=optimizer_state)
-        return new, optax.tree.norm(gradient)
+        return new, xla.norm_of_tree(gradient)
 
     def predict(
         self, state: LearnerState, inputs: Any, reset: Bool[Array, " B"] | None = None

@@ -12,13 +12,14 @@ import optax
 from kfrtrl_jax._src import jax_internals
 from kfrtrl_jax._src.base import Array, Cell, CreditEstimator, InfluenceEstimator, Loss, Readout
 from kfrtrl_jax._src.errors import UnsupportedCellError
+from kfrtrl_jax._src.lanes import axes_of_lanes
 from kfrtrl_jax._src.learning import credited, estimated, exact
 from kfrtrl_jax._src.learning.door import Door, stacked
 from kfrtrl_jax._src.learning.functions import Functions
 from kfrtrl_jax._src.learning.given import as_cell, as_estimator, as_loss, as_optimizer, as_readout
 from kfrtrl_jax._src.learning.groups import grouped
 from kfrtrl_jax._src.learning.lengths import Lengths, make_lengths
-from kfrtrl_jax._src.learning.recovery import axes_of_lanes, make_forget, make_lost
+from kfrtrl_jax._src.learning.recovery import make_forget, make_lost
 from kfrtrl_jax._src.learning.types import Form, Learner, Model, Parameters
 from kfrtrl_jax._src.linearization import self_check
 from kfrtrl_jax._src.linearization.linearizer import make_linearizer

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Bool
 
 from kfrtrl_jax._src.base import Array, InfluenceEstimator, Structure
-from kfrtrl_jax._src.lanes import varying_axes
+from kfrtrl_jax._src.lanes import axes_of_lanes
 from kfrtrl_jax._src.xla import at_least_float32
 
 Forget = Callable[[Any, Bool[Array, " B"]], Any]
@@ -62,13 +62,6 @@ def lanes_lost(pairs: Iterable[tuple[int, Array]], batch_size: int) -> Bool[Arra
             others = tuple(i for i in range(x.ndim) if i != axis)
             found |= ~jnp.all(jnp.isfinite(x), axis=others)
     return found
-
-
-def axes_of_lanes(estimator: InfluenceEstimator, structure: Structure) -> Any:
-    """For every leaf of the estimator's state the axis of the lanes: that which grows with B; or -1."""
-    one_more = structure._replace(batch_size=structure.batch_size + 1)
-    shapes, larger = (jax.eval_shape(lambda s=s: estimator.init(s)) for s in (structure, one_more))
-    return varying_axes(shapes, larger)
 
 
 _Found = TypeVar("_Found", bound=tuple[Any, ...])

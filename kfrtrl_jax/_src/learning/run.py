@@ -158,7 +158,13 @@ def _on_stream(
 
 def _cut(data: Batch, length: int, steps: int | None) -> Batch:
     """The batches of T steps as segments, [T / K, K, B, ...]."""
-    total = len(jax.tree.leaves(data.inputs)[0])
+    lengths = {len(x) for x in jax.tree.leaves(data)}
+    if len(lengths) > 1:
+        raise ValueError(
+            f"inputs, targets, reset and weight must have the same number of time steps, got "
+            f"{', '.join(map(str, sorted(lengths)))}"
+        )
+    (total,) = lengths
     count = total if steps is None else steps
     if count > total or count % length:
         raise ValueError(
