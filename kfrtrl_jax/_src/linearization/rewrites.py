@@ -224,6 +224,6 @@ def _look_up(eqn: Any) -> Simpler:
         kept = jnp.clip(index, 0, table.shape[0] - 1)
         chosen = jax.nn.one_hot(kept, table.shape[0], dtype=table.dtype)
         z = (chosen @ values.reshape(table.shape[0], -1)).reshape(result.shape)
-        return jnp.where(kept == index, z, outside) if fill else z
+        return jnp.where(kept == index, z, jnp.asarray(outside, z.dtype)) if fill else z
 
     return row
