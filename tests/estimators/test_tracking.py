@@ -71,6 +71,22 @@ def test_tracked_figures_of_known_estimates(gru):
     assert nothing["relative_error"] == pytest.approx(1)
 
 
+def test_a_reference_that_learns_from_cotangents_sees_them(gru):
+    reference = estimators.shrink(estimators.kf_rtrl(), copies=2)
+    both = estimators.tracked(estimators.uoro(), reference)
+
+    @jax.jit
+    def observed():
+        state = push_all(both, gru, jax.random.key(0))
+        cotangents = jax.random.normal(jax.random.key(3), (1, 2, 4))
+        alone = reference.observe(state.reference, cotangents)
+        return both.observe(state, cotangents).reference, alone, state.reference
+
+    after, alone, before = observed()
+    jax.tree.map(np.testing.assert_array_equal, after.power, alone.power)
+    assert np.any(after.power != before.power)
+
+
 def test_tracked_keeps_the_estimators_own_diagnostics(gru):
     figures = tracked_figures(estimators.kf_rtrl(), gru)
     assert {"input_factor_norm_0", "cosine", "relative_error"} <= set(figures)

@@ -45,10 +45,10 @@ class TrackedState(NamedTuple):
 def tracked(estimator: InfluenceEstimator, reference: InfluenceEstimator) -> InfluenceEstimator:
     """The estimator, with its distance from a reference estimator among the diagnostics.
 
-    Both see every step; only the estimator's gradients are used. The diagnostics compare the gradients
-    G~^T c of the two, over all sites, for a few fixed random c: "cosine", the mean of their cosines,
-    and "relative_error", the root of sum |G~^T c - G^T c|^2 / sum |G^T c|^2. Both are 0 as long as the
-    reference is 0. The cost is that of both estimators.
+    Both see every step and every cotangent; only the estimator's gradients are used. The diagnostics
+    compare the gradients G~^T c of the two, over all sites, for a few fixed random c: "cosine", the
+    mean of their cosines, and "relative_error", the root of sum |G~^T c - G^T c|^2 / sum |G^T c|^2.
+    Both are 0 as long as the reference is 0. The cost is that of both estimators.
 
     Args:
       estimator: the estimator to compare.
@@ -88,7 +88,10 @@ def tracked(estimator: InfluenceEstimator, reference: InfluenceEstimator) -> Inf
         }
 
     def observe(state: TrackedState, cotangents: Float[Array, "U B n"]) -> TrackedState:
-        return state._replace(inner=estimator.observe(state.inner, cotangents))
+        return state._replace(
+            inner=estimator.observe(state.inner, cotangents),
+            reference=reference.observe(state.reference, cotangents),
+        )
 
     return InfluenceEstimator(init, push, pull, diagnostics, observe)
 
