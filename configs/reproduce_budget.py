@@ -108,5 +108,11 @@ def _about_a_second(method: str) -> int:
         return CHEAPEST
     without_cell = method.removeprefix("LSTM, ").removeprefix("GRU, ")
     family = without_cell.partition(", blocks of")[0].partition("(")[0]
-    cheap, usual = ("TBPTT", "SnAp-1", "UORO"), ("KF-RTRL", "UORO, shrunk")
-    return CHEAP if family in cheap else USUAL if family in usual else DEAR
+    known = {
+        "TBPTT": CHEAP,
+        "SnAp-1": CHEAP,
+        "UORO": CHEAP,
+        "UORO, shrunk": USUAL,
+        "KF-RTRL": USUAL,
+    }
+    return known.get(family, DEAR)

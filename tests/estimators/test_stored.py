@@ -48,7 +48,7 @@ def test_its_state_takes_a_quarter_of_one_in_float64_and_stays_as_it_is():
     )
 
 
-def test_running_means_that_all_lanes_share_are_those_of_the_estimator_alone():
+def test_running_means_that_all_lanes_share_are_not_lowered():
     """To the nearest of 8 bits, a mean of many observations would stand still on its way."""
     trajectory = reference(VANILLA, 6).trajectory
     first = jax.tree.map(lambda x: x[0], trajectory.linearizations)

@@ -210,20 +210,19 @@ def _look_up(eqn: Any) -> Simpler:
     sizes = tuple(eqn.params["slice_sizes"])
     if sizes != (1, *table.shape[1:]) or math.prod(result.shape) != math.prod(sizes):
         return None
+    outside = None
     if eqn.primitive.name == "gather":
         numbers = eqn.params["dimension_numbers"]
         if tuple(numbers.start_index_map) != (0,) or tuple(numbers.operand_batching_dims):
             return None
-        fill = eqn.params["mode"] == jax.lax.GatherScatterMode.FILL_OR_DROP
-        outside = jnp.nan if eqn.params["fill_value"] is None else eqn.params["fill_value"]
-    else:
-        fill = False
+        if eqn.params["mode"] == jax.lax.GatherScatterMode.FILL_OR_DROP:
+            outside = jnp.nan if eqn.params["fill_value"] is None else eqn.params["fill_value"]
 
     def row(values: Any, *indices: Any) -> Any:
         index = indices[0].reshape(())
         kept = jnp.clip(index, 0, table.shape[0] - 1)
         chosen = jax.nn.one_hot(kept, table.shape[0], dtype=table.dtype)
         z = (chosen @ values.reshape(table.shape[0], -1)).reshape(result.shape)
-        return jnp.where(kept == index, z, jnp.asarray(outside, z.dtype)) if fill else z
+        return z if outside is None else jnp.where(kept == index, z, jnp.asarray(outside, z.dtype))
 
     return row

@@ -65,7 +65,7 @@ class Check(NamedTuple):
 
 
 def check(cell: Cell, example_input: Any, *, seed: int = 0) -> Check:
-    """Compares a cell's linearization with JAX's own differentiation of it.
+    """Compares a cell's linearization with JAX's differentiation of it, and its values with its own.
 
     Parameters, carries and inputs are drawn at random; the cell's own initial state and restarts are
     among the points. Points where `jax.vjp` is not finite are not compared. Integer inputs are 0 or 1.
@@ -77,7 +77,7 @@ def check(cell: Cell, example_input: Any, *, seed: int = 0) -> Check:
 
     Raises:
       UnsupportedCellError: if the cell has no linearization, see `make_linearizer`, or if that differs
-        from `jax.vjp`, naming the parameter and the operation.
+        from `jax.vjp`, naming the parameter and the operation, or computes another carry or output.
     """
     began = time.perf_counter()
     with contextlib.ExitStack() as stack:

@@ -165,7 +165,8 @@ class _Inliner:
     ) -> Sequence[AnyAtom]:
         """Collects one equation, or what is read in its place; returns its outputs."""
         if _is_empty(eqn):
-            return [complex_numbers.atom_of_constant(np.zeros(**_form(v))) for v in eqn.outvars]
+            zeros = [np.zeros(v.aval.shape, v.aval.dtype) for v in eqn.outvars]
+            return list(map(complex_numbers.atom_of_constant, zeros))
         name = eqn.primitive.name
         meets = meet(flat_atoms(inputs))
         if name in jax_internals.TRANSPARENT:
@@ -359,10 +360,6 @@ def _is_empty(eqn: Any) -> bool:
     """Whether an equation has results, and none of them an element."""
     results = [v.aval for v in eqn.outvars]
     return bool(results) and all(0 in getattr(a, "shape", ()) and not is_key(a) for a in results)
-
-
-def _form(var: Any) -> dict[str, Any]:
-    return {"shape": var.aval.shape, "dtype": var.aval.dtype}
 
 
 def _expression(eqn: Any, inputs: Sequence[Atom]) -> Any:

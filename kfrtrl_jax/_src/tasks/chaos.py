@@ -96,13 +96,12 @@ def mackey_glass(
 ) -> Task:
     """Predicts the Mackey-Glass series, the delay equation of a blood cell count.
 
-    dx/dt = beta y / (1 + y^n) - gamma x with y = x(t - 16.9), the oldest of the last 170
-    values; beta = 0.2, gamma = 0.1, n = 10. A step is one unit of time, ten Euler steps of 0.1 as in
-    Jaeger and Haas (2004), whose delay is 17. The input is x(t) and
-    the target x(t + horizon), both [1] and standardized. Horizons of the literature are 1, 6 and
-    84. The loss is the mean square, the score the mean square divided by the targets' variance
-    (NMSE); predicting the mean has 1 for both. Each lane is a trajectory of its own and never
-    starts anew.
+    dx/dt = beta y / (1 + y^n) - gamma x with y = x(t - 16.9), the oldest of the last 170 values;
+    beta = 0.2, gamma = 0.1, n = 10. A step is one unit of time, ten Euler steps of 0.1 as in Jaeger and
+    Haas (2004), whose delay is 17. The input is x(t) and the target x(t + horizon), both [1] and
+    standardized. Horizons of the literature are 1, 6 and 84. The loss is the mean square, the score the
+    mean square divided by the targets' variance (NMSE); predicting the mean has 1 for both. Each lane
+    is a trajectory of its own and never starts anew.
 
     Args:
       batch_size: B.
