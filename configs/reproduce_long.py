@@ -2,9 +2,9 @@
 
 Where an exact window ends: a bit is recalled after 16 to 256 steps, or symbols after 10 to 80, by
 an LSTM of 32 units whose forget gates start open (a memory of some 50 steps). Methods that reach
-beyond the window of eight steps should learn what TBPTT(8) does not. Beside it, whether immediate
-derivatives and an optimizer that divides by second moments suffice (arXiv:2603.28750). On a CPU it
-takes two hours or three; RESULTS.md says what was run.
+beyond the blocks of eight steps should learn what TBPTT in these blocks does not. Beside it, whether
+immediate derivatives and an optimizer that divides by second moments suffice (arXiv:2603.28750). On a
+CPU it takes two hours or three; RESULTS.md says what was run.
 """
 
 from typing import Any
@@ -18,8 +18,8 @@ RMSPROP, SGD = "rmsprop(learning_rate=0.001)", "sgd(learning_rate=0.1)"
 LARS = "optax:lars(learning_rate=0.1)"
 METHODS: dict[str, dict[str, Any]] = {
     "TBPTT(1)": {"estimator": "truncated", "segment_length": 1},
-    "TBPTT(8)": {"estimator": "truncated", **BLOCK},
-    "TBPTT(32)": {"estimator": "truncated", **BLOCK, "window": 32},
+    "TBPTT, blocks of 8": {"estimator": "truncated", **BLOCK},
+    "TBPTT(32), blocks of 8": {"estimator": "truncated", **BLOCK, "window": 32},
     "KF-RTRL, blocks of 8": {"estimator": "kf_rtrl", **BLOCK},
     "UORO, blocks of 8": {"estimator": "uoro", **BLOCK},
     "SnAp-1, blocks of 8": {"estimator": "snap", **BLOCK},

@@ -204,7 +204,7 @@ def test_that_the_noise_levels_off_along_a_stream(estimator, form):
     assert last <= 1.1 * second
 
 
-WINDOW, ESTIMATED = "TBPTT(8)", "KF-RTRL, blocks of 8"
+WINDOW, ESTIMATED = "TBPTT, blocks of 8", "KF-RTRL, blocks of 8"
 
 
 @pytest.fixture(scope="module")
@@ -238,14 +238,17 @@ def test_that_the_network_counts_as_much_as_the_method(compared):
         ]
         for cell in ("GRU, ", "", "LSTM, ")
     )
-    assert f"mean place {gru[0]} by TBPTT(8) and {gru[1]} by KF-RTRL in" in PAGE
+    assert f"mean place {gru[0]} by TBPTT in blocks of 8 and {gru[1]} by KF-RTRL in" in PAGE
     assert f"network has {highway[0]} and {highway[1]}, an LSTM {lstm[0]} and {lstm[1]}." in PAGE
     assert f"the places are {gru[2]} and {gru[3]}, {highway[2]} and {highway[3]}," in PAGE
     assert f"and {lstm[2]} and {lstm[3]} for an LSTM" in PAGE
     assert list(at_steps)[:2] == [f"GRU, {WINDOW}", f"GRU, {ESTIMATED}"]
     known = times.of(COMMITTED.records["budget"])
     gru, highway = ([known[cell + m] for m in (WINDOW, ESTIMATED)] for cell in ("GRU, ", ""))
-    assert f"{gru[0]:.3f} ms by TBPTT(8) to {highway[0]:.3f} and {gru[1]:.3f} ms by" in PAGE
+    assert (
+        f"{gru[0]:.3f} ms by TBPTT in blocks of 8 to {highway[0]:.3f} and {gru[1]:.3f} ms by"
+        in PAGE
+    )
     assert f"to {highway[1]:.3f}; after the same" in PAGE
     assert f"takes {known[f'LSTM, {ESTIMATED}']:.3f} ms." in PAGE
 
@@ -253,7 +256,11 @@ def test_that_the_network_counts_as_much_as_the_method(compared):
 def test_what_is_first_under_a_small_budget(compared):
     at_time, at_steps = map(places_of, compared["all"])
     first = [m for m in at_time if not m.startswith(("GRU", "LSTM"))]
-    assert first[:5] == [*(f"SnAp-1, blocks of {n}" for n in (8, 16, 4)), "TBPTT(4)", "TBPTT(8)"]
+    assert first[:5] == [
+        *(f"SnAp-1, blocks of {n}" for n in (8, 16, 4)),
+        "TBPTT, blocks of 4",
+        WINDOW,
+    ]
     first = [m for m in at_steps if not m.startswith(("GRU", "LSTM"))]
     assert set(first[:4]) == {*(f"SnAp-1, blocks of {n}" for n in (8, 16, 4)), "8-OK, blocks of 16"}
     shrunk, alone = (f"{at_time[f'UORO{m}, blocks of 8']:.1f}" for m in (", shrunk", ""))
@@ -269,7 +276,7 @@ def test_what_nine_times_the_time_shows(compared):
     assert f"after {before};" in PAGE
     assert f"With nine times the time, {spent}," in PAGE
     assert len(places_of(at_time)) == 7
-    snaps, long = ["SnAp-1, blocks of 16", "SnAp-1, blocks of 8"], "TBPTT(25)"
+    snaps, long = ["SnAp-1, blocks of 16", "SnAp-1, blocks of 8"], "TBPTT, blocks of 25"
     assert list(places_of(at_time))[:2] == snaps
     assert list(places_of(at_steps))[:2] == [snaps[0], long]
     beyond = []
@@ -288,12 +295,16 @@ def test_what_nine_times_the_time_shows(compared):
     assert f"was {early[snaps[0]]} with 16 and {early[snaps[1]]} with 8" in PAGE
     copied, recalled = read_at(at_time, "copy"), read_at(at_time, "copy_fixed")
     assert f"T\\* {copied[snaps[0]]} and {copied[snaps[1]]} on copy, where" in PAGE
-    assert f"TBPTT(25) has {copied[long]} and TBPTT(8) {copied[WINDOW]}." in PAGE
-    assert f"8 recalls {recalled[snaps[1]]}, TBPTT(25) {recalled[long]}, KF-RTRL" in PAGE
+    assert f"TBPTT in blocks of 25 has {copied[long]} and in blocks of 8 {copied[WINDOW]}." in PAGE
+    assert (
+        f"8 recalls {recalled[snaps[1]]}, TBPTT in blocks of 25 {recalled[long]}, KF-RTRL" in PAGE
+    )
     assert f"blocks of 8 {recalled[ESTIMATED]}, UORO {recalled['UORO, blocks of 8']}, and" in PAGE
     assert f"they are beyond, {recalled[WINDOW]}." in PAGE
     copied, recalled = read_at(at_steps, "copy"), read_at(at_steps, "copy_fixed")
     steps = set(at_steps.limits.values()).pop()
-    assert f"the same {steps} SnAp-1 in blocks of 16 is first and TBPTT(25) next" in PAGE
+    assert (
+        f"the same {steps} SnAp-1 in blocks of 16 is first and TBPTT in blocks of 25 next" in PAGE
+    )
     assert f"with T\\* {copied[snaps[0]]} and {copied[long]}; KF-RTRL" in PAGE
     assert f"with {copied[ESTIMATED]} and {recalled[ESTIMATED]}." in PAGE

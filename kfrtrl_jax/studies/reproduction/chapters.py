@@ -119,11 +119,12 @@ the next), and shows how much a figure depends on the text that has just been re
 An LSTM of 32 units whose forget gates start open, so that it has a memory of some 50 steps,
 recalls a bit at the end of a chain of given length (memory_chain), or three symbols after a delay
 (copy_fixed). Batch 16, Adam 10^-3 unless said, an update at every step. The score is the accuracy
-over the last 800 steps; guessing has 0.5 on the chains and 0.125 on the symbols. TBPTT(8) is
-exact along the same steps as the blocks of 8, without an influence beyond them.
+over the last 800 steps; guessing has 0.5 on the chains and 0.125 on the symbols. TBPTT in
+blocks of 8 is exact along the same steps as the others in such blocks, without an influence beyond
+them; TBPTT(32) in such blocks along the last 25 to 32.
 """,
         (Figure("score", "accuracy", 2, rises=True),),
-        "TBPTT(8)",
+        "TBPTT, blocks of 8",
         by_task=True,
         guessing={"memory_chain": 0.5, "copy_fixed": 0.125},
     ),
