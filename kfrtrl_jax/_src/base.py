@@ -261,7 +261,8 @@ class InfluenceEstimator(NamedTuple):
 class CreditEstimator(NamedTuple):
     """An approximation of a state's credit: its effect on the future losses of its lane.
 
-    Credit is d(sum of those losses)/ds, in nats, whatever B and the segment.
+    Credit is d(sum of those losses)/ds, in nats, whatever B and the segment. Where losses have weights,
+    each counts by its weight over the mean weight of all that are in its segment, of all lanes.
 
     Attributes:
       init: (structure, key) -> state.

@@ -60,7 +60,10 @@ def moved(carry, delta):
 
 
 def loss_of_stream(cell, parameters, carry, segments, deltas):
-    """The sum of all losses, with deltas [segments, B, n] added at the start of each."""
+    """The sum of all losses, with deltas [segments, B, n] added at the start of each.
+
+    A loss counts by its weight over the mean weight of its segment.
+    """
 
     def step(carry, batch):
         start = restarted(cell, carry, batch.reset)
@@ -71,7 +74,11 @@ def loss_of_stream(cell, parameters, carry, segments, deltas):
 
     def one(carry, xs):
         delta, segment = xs
-        return jax.lax.scan(step, moved(carry, delta), segment)
+        carry, losses = jax.lax.scan(step, moved(carry, delta), segment)
+        if segment.weight is not None:
+            mean = jnp.mean(segment.weight)
+            losses = losses * segment.weight / jnp.where(mean == 0, 1, mean)
+        return carry, losses
 
     return jnp.sum(jax.lax.scan(one, carry, (deltas, segments))[1])
 
@@ -107,10 +114,21 @@ def learner_of(cell, estimator, share, **kwargs):
     )
 
 
-@pytest.mark.parametrize(("cell", "length"), [("vanilla", 1), ("mixed", 3)])
-def test_an_exact_credit_completes_the_gradient(cell, length):
+def unequal_weights():
+    """Of another sum in each segment of 3 steps, and nothing in the third."""
+    weight = np.random.default_rng(2).exponential(size=(STEPS, BATCH_SIZE))
+    weight[1] = weight[6:9] = 0
+    return jnp.asarray(weight)
+
+
+@pytest.mark.parametrize(
+    ("cell", "length", "weight"),
+    [("vanilla", 1, None), ("mixed", 3, None), ("vanilla", 3, unequal_weights)],
+    ids=["vanilla", "mixed", "weights"],
+)
+def test_an_exact_credit_completes_the_gradient(cell, length, weight):
     """At any share, with exact RTRL for the rest, all segments add up to BPTT over the stream."""
-    cell, batches = CELLS[cell], Batch(*sequence(STEPS))
+    cell, batches = CELLS[cell], Batch(*sequence(STEPS), None if weight is None else weight())
     segments = jax.tree.map(lambda x: x.reshape(-1, length, *x.shape[1:]), batches)
 
     def total(learner, table):

@@ -2,9 +2,9 @@
 
 The effect of parameters in one segment on a loss in a later one is counted twice: through the influence
 in the later segment and through the credit in the earlier one. The two shares add up to 1, so if both
-are exact, the sum over segments is the exact gradient, if the weights of each have the same sum: a
-segment's gradient, with its part of the credit, is divided by its own. With share 1 the influence
-estimator has no part in it.
+are exact, the sum over segments is the exact gradient of the sum of their mean losses. Losses have
+their weights over the mean weight of their own segment, in the gradient and in the credit alike. With
+share 1 the influence estimator has no part in it.
 """
 
 from __future__ import annotations
@@ -87,8 +87,7 @@ class Credited:
             ends, unrolled.variables, unrolled.floats, has_aux=True
         )
         future = credit.predict(state.credit, end).astype(end.dtype)
-        weights, nothing = weighted.weights_of(segment, losses), jnp.zeros_like(end)
-        each = weighted.share_of_each(segment, losses)
+        weights, nothing = weighted.relative_weights(segment, losses), jnp.zeros_like(end)
         if self.share == 1:
             gradient, start = pullback((weights, future))
             past = jax.tree.map(jnp.zeros_like, start)
@@ -97,11 +96,11 @@ class Credited:
             late, start = pullback((jnp.zeros_like(losses), future))
             gradient = trees.add(gradient, trees.scaled(late, credit.share))
             start = trees.add(past, start)
-            past = trees.scaled(past, (1 - credit.share) * each)
+            past = trees.scaled(past, (1 - credit.share) / losses.size)
         target = unrolled.by_state(start)
         # At the first step of a run it may be infinite; the credit there is never used.
         target = jnp.where(state.fresh[:, None] & ~jnp.isfinite(target), 0, target)
         new = credit.update(state.credit, flatten(state.carry), target)
-        sites, others = unrolled.by_sites(trees.scaled(gradient, each), seen.data)
+        sites, others = unrolled.by_sites(trees.scaled(gradient, 1 / losses.size), seen.data)
         inside = SegmentGradient(sites, others, unrolled.by_state(past), losses, predictions, seen)
         return inside, new

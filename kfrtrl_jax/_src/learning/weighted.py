@@ -74,6 +74,16 @@ def share_of_each(batch: Batch, losses: Float[Array, "*steps B"]) -> Float[Array
     return 1 / jnp.where(total == 0, losses.size, total)
 
 
+def relative_weights(batch: Batch, losses: Float[Array, "*steps B"]) -> Float[Array, "*steps B"]:
+    """The weights over their mean, so that the weighted mean of the losses L is the mean of w L.
+
+    They are 1 for a batch without weights, and 0 where no loss counts.
+    """
+    if batch.weight is None:
+        return jnp.ones_like(losses)
+    return weights_of(batch, losses) * share_of_each(batch, losses) * losses.size
+
+
 def mean_of(batch: Batch, losses: Float[Array, "*steps B"]) -> Float[Array, ""]:
     """The weighted mean over steps and lanes; 0 if no loss counts."""
     if batch.weight is None:
