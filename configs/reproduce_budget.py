@@ -20,7 +20,8 @@ TASKS = (
     "penn_treebank(batch_size=8)",
     "adding(batch_size=8, length=20)",
     "copy_fixed(batch_size=8, symbols=3, delay=10)",
-    "mackey_glass(batch_size=8)",
+    # The literature has a delay of 17, and so has the task by default, since these runs were made.
+    "mackey_glass(batch_size=8, delay=16.9)",
 )
 RATES = (1e-4, 10**-3.5, 1e-3, 10**-2.5, 1e-2)
 BLOCKS = (4, 8, 16, 25)

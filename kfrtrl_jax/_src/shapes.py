@@ -60,7 +60,7 @@ def require_key(name: str, key: Any) -> None:
         _refuse(name, "be a single PRNG key, such as jax.random.key(0)", x, "")
 
 
-def require_positive(**values: int) -> None:
+def require_positive(**values: float) -> None:
     """Refuses numbers below 1.
 
     Raises:

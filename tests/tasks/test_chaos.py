@@ -47,13 +47,13 @@ def lorenz_solution(state, time, step=2e-3):
     return state
 
 
-def mackey_glass_values(start, units):
+def mackey_glass_values(start, units, delay=17):
     """[units, lanes] from constant histories [lanes], one Euler step of 0.1 after the other."""
-    past = [start] * 171
-    for t in range(10 * units):
-        delayed = past[t + 1]
-        past.append(past[-1] + 0.1 * (0.2 * delayed / (1 + delayed**10) - 0.1 * past[-1]))
-    return np.array(past[171:])[9::10]
+    x = {time: start for time in range(-10 * delay, 1)}  # in tenths of a unit
+    for now in range(10 * units):
+        delayed = x[now - 10 * delay]
+        x[now + 1] = x[now] + 0.1 * (0.2 * delayed / (1 + delayed**10) - 0.1 * x[now])
+    return np.array([x[10 * (unit + 1)] for unit in range(units)])
 
 
 def test_henon_follows_its_map():
@@ -83,6 +83,23 @@ def test_mackey_glass_follows_its_delay_equation():
     # Euler's method lags behind by half a step of 0.1.
     np.testing.assert_allclose(slope[17:], expected, atol=0.004)
     assert np.std(expected) > 0.02
+
+
+@pytest.mark.parametrize("delay", [17, 30])
+def test_mackey_glass_has_its_delay(delay):
+    """The held-out stream starts at a constant history of 0.2 + 0.5 x 0.31, and is read after 1,000."""
+    task = tasks.mackey_glass(batch_size=1, delay=float(delay), valid_length=200)
+    expected = mackey_glass_values(np.float64(0.2 + 0.5 * 0.31), 1200, delay)[1000:]
+    inputs, _ = values("mackey_glass", task.held_out["valid"])
+    np.testing.assert_allclose(inputs, expected, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("delay", "message"), [(0.5, "at least 1, got 0.5"), (17.03, "multiple of 0.1, got 17.03")]
+)
+def test_an_unusable_delay_is_refused(delay, message):
+    with pytest.raises(ValueError, match=message):
+        tasks.mackey_glass(batch_size=1, delay=delay)
 
 
 @pytest.mark.parametrize("name", SCALES)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -20,7 +21,7 @@ HENON_A, HENON_B = 1.4, 0.3
 LORENZ_SIGMA, LORENZ_RHO, LORENZ_BETA = 10.0, 28.0, 8 / 3
 LORENZ_INTERVAL, LORENZ_SUBSTEPS = 0.05, 5
 MACKEY_GLASS_BETA, MACKEY_GLASS_GAMMA, MACKEY_GLASS_POWER = 0.2, 0.1, 10
-MACKEY_GLASS_TAU, MACKEY_GLASS_SUBSTEPS = 17, 10
+MACKEY_GLASS_SUBSTEPS = 10
 # Where the held-out trajectories start, as points of the unit cube.
 _HELD_OUT_STARTS = {"valid": (0.31, 0.62, 0.17), "test": (0.83, 0.24, 0.71)}
 
@@ -92,30 +93,41 @@ def henon(
 
 
 def mackey_glass(
-    *, batch_size: int, horizon: int = 1, valid_length: int = 2000, test_length: int = 2000
+    *,
+    batch_size: int,
+    horizon: int = 1,
+    delay: float = 17.0,
+    valid_length: int = 2000,
+    test_length: int = 2000,
 ) -> Task:
     """Predicts the Mackey-Glass series, the delay equation of a blood cell count.
 
-    dx/dt = beta y / (1 + y^n) - gamma x with y = x(t - 16.9), the oldest of the last 170 values;
-    beta = 0.2, gamma = 0.1, n = 10. A step is one unit of time, ten Euler steps of 0.1 as in Jaeger and
-    Haas (2004), whose delay is 17. The input is x(t) and the target x(t + horizon), both [1] and
-    standardized. Horizons of the literature are 1, 6 and 84. The loss is the mean square, the score the
-    mean square divided by the targets' variance (NMSE); predicting the mean has 1 for both. Each lane
-    is a trajectory of its own and never starts anew.
+    dx/dt = beta y / (1 + y^n) - gamma x with y = x(t - delay), beta = 0.2, gamma = 0.1, n = 10. A step
+    is one unit of time, ten Euler steps of 0.1 as in Jaeger and Haas (2004). The input is x(t) and the
+    target x(t + horizon), both [1], less the mean of a series of delay 17 and divided by its standard
+    deviation. Horizons of the literature are 1, 6 and 84. The loss is the mean square, the score the
+    mean square divided by the targets' variance (NMSE); predicting the mean has about 1 for both. Each
+    lane is a trajectory of its own and never starts anew.
 
     Args:
       batch_size: B.
       horizon: steps between an input and its target.
+      delay: in units of time, a multiple of 0.1 and at least 1; 17 and 30 in the literature. The series
+        is chaotic above 16.8 (Farmer, 1982).
       valid_length: steps of the held-out stream "valid", in double precision from another start.
       test_length: of "test".
 
     Raises:
-      ValueError: if an argument is less than 1.
+      ValueError: if an argument is less than 1, or delay is no multiple of 0.1.
 
     Source: Mackey and Glass, "Oscillation and chaos in physiological control systems", 1977; Jaeger
     and Haas, "Harnessing nonlinearity", 2004.
     """
-    return _task(_MACKEY_GLASS, batch_size, horizon, valid_length, test_length)
+    require_positive(delay=delay)
+    substeps = round(delay * MACKEY_GLASS_SUBSTEPS)
+    if not math.isclose(substeps, delay * MACKEY_GLASS_SUBSTEPS):
+        raise ValueError(f"delay must be a multiple of 0.1, got {delay}")
+    return _task(_mackey_glass(substeps), batch_size, horizon, valid_length, test_length)
 
 
 def lorenz(
@@ -176,16 +188,21 @@ def _lorenz_step(state: tuple[Any, ...], relative: Any) -> tuple[Any, ...]:
     return (state[0] * relative, *state[1:])
 
 
-def _mackey_glass_start(u: Any, v: Any, w: Any) -> tuple[Any, ...]:
-    """A constant history, below the fixed point at 1."""
-    del v, w
-    count = MACKEY_GLASS_TAU * MACKEY_GLASS_SUBSTEPS
-    history = 0.2 + 0.5 * np.asarray(u) if isinstance(u, float) else 0.2 + 0.5 * u
-    return (history[..., None] * np.ones(count, history.dtype),)
+@functools.lru_cache(maxsize=8)
+def _mackey_glass(substeps: int) -> _System:
+    """The system of a delay; the same object for the same delay, by which held-out streams are kept."""
+
+    def start(u: Any, v: Any, w: Any) -> tuple[Any, ...]:
+        """A constant history, below the fixed point at 1."""
+        del v, w
+        history = 0.2 + 0.5 * (np.asarray(u) if isinstance(u, float) else u)
+        return (history[..., None] * np.ones(substeps + 1, history.dtype),)
+
+    return _System(start, _mackey_glass_step, lambda state: state[0][..., -1], 0.93, 0.2262, 1000)
 
 
 def _mackey_glass_step(state: tuple[Any, ...], relative: Any) -> tuple[Any, ...]:
-    """The state is the values of the last tau units of time, the newest last."""
+    """The state is the values from `delay` ago until now, the newest last."""
     (history,) = state
     xp = history.__array_namespace__()
     delayed = history[..., :MACKEY_GLASS_SUBSTEPS]
@@ -202,9 +219,6 @@ def _mackey_glass_step(state: tuple[Any, ...], relative: Any) -> tuple[Any, ...]
 # Means and standard deviations of long trajectories, see tests/tasks/test_chaos.py.
 _HENON = _System(_henon_start, _henon_step, lambda state: state[0], 0.257, 0.721, 100)
 _LORENZ = _System(_lorenz_start, _lorenz_step, lambda state: state[0], 0.0, 7.925, 400)
-_MACKEY_GLASS = _System(
-    _mackey_glass_start, _mackey_glass_step, lambda state: state[0][..., -1], 0.93, 0.2262, 1000
-)
 
 
 def _task(
