@@ -55,11 +55,8 @@ def get_methods() -> dict[str, dict[str, Any]]:
 
 
 def get_sweep(scale: str = "cpu") -> list[dict[str, Any]]:
-    steps, count, chains, delays = {
-        "smoke": (800, 1, CHAINS[:1], DELAYS[:1]),
-        "cpu": (20_000, 3, CHAINS[::2], DELAYS[::2]),
-        "full": (100_000, 3, CHAINS, DELAYS),
-    }[scale]
+    steps, count = {"smoke": (800, 1), "cpu": (20_000, 3), "full": (100_000, 3)}[scale]
+    chains, delays = (CHAINS[:1], DELAYS[:1]) if scale == "smoke" else (CHAINS, DELAYS)
     tasks = [{"task": f"memory_chain(batch_size=16, length={length})"} for length in chains]
     tasks += [{"task": f"copy_fixed(batch_size=16, symbols=3, delay={delay})"} for delay in delays]
     trials = product(tasks, list(METHODS.values()), seeds(count))

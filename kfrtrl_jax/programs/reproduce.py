@@ -3,8 +3,9 @@
 A study is a sweep (`configs/reproduce_NAME.py`) and can be stopped and continued like one; a larger
 scale continues a smaller one. At the end, and at any moment with --only_collect, what it has come to is
 written to a small file, DIR/records.json, which `kfrtrl report` renders. With --time_methods a
-step of each method is timed alone, which methods of different costs are compared by. With --only and
---add the parts of a study are run on several machines and come together in one file.
+step of each method is timed alone, which methods of different costs are compared by. With --only,
+--only_task, --only_seed and --add the parts of a study are run on several machines and come together in
+one file.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ _FIRST = flags.DEFINE_multi_string(
 _ONLY = flags.DEFINE_multi_string(
     "only", [], "Runs this method alone; may be given several times, on several machines."
 )
+_ONLY_TASK = flags.DEFINE_multi_string("only_task", [], "Likewise with a task, by its text.")
+_ONLY_SEED = flags.DEFINE_multi_integer("only_seed", [], "Likewise with a seed.")
 _GROUP_SIZE = flags.DEFINE_integer(
     "group_size",
     0,
@@ -48,7 +51,8 @@ _ADD = flags.DEFINE_bool(
 
 def run(invocation: command_line.Invocation) -> None:
     """Runs those trials of the study that have no result yet, and collects all."""
-    chosen = study.load(_STUDY.value, _SCALE.value).only(_ONLY.value).first(_FIRST.value)
+    whole = study.load(_STUDY.value, _SCALE.value)
+    chosen = whole.only(_ONLY.value, _ONLY_TASK.value, _ONLY_SEED.value).first(_FIRST.value)
     if invocation.dry_run:
         print(
             sweep.describe(

@@ -86,6 +86,24 @@ def test_some_methods_of_a_study_can_be_run_alone():
         whole.only(["KF"])
 
 
+def test_some_tasks_and_seeds_of_a_study_can_be_run_alone():
+    whole = study.load("long", "cpu")
+    task = "copy_fixed(batch_size=16, symbols=3, delay=20)"
+    chosen = whole.only(["UORO, blocks of 8"], [task], [1, 2])
+    assert [(trial["task"], trial["seed"]) for trial in chosen.trials] == [(task, 1), (task, 2)]
+    with pytest.raises(
+        ConfigError, match=r"--only_task: the study long has memory_chain.*, but no"
+    ):
+        whole.only([], ["copy_fixed"])
+    with pytest.raises(ConfigError, match="--only_seed: the study long has 0; 1; 2, but no 7"):
+        whole.only([], [], [7])
+    copy = study.load("copy", "cpu")
+    with pytest.raises(ConfigError, match="--only_task: the study copy has one task alone, but no"):
+        copy.only([], ["copy"])
+    with pytest.raises(ConfigError, match="the study copy has no trial of AVG of 16 and 2"):
+        copy.only(["AVG of 16"], [], [2])
+
+
 def test_unknown_studies_and_scales_are_refused():
     with pytest.raises(ConfigError, match="--study must be one of"):
         study.load("chess", "smoke")

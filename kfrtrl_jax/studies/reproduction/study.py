@@ -10,7 +10,7 @@ It is a config file, configs/reproduce_NAME.py, that defines beside `get_config`
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from kfrtrl_jax.errors import ConfigError
@@ -52,7 +52,7 @@ class Study(NamedTuple):
         Raises:
           ConfigError: if it has no such method.
         """
-        self._require("--first", methods)
+        self._require("--first", methods, self.methods)
 
         def place(trial: Mapping[str, Any]) -> int:
             method = self.method_of(trial)
@@ -60,23 +60,35 @@ class Study(NamedTuple):
 
         return self._replace(trials=sorted(self.trials, key=place))
 
-    def only(self, methods: Sequence[str]) -> Study:
-        """The study with the trials of some of its methods, of all if none is given.
+    def only(
+        self, methods: Sequence[str] = (), tasks: Sequence[str] = (), seeds: Sequence[int] = ()
+    ) -> Study:
+        """The study with the trials of some methods, tasks and seeds; of all where none is given.
 
         Raises:
-          ConfigError: if it has no such method.
+          ConfigError: if it has no such method, task or seed, or none of these together.
         """
-        self._require("--only", methods)
-        if not methods:
-            return self
-        kept = [trial for trial in self.trials if self.method_of(trial) in methods]
+        kept = self.trials
+        for flag, wanted, of in (
+            ("--only", methods, self.method_of),
+            ("--only_task", tasks, lambda trial: trial.get("task", "one task alone")),
+            ("--only_seed", seeds, lambda trial: trial.get("seed", 0)),
+        ):
+            if wanted:
+                self._require(flag, wanted, dict.fromkeys(map(of, self.trials)))
+                kept = [trial for trial in kept if of(trial) in wanted]
+        if not kept:
+            raise ConfigError(
+                f"the study {self.name} has no trial of "
+                + " and ".join(", ".join(map(str, own)) for own in (methods, tasks, seeds) if own)
+            )
         return self._replace(trials=kept)
 
-    def _require(self, flag: str, methods: Sequence[str]) -> None:
-        for name in methods:
-            if name not in self.methods:
-                known = "; ".join(self.methods)
-                raise ConfigError(f"{flag}: the study {self.name} has {known}, but no {name!r}")
+    def _require(self, flag: str, wanted: Iterable[Any], known: Iterable[Any]) -> None:
+        for name in wanted:
+            if name not in known:
+                listed = "; ".join(map(str, known))
+                raise ConfigError(f"{flag}: the study {self.name} has {listed}, but no {name!r}")
 
 
 class Extent(NamedTuple):
