@@ -361,7 +361,8 @@ class Task(NamedTuple):
       init: key -> state, a pytree on the device.
       sample: (state, key) -> (state, batch).
       observe: (state, loss) -> state, called before `sample` with the reported mean loss of the step
-        before, for a task that depends on success, such as a curriculum; None for all others.
+        before, if any of its losses counts, for a task that depends on success, such as a curriculum;
+        None for all others. In a segment of K steps the step before is that of K steps ago.
       score: what the task is judged by; None for its loss.
       around: (cell, readout) -> (cell, readout), what the task puts around them: a cell that reads
         tokens, for example.

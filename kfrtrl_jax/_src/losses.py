@@ -15,10 +15,18 @@ from kfrtrl_jax._src.shapes import require_shape
 def cross_entropy(unit: str = "bits") -> Loss:
     """The cross-entropy of logits [V] with an integer label; differentiated in nats, reported in bits.
 
+    A label outside [0, V) has the loss NaN: a loss that is not to count has the weight 0 in its batch.
+
     Args:
       unit: the name of the reported unit, such as "bits/char".
     """
-    return Loss(optax.softmax_cross_entropy_with_integer_labels, unit, 1 / math.log(2))
+
+    def of_label(logits: Float[Array, " V"], label: Array) -> Float[Array, ""]:
+        loss = optax.softmax_cross_entropy_with_integer_labels(logits, label)
+        # optax takes labels below 0 for the last ones.
+        return jnp.where(label < 0, jnp.nan, loss)
+
+    return Loss(of_label, unit, 1 / math.log(2))
 
 
 def squared_error() -> Loss:

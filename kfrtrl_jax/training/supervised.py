@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from kfrtrl_jax import learning, linearization
 from kfrtrl_jax._src.compositions import composed
+from kfrtrl_jax._src.tasks.common import observable
 from kfrtrl_jax.base import Array, Batch, Cell, Readout, Task
 from kfrtrl_jax.tasks import draw
 from kfrtrl_jax.training import evaluation, nonfinite
@@ -71,7 +72,7 @@ def make_supervised(
         return RunState(
             learner=learn.init(learner_key),
             task=task.init(task_key),
-            losses=jnp.full(length if task.observe else 0, chance),
+            losses=jnp.full(length if task.observe else 0, jnp.nan, chance.dtype),
             key=key,
             step=jnp.zeros((), jnp.int32),
             running_loss=chance,
@@ -80,15 +81,15 @@ def make_supervised(
 
     def advance(state: RunState) -> tuple[RunState, Sums]:
         keys = jax.random.split(state.key, length + 1)
-        told = state.losses if task.observe else None
+        known = state.losses if task.observe else None
         task_state, segment = jax.lax.scan(
-            lambda s, x: draw(task, s, *x), state.task, (keys[1:], told)
+            lambda s, x: draw(task, s, *x), state.task, (keys[1:], known)
         )
         learner_state, metrics = learn.step(state.learner, segment)
         new = state._replace(
             learner=learner_state,
             task=task_state,
-            losses=metrics.loss if task.observe else state.losses,
+            losses=observable(metrics.loss, metrics.weight) if task.observe else state.losses,
             key=keys[0],
             step=state.step + length,
             running_loss=averaged(state.running_loss, metrics.loss, metrics.weight),

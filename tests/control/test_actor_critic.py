@@ -7,6 +7,7 @@ import optax
 import pytest
 
 from kfrtrl_jax import control, estimators, readouts
+from kfrtrl_jax._src.control import environments
 from kfrtrl_jax.learning import make_learner
 from tests.helpers.interpreter import evaluated
 from tests.trajectories import HIDDEN_SIZE, SMALL_CELLS
@@ -145,12 +146,23 @@ def test_gymnax_environments_are_what_their_parameters_say():
     assert control.from_gymnax("CartPole-v1", observed=(0, 2)).observation_size == 2
 
 
+@pytest.mark.parametrize("ramping", [True, False])
+def test_a_parameter_that_is_true_or_false_can_be_either(ramping):
+    gymnax = pytest.importorskip("gymnax")
+    _, defaults = gymnax.make("Asterix-MinAtar")
+    assert environments._replaced(defaults, f"ramping={ramping}", "").ramping is ramping
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (("CartPol-v1",), "no environment 'CartPol-v1'; did you mean CartPole-v1"),
         (("CartPole-v1", {"parameters": "mass=1"}), "no parameter 'mass'; it has .*gravity"),
         (("CartPole-v1", {"parameters": "gravity=x"}), "gravity must be float, got 'x'"),
+        (
+            ("Asterix-MinAtar", {"parameters": "ramping=no"}),
+            "ramping must be True or False, got 'no'",
+        ),
         (("CartPole-v1", {"observed": (0, 4)}), "of 4 entries, there is no entry 4"),
         (("Pendulum-v1",), "actions of Pendulum-v1 are not finitely many"),
     ],

@@ -148,6 +148,63 @@ def test_a_run_on_arrays_and_one_on_a_stream_of_batches_are_the_same():
     assert metrics.predictions == metrics.losses == ()
 
 
+def aligned(shape):
+    """Zeros that begin on a multiple of 64 bytes, which JAX on a CPU reads in place."""
+    memory = np.zeros(np.prod(shape) + 16, np.float32)
+    start = (-memory.ctypes.data // 4) % 16
+    return memory[start : start + np.prod(shape)].reshape(shape)
+
+
+def test_a_buffer_may_be_filled_again_while_a_run_goes_on():
+    steps, inputs = 60, np.random.default_rng(0).normal(size=(60, 1, 16)).astype(np.float32)
+    learner = make_learner(
+        cells.gru(input_size=16, hidden_size=32), readouts.linear(input_size=32, output_size=1),
+        "rtrl", optax.sgd(0.01), batch_size=1, example_input=jnp.zeros(16, jnp.float32),
+        loss=losses.squared_error(), check=False,
+    )  # fmt: skip
+
+    def filled():
+        batch = Batch(aligned((1, 16)), aligned((1, 1)))
+        for x in inputs:
+            batch.inputs[:], batch.targets[:] = x, x[:, :1]
+            yield batch
+        batch.inputs[:] = np.nan
+
+    _, want = run(learner, [Batch(x.copy(), x[:, :1].copy()) for x in inputs], key=KEY)
+    _, got = run(learner, filled(), key=KEY)
+    np.testing.assert_array_equal(got.loss, want.loss)
+    whole = Batch(aligned(inputs.shape), aligned((steps, 1, 1)))
+    whole.inputs[:], whole.targets[:] = inputs, inputs[..., :1]
+    _, got = run(learner, whole, key=KEY)
+    whole.inputs[:] = np.nan
+    np.testing.assert_allclose(got.loss, want.loss, rtol=1e-4)
+
+
+@pytest.mark.parametrize("length", [1, 4])
+def test_a_task_observes_the_losses_that_count_alone(length):
+    """Of 3 steps the last one counts; nothing is observed before the first of these is known."""
+    answers = tasks.memory_chain(batch_size=2, length=3)
+    task = answers._replace(
+        init=lambda key: (answers.init(key), jnp.zeros((), int), jnp.zeros(())),
+        observe=lambda state, loss: (state[0], state[1] + 1, state[2] + loss),
+        sample=lambda state, key: (lambda own, batch: ((own, *state[1:]), batch))(
+            *answers.sample(state[0], key)
+        ),
+    )
+    learner = make_learner(
+        cells.vanilla(input_size=task.input_size, hidden_size=4),
+        readouts.linear(input_size=4, output_size=task.output_size), "truncated", optax.sgd(0.1),
+        batch_size=2, example_input=task.example_input, loss=task.loss, segment_length=length,
+    )  # fmt: skip
+    state, metrics = run(learner, task, steps=16, key=KEY)
+    counted = np.asarray(metrics.weight) > 0
+    np.testing.assert_array_equal(counted, np.arange(16) % 3 == 2)
+    counted[-length:] = False  # the last segment's losses are observed with the next segment
+    _, observed, total = state.task
+    assert observed == counted.sum()
+    np.testing.assert_allclose(total, np.asarray(metrics.loss)[counted].sum(), rtol=1e-6)
+
+
 def test_a_run_on_a_task_goes_on_where_it_ended():
     task = tasks.copy(batch_size=2, initial_length=2)
     cell = cells.vanilla(input_size=task.input_size, hidden_size=4)

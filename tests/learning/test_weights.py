@@ -100,3 +100,17 @@ def test_equal_weights_change_nothing_and_metrics_tell_what_counted():
     # The mean square, without the half of the loss that is differentiated.
     errors = np.square(without[1].predictions - plain.targets)
     np.testing.assert_allclose(without[1].loss, errors.mean(axis=(1, 2)), rtol=1e-12)
+
+
+@pytest.mark.parametrize("label", [-1, -100, CLASSES])
+def test_a_label_of_no_class_is_no_loss_that_could_be_learned_from(label):
+    assert np.isnan(LOSSES["cross entropy"].function(jnp.zeros(CLASSES), jnp.asarray(label)))
+
+
+def test_a_label_of_no_class_may_stand_where_the_weight_is_0():
+    learner = learner_of(CELL, estimators.rtrl(), loss=LOSSES["cross entropy"], segment_length=4)
+    state = evaluated(learner.init, jax.random.key(0))
+    batch = batches_of("cross entropy")
+    marked = batch._replace(targets=jnp.where(batch.weight == 0, -1, batch.targets))
+    gradients = [evaluated(learner.gradient, state, own)[0] for own in (batch, marked)]
+    assert_close(*gradients)

@@ -151,6 +151,15 @@ def test_every_lane_starts_at_the_first_step():
     np.testing.assert_array_equal(batch.targets, FILLER)
 
 
+@pytest.mark.parametrize("typed", [True, False])
+def test_keys_that_do_not_mix_what_is_folded_in_are_refused(typed):
+    task = tasks.copy(batch_size=2)
+    for kind in ("threefry2x32", "rbg"):
+        task.init(jax.random.key(0, impl=kind))
+    with jax.default_prng_impl("unsafe_rbg"), pytest.raises(ValueError, match="use threefry2x32"):
+        task.init(jax.random.key(0) if typed else jax.random.PRNGKey(0))
+
+
 def test_seeds_and_float_arguments_may_be_mapped():
     @jax.jit
     def stream(key, threshold, initial_loss):

@@ -11,7 +11,10 @@ from kfrtrl_jax._src.shapes import require_shape
 
 
 def on_tokens(cell: Cell, vocabulary_size: int) -> Cell:
-    """The cell with its input x one-hot encoded from an integer token in [0, vocabulary_size)."""
+    """The cell with its input x one-hot encoded from an integer token in [0, vocabulary_size).
+
+    Any other integer, such as -1, is read as no token: a vector of zeros.
+    """
 
     def step(params: Any, carry: Any, token: Array) -> tuple[Any, Array]:
         require_shape("the token", token, hint="a cell is a function of one lane")

@@ -117,10 +117,22 @@ def _replaced(defaults: Any, parameters: str, name: str) -> Any:
             fields = ", ".join(vars(defaults))
             raise ValueError(f"{name} has no parameter {field!r}; it has {fields}")
         default = getattr(defaults, field)
-        try:
-            value = type(default)(text)
-        except ValueError:
-            kind = type(default).__name__
-            raise ValueError(f"the parameter {field} must be {kind}, got {text!r}") from None
-        defaults = defaults.replace(**{field: value})
+        defaults = defaults.replace(**{field: _read(field, text, type(default))})
     return defaults
+
+
+def _read(field: str, text: str, kind: type) -> Any:
+    """The value of a parameter."""
+    readers: dict[type, Callable[[str], Any]] = {
+        bool: {"True": True, "False": False}.__getitem__,
+        int: int,
+        float: float,
+        str: str,
+    }
+    if kind not in readers:
+        raise ValueError(f"the parameter {field} is {kind.__name__}, which cannot be set by a text")
+    try:
+        return readers[kind](text)
+    except (KeyError, ValueError):
+        expected = "True or False" if kind is bool else kind.__name__
+        raise ValueError(f"the parameter {field} must be {expected}, got {text!r}") from None

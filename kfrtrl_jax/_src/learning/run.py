@@ -9,10 +9,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from kfrtrl_jax._src import xla
 from kfrtrl_jax._src.base import Array, Batch, Key, Task
 from kfrtrl_jax._src.learning.types import Learner, LearnerState, StepMetrics
+from kfrtrl_jax._src.tasks.common import observable, observed
 
 
 class RunState(NamedTuple):
@@ -21,7 +23,8 @@ class RunState(NamedTuple):
     Attributes:
       learner: the learner's state; its `parameters` are what was learned.
       task: the task's state; () for data that is given.
-      loss: [K], the reported losses of the last segment, which a task may depend on; () likewise.
+      loss: [K], the reported losses of the last segment, which a task may depend on, NaN where none
+        counts; () likewise.
       key: a PRNG key for the task; () likewise.
     """
 
@@ -45,9 +48,9 @@ def run(
       learner: from `make_learner`, for the task's batch size, inputs and loss.
       data: a task, whose batches are drawn on the device; the batches of T time steps in one,
         [T, B, ...]; or what yields segments [K, B, ...], or single batches [B, ...] if K is 1, such as
-        a generator that reads a sensor.
+        a generator that reads a sensor. NumPy arrays are copied: a buffer may be filled again.
       steps: time steps to train for, a multiple of K; for a task it must be given, else None stands for
-        all of the data.
+        all of the data. What yields fewer segments ends the run; the metrics have those that were made.
       key: to start from.
       state: of an earlier run, to go on from instead. Its buffers are reused: keep what this returns.
 
@@ -87,8 +90,8 @@ def _start(learner: Learner, task: Task) -> Callable[[Key], RunState]:
     @jax.jit
     def start(key: Key) -> RunState:
         learner_key, task_key, key = jax.random.split(key, 3)
-        chance = jnp.full(learner.segment_length, task.chance_loss, float)
-        return RunState(learner.init(learner_key), task.init(task_key), chance, key)
+        nothing = jnp.full(learner.segment_length, jnp.nan, float)
+        return RunState(learner.init(learner_key), task.init(task_key), nothing, key)
 
     return start
 
@@ -104,14 +107,14 @@ def _on_task(
 ) -> xla.FastestJit:
     def draw(state: Any, told: tuple[Key, Array]) -> tuple[Any, Batch]:
         key, loss = told
-        return sample(state if observe is None else observe(state, loss), key)
+        return sample(state if observe is None else observed(observe, state, loss), key)
 
     def segment(state: RunState, _: None) -> tuple[RunState, StepMetrics]:
         key, *keys = jax.random.split(state.key, length + 1)
         task, batches = jax.lax.scan(draw, state.task, (jnp.stack(keys), state.loss))
         learner, metrics = step(state.learner, batches)
-        told = metrics.loss.astype(state.loss.dtype)
-        return RunState(learner, task, told, key), _summary(metrics)
+        known = observable(metrics.loss, metrics.weight).astype(state.loss.dtype)
+        return RunState(learner, task, known, key), _summary(metrics)
 
     def segments(state: RunState) -> tuple[RunState, StepMetrics]:
         state, metrics = jax.lax.scan(segment, state, length=count)
@@ -149,7 +152,7 @@ def _on_stream(
     count = None if steps is None else steps // learner.segment_length
     found: list[StepMetrics] = []
     for segment in itertools.islice(data, count):
-        state, metrics = step(state, segment)
+        state, metrics = step(state, jax.tree.map(_copied, segment))
         found.append(metrics)
     if not found:
         raise ValueError("the data that run was given yields no batch")
@@ -172,8 +175,13 @@ def _cut(data: Batch, length: int, steps: int | None) -> Batch:
             f"{length}, got steps={steps}"
         )
     return jax.tree.map(
-        lambda x: jnp.asarray(x[:count]).reshape(count // length, length, *x.shape[1:]), data
+        lambda x: _copied(x[:count]).reshape(count // length, length, *x.shape[1:]), data
     )
+
+
+def _copied(x: Any) -> Any:
+    """A copy of a NumPy array, which JAX reads in place, maybe after its owner has filled it again."""
+    return np.array(x) if isinstance(x, np.ndarray) else x
 
 
 def _summary(metrics: StepMetrics) -> StepMetrics:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -33,11 +33,23 @@ def draw(task: Task, state: Any, key: Key, loss: Array | None = None) -> tuple[A
       task: the task.
       state: of the task.
       key: a PRNG key.
-      loss: the reported mean loss of the step before, for a task that observes it.
+      loss: the reported mean loss of the step before, for a task that observes it; NaN or None if there
+        was no step before, or no loss of it counts, of which the task is not told.
     """
-    if task.observe is not None:
-        state = task.observe(state, jnp.asarray(loss))
+    if task.observe is not None and loss is not None:
+        state = observed(task.observe, state, jnp.asarray(loss))
     return task.sample(state, key)
+
+
+def observed(observe: Callable[[Any, Array], Any], state: Any, loss: Array) -> Any:
+    """The state of a task that has observed a loss, or as it was if the loss is NaN."""
+    known = ~jnp.isnan(loss)
+    return jax.tree.map(lambda new, old: jnp.where(known, new, old), observe(state, loss), state)
+
+
+def observable(losses: Array, weights: Array) -> Array:
+    """The mean losses of steps, NaN where none counts, by the sums of their weights."""
+    return jnp.where(weights > 0, losses, jnp.nan)
 
 
 def digest(*parts: np.ndarray | str) -> str:

@@ -65,7 +65,8 @@ def copy(
       initial_length: T* at the first step.
 
     Raises:
-      ValueError: if batch_size or initial_length is less than 1, or shortening is negative.
+      ValueError: if batch_size or initial_length is less than 1, or shortening is negative; from
+        `init`, for a key of unsafe_rbg, which does not mix what is folded in: strings would be few.
     """
     require_positive(batch_size=batch_size, initial_length=initial_length)
     if shortening < 0:
@@ -73,6 +74,7 @@ def copy(
 
     def init(key: Key) -> CopyState:
         require_key("key", key)
+        _require_mixing(key)
         return CopyState(
             # Past the end of a sequence of length 1: every lane starts one at the first step.
             position=jnp.full(batch_size, 3, jnp.int32),
@@ -130,6 +132,15 @@ def copy(
         observe=observe,
         metrics=metrics,
     )
+
+
+def _require_mixing(key: Key) -> None:
+    typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+    if str(jax.random.key_impl(key if typed else jax.random.wrap_key_data(key))) == "unsafe_rbg":
+        raise ValueError(
+            "copy folds places into keys to draw the bits of its strings, and keys of unsafe_rbg do "
+            "not mix them: use threefry2x32 or rbg (jax_default_prng_impl)"
+        )
 
 
 def _words(keys: Array) -> Array:

@@ -67,8 +67,8 @@ def text(*, batch_size: int, data_dir: str = "", reset_every: int = 100, start: 
         somewhere else.
 
     Raises:
-      DataError: if the text is missing, is not UTF-8, is too short, or has a character in a held-out
-        part that is not in its training part.
+      DataError: if the text is missing, is not UTF-8, is too short, or a held-out file of a folder has
+        a character that its training file has not.
       ValueError: if batch_size or reset_every is less than 1, or start is not in the text.
     """
     return _task(read_corpus(data_dir), batch_size, reset_every, start)
