@@ -99,7 +99,7 @@ class Structure(NamedTuple):
         blocks of J's columns are those of the leaves.
       leak_mask: which entries of one step's leak (see `Linearization`) can be non-zero, [n, n]; None
         for all.
-      leaf_paths: the paths of these leaves in the user's carry, such as "0/1".
+      leaf_entries: the entry of the user's carry that each of these leaves is in, such as "0".
     """
 
     batch_size: int
@@ -109,7 +109,7 @@ class Structure(NamedTuple):
     jacobian_mask: Mask | None = None
     leaf_sizes: tuple[int, ...] = ()
     leak_mask: Mask | None = None
-    leaf_paths: tuple[str, ...] = ()
+    leaf_entries: tuple[str, ...] = ()
 
     @property
     def problems(self) -> tuple[str, ...]:

@@ -21,7 +21,7 @@ import orbax.checkpoint as ocp
 
 from kfrtrl_jax._src.compositions.values import one_line
 from kfrtrl_jax._src.lanes import is_key
-from kfrtrl_jax.errors import WorkdirError
+from kfrtrl_jax.errors import ConfigError, WorkdirError
 from kfrtrl_jax.training import faults, workdir
 from kfrtrl_jax.training.sharding import whole
 
@@ -313,15 +313,33 @@ def to_arrays(tree: Any) -> dict[str, np.ndarray]:
 
 
 def to_data(tree: Any) -> dict[str, Any]:
-    """The same, where they are."""
-    named, _ = jax.tree_util.tree_flatten_with_path(tree)
+    """The same, where they are.
+
+    Raises:
+      ConfigError: if two arrays have the same name.
+    """
     return {
-        jax.tree_util.keystr(path, simple=True, separator="."): (
-            jax.random.key_data(leaf) if is_key(leaf) else leaf
-        )
-        for path, leaf in named
+        name: jax.random.key_data(leaf) if is_key(leaf) else leaf
+        for name, leaf in zip(names_of(tree), jax.tree.leaves(tree), strict=True)
         if leaf.size
     }
+
+
+def names_of(tree: Any) -> list[str]:
+    """The names of its arrays: their paths, joined by dots.
+
+    Raises:
+      ConfigError: if two are the same.
+    """
+    paths = [path for path, _ in jax.tree_util.tree_flatten_with_path(tree)[0]]
+    names = [jax.tree_util.keystr(path, simple=True, separator=".") for path in paths]
+    if len(set(names)) < len(names):
+        twice = next(name for i, name in enumerate(names) if name in names[:i])
+        raise ConfigError(
+            f"two arrays have the name {twice}, and a checkpoint tells them by name: rename an entry "
+            f"of the cell's or readout's parameters or carry that has a '.' in its own"
+        )
+    return names
 
 
 def from_arrays(arrays: Mapping[str, np.ndarray], like: Any) -> Any:
@@ -330,16 +348,16 @@ def from_arrays(arrays: Mapping[str, np.ndarray], like: Any) -> Any:
     Raises:
       ValueError: if the names, shapes or dtypes are not those of `like`.
     """
-    named, structure = jax.tree_util.tree_flatten_with_path(like)
-    names = [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in named]
-    expected = {name for name, (_, leaf) in zip(names, named) if leaf.size}
+    likes, structure = jax.tree.flatten(like)
+    names = names_of(like)
+    expected = {name for name, leaf in zip(names, likes) if leaf.size}
     if expected != set(arrays):
         different = sorted(expected ^ set(arrays))
         raise ValueError(
             f"its arrays differ from those of this program: {', '.join(different[:3])}"
         )
     leaves = []
-    for name, (_, leaf) in zip(names, named):
+    for name, leaf in zip(names, likes):
         if not leaf.size:
             leaves.append(jnp.zeros(leaf.shape, leaf.dtype))
             continue

@@ -45,7 +45,10 @@ def generate(
 
     def write(state: Any, key: Any) -> tuple[Any, Any]:
         carry, logits = state
-        token = jax.random.categorical(key, logits / temperature).astype(jnp.int32)
+        # The quotient of the largest is 0, and that of no other may become it.
+        least = float(jnp.finfo(logits.dtype).tiny)
+        scaled = (logits - jnp.max(logits)) / max(temperature, least)
+        token = jax.random.categorical(key, scaled).astype(jnp.int32)
         return after(carry, token), token
 
     @jax.jit

@@ -120,6 +120,7 @@ class Training:
 
         Raises:
           WorkdirError: if there are checkpoints and none can be used.
+          ConfigError: if two arrays have the same name, so that no checkpoint could hold them.
         """
         self.group, self.members, self._config, self._place = group, members, config, place
         self.step, self.wall_time = 0, 0.0
@@ -129,6 +130,7 @@ class Training:
         self._streams: dict[str, Any] = {}
         self._pending: _Chunk | None = None
         like = jax.eval_shape(self._initial)
+        checkpoints.names_of(like)
         restored = place.saved.restore(like, self._warn)
         lie = self.group.placed(like)
         if restored is None:

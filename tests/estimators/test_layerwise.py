@@ -92,7 +92,7 @@ def test_it_holds_the_exact_influence_of_a_layer_s_weights_on_its_own_state(name
     structure, _ = along(name)
     exact, got = influence("rtrl", name), influence("layerwise(rtrl)", name)
     sizes = np.array(structure.leaf_sizes)
-    layers = np.repeat([path.split("/")[0] for path in structure.leaf_paths], sizes)
+    layers = np.repeat(structure.leaf_entries, sizes)
     layers, missing = np.tile(layers, structure.batch_size), 0
     for site, g, e in zip(structure.sites, got, exact, strict=True):
         columns = [label for number, label in site.parts for _ in range(number)]
@@ -263,9 +263,30 @@ def summed():
     )
 
 
+def two_layers(low, high):
+    """Two layers of these names, of which the second reads the first."""
+
+    def step(params, carry, x):
+        a = jnp.tanh(x[:2] @ params[low]["w"] + carry[low])
+        return {low: a, high: jnp.tanh(a @ params[high]["w"] + carry[high])}, a
+
+    def init(key):
+        return {low: {"w": jnp.ones((2, 2))}, high: {"w": jnp.eye(2)}}
+
+    return Cell(init, lambda: {low: jnp.zeros(2), high: jnp.zeros(2)}, step)
+
+
+@pytest.mark.parametrize("names", [("p", "q"), ("enc/0", "enc/1"), ("1", "10"), ("b", "a/b")])
+def test_layers_are_told_apart_whatever_their_names(names):
+    structure = make_linearizer(two_layers(*names), jnp.zeros(INPUT_SIZE), 1).structure
+    layers = estimators.layerwise(estimators.rtrl()).init(structure).layers
+    assert sorted(layer.name for layer in layers) == sorted(names)
+
+
 @pytest.mark.parametrize(
     ("cell", "message"),
     [
+        (two_layers("a", "a/b"), "a/b/w may be in each of its layers a and a/b; give .* without"),
         (SMALL_CELLS["gru"], "is in no layer.*none is named 'gates'.*cells.stack makes"),
         (
             linked(),

@@ -13,6 +13,7 @@ import pytest
 from kfrtrl_jax.errors import WorkdirError
 from kfrtrl_jax.training.checkpoints import (
     Checkpoints,
+    SaveError,
     load_parameters,
     save_parameters,
 )
@@ -140,6 +141,16 @@ def test_a_state_of_another_shape_is_refused(tmp_path):
     ):
         checkpoints.restore(like, lambda line: None)
     checkpoints.close()
+
+
+def test_arrays_that_have_one_name_are_refused(tmp_path):
+    clear = {"a": {"b": jnp.ones(3)}, "a-b": jnp.zeros(3)}
+    save_parameters(tmp_path / "best", clear)
+    chex.assert_trees_all_equal(load_parameters(tmp_path / "best", clear), clear)
+    both = {"a": {"b": jnp.ones(3)}, "a.b": jnp.zeros(3)}
+    with pytest.raises(SaveError, match=r"two arrays have the name a\.b, .* rename an entry"):
+        save_parameters(tmp_path / "other", both)
+    assert not (tmp_path / "other").exists()
 
 
 def test_parameters_are_written_and_overwritten(tmp_path):

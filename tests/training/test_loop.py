@@ -158,8 +158,8 @@ def test_a_finished_run_gives_its_network_back_and_writes_text(text_run):
     assert len(written) == 9
     assert set(written) <= set(network.task.symbols)
     assert written != generation.generate(network, 7, prompt=prompt, seed=1)
-    greedy = [generation.generate(network, 5, temperature=1e-6, seed=seed) for seed in (0, 1)]
-    assert greedy[0] == greedy[1]
+    greedy = {generation.generate(network, 5, temperature=t) for t in (1e-6, 1e-300, 1e-315)}
+    assert len(greedy) == 1
 
 
 @pytest.mark.parametrize(

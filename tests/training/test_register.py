@@ -4,13 +4,14 @@ import jax
 import optax
 import pytest
 
-from kfrtrl_jax import cells, estimators, register, tasks
+from kfrtrl_jax import base, cells, estimators, register, tasks
 from kfrtrl_jax._src.compositions.factories import REGISTERED
 from kfrtrl_jax.base import InfluenceEstimator
 from kfrtrl_jax.errors import ConfigError
 from kfrtrl_jax.training.config import float_fields, make, resolve
+from kfrtrl_jax.training.train import train
 from tests.learning.test_doors import made
-from tests.training.small import COPY
+from tests.training.small import COPY, small
 from tests.trajectories import INPUT_SIZE
 
 
@@ -56,6 +57,29 @@ def test_configs_and_text_find_what_is_registered():
     # Its floats are constants of a program, as those of any factory of a user.
     assert not any(path.startswith("optimizer") for path in float_fields(config))
     assert made(estimator="my_estimator(rtrl)").linearizer.structure.state_size == 5
+
+
+def dotted_cell(input_size: int, units: int):
+    """Has the parameters {"a": {"b": ...}, "a.b": ...}, which a checkpoint cannot tell apart."""
+    inner = cells.vanilla(input_size=input_size, hidden_size=units)
+
+    def init(key):
+        return {"a": {"b": inner.init(key)}, "a.b": inner.init(key)}
+
+    def step(params, carry, x):
+        return inner.step(jax.tree.map(jax.numpy.add, params["a"]["b"], params["a.b"]), carry, x)
+
+    return base.Cell(init, inner.initial_carry, step)
+
+
+def test_a_run_that_no_checkpoint_could_hold_does_not_begin(tmp_path):
+    register.cell("dotted", dotted_cell)
+    config = small({"cell": "dotted(units=3)", "estimator": "rtrl"})
+    with pytest.raises(
+        ConfigError, match=r"two arrays have the name .*a\.b\.\w+, .* rename an entry"
+    ):
+        train(config, tmp_path)
+    assert not list(tmp_path.rglob("metrics.jsonl"))
 
 
 @pytest.mark.parametrize(

@@ -163,7 +163,7 @@ def layers_of(structure: Structure) -> tuple[Layer, ...]:
     Raises:
       UnsupportedCellError: if it has none, or they do not only feed forward.
     """
-    names = [path.split("/")[0] for path in structure.leaf_paths]
+    names = structure.leaf_entries
     owners = [_owners(site, names) for site in structure.sites]
     reached = [_reached(site, structure.state_size) for site in structure.sites]
     rows_of_leaves = spans(structure.leaf_sizes)
@@ -185,14 +185,7 @@ def _owners(site: Site, names: Sequence[str]) -> np.ndarray:
     """The name of the layer that each column of a site belongs to, [g]."""
     owners: list[str] = []
     for number, label in site.parts or ((site.output_size, site.label),):
-        found = list(dict.fromkeys(path.split("/")[0] for path in label.split(" + ")))
-        if strange := [name for name in found if name not in names]:
-            known = ", ".join(dict.fromkeys(names)) or "none"
-            raise UnsupportedCellError(
-                f"layerwise cannot use this cell: {label} is in no layer; the layers are the entries "
-                f"of the carry ({known}), and none is named {strange[0]!r} as the entry of the "
-                f"parameters is; cells.stack makes cells of layers, even of one"
-            )
+        found = list(dict.fromkeys(_owner(path, label, names) for path in label.split(" + ")))
         if len(found) > 1:
             raise UnsupportedCellError(
                 f"layerwise cannot use this cell: {label} meet in one pre-activation, but are in "
@@ -200,6 +193,25 @@ def _owners(site: Site, names: Sequence[str]) -> np.ndarray:
             )
         owners += found * number
     return np.array(owners)
+
+
+def _owner(path: str, label: str, names: Sequence[str]) -> str:
+    """The name of the layer that a parameter belongs to, by its path."""
+    known = dict.fromkeys(names)
+    found = [name for name in known if path == name or path.startswith(f"{name}/")]
+    if not found:
+        raise UnsupportedCellError(
+            f"layerwise cannot use this cell: {label} is in no layer; the layers are the entries "
+            f"of the carry ({', '.join(known) or 'none'}), and none is named "
+            f"{path.split('/')[0]!r} as the entry of the parameters is; cells.stack makes cells of "
+            f"layers, even of one"
+        )
+    if len(found) > 1:
+        raise UnsupportedCellError(
+            f"layerwise cannot use this cell: {path} may be in each of its layers "
+            f"{' and '.join(found)}; give the entries of the carry names without '/'"
+        )
+    return found[0]
 
 
 def _require_feed_forward(
@@ -264,7 +276,7 @@ def _structure_of(layer: Layer, structure: Structure) -> Structure:
         jacobian_mask=block(structure.jacobian_mask),
         leak_mask=block(structure.leak_mask),
         leaf_sizes=structure.leaf_sizes[slice(*layer.leaves)],
-        leaf_paths=structure.leaf_paths[slice(*layer.leaves)],
+        leaf_entries=structure.leaf_entries[slice(*layer.leaves)],
     )
 
 

@@ -86,7 +86,7 @@ def structure_of(step: CutStep, shapes: Any, batch_size: int, carry: Any) -> Str
     # Past this size nothing is known to be zero, which is never wrong.
     searched = entries <= _MAX_ENTRIES
     reach = reachable(step.local, masks) if searched else {}
-    paths = zip(step.program.carry, _paths_of_parts(carry), strict=True)
+    entries_of_parts = zip(step.program.carry, _entries_of_parts(carry), strict=True)
     return Structure(
         batch_size=batch_size,
         state_size=size,
@@ -98,7 +98,7 @@ def structure_of(step: CutStep, shapes: Any, batch_size: int, carry: Any) -> Str
         jacobian_mask=mask_of([reach.get(v) for v in states]),
         leaf_sizes=tuple(math.prod(v.shape) for v in states),
         leak_mask=mask_of(list(map(places, shapes.leak.blocks))) if searched else None,
-        leaf_paths=tuple(path for v, path in paths if v in states),
+        leaf_entries=tuple(entry for v, entry in entries_of_parts if v in states),
     )
 
 
@@ -126,10 +126,10 @@ def _site(
     )
 
 
-def _paths_of_parts(carry: Any) -> list[str]:
-    """The path of each real leaf: the two parts of a complex one have the same."""
+def _entries_of_parts(carry: Any) -> list[str]:
+    """The entry that each real leaf is in: the two parts of a complex one have the same."""
     return [
-        jax.tree_util.keystr(path, simple=True, separator="/")
+        jax.tree_util.keystr(path[:1], simple=True)
         for path, leaf in jax.tree_util.tree_flatten_with_path(carry)[0]
         for _ in range(2 if jnp.issubdtype(leaf.dtype, jnp.complexfloating) else 1)
     ]
