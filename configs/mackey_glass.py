@@ -4,7 +4,7 @@ The Mackey-Glass series six units of time ahead, with 8-OK.
 
 The long horizon of the literature: --config.task.horizon=84.
 
-NMSE 0.0044 of the test stream after 100,000 steps, 142 s of one core.
+NMSE 0.0019 of the test stream after 100,000 steps, 243 s of one core.
 """
 
 from ml_collections import ConfigDict
