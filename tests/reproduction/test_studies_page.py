@@ -79,6 +79,25 @@ def test_how_far_the_papers_form_is_from_the_logs(ptb, logs):
     assert sum(run.method == "8-OK" for run in ptb) == 1
 
 
+def test_what_five_exact_steps_come_to_after_a_million(ptb, logs):
+    late, trained = (
+        figures(ptb, "TBPTT(5)", field, 1_000_000) for field in ("valid_loss", "running_loss")
+    )
+    (best,) = (
+        run.results["best_valid_loss"]
+        for run in ptb
+        if (run.method, run.planned_steps) == ("TBPTT(5)", 1_000_000)
+    )
+    assert f"TBPTT(5) has {late} in validation then and {best:.3f} at its best (one seed)" in PAGE
+    spreads = [
+        tables.spread(tables.values_at(logs, "valid_loss", 1_000_000)),
+        tables.spread([min(run.series["valid_loss"].values()) for run in logs]),
+    ]
+    last, at_best = (f"{spread.mean:.3f} ± {spread.deviation:.3f}" for spread in spreads)
+    assert f"the logs of 8-OK have {last} and {at_best}, and a running training loss" in PAGE
+    assert f"of {trained}, where they have {mean(logs, 'running_loss', 1_000_000)}." in PAGE
+
+
 def lengths(found, method, step):
     """T* of the seeds of a method on the copy task, in words, and how many seeds there are."""
     own = [run for run in found if run.method == method]
@@ -141,6 +160,15 @@ def test_what_the_lanes_are_to_ktp():
     assert f"256 lanes it has {many.mean:.0f} (one seed)" in PAGE
     assert sampled.runs == 3
     assert f"it has {sampled.mean:.1f} ± {sampled.deviation:.1f} with 16 lanes" in PAGE
+
+
+def test_that_the_mean_of_16_estimates_is_behind_16_products(copy):
+    (average, one), (products, _), (single, _) = (
+        lengths(copy, method, 50_000) for method in ("AVG of 16", "16-OK", "KF-RTRL")
+    )
+    assert one == 1
+    assert f"AVG of 16 has T\\* = {average} (one seed), 16-OK, which costs as" in PAGE
+    assert f"much, {products}, and KF-RTRL {single}." in PAGE
 
 
 def test_how_noise_grows_with_the_width_of_trained_networks():
