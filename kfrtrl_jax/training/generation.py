@@ -45,7 +45,7 @@ def generate(
 
     def write(state: Any, key: Any) -> tuple[Any, Any]:
         carry, logits = state
-        # The quotient of the largest is 0, and that of no other may become it.
+        # Relative to the largest: a quotient that leaves the range is -inf, and that of the largest 0.
         least = float(jnp.finfo(logits.dtype).tiny)
         scaled = (logits - jnp.max(logits)) / max(temperature, least)
         token = jax.random.categorical(key, scaled).astype(jnp.int32)

@@ -86,12 +86,18 @@ def test_mackey_glass_follows_its_delay_equation():
 
 
 @pytest.mark.parametrize("delay", [17, 30])
-def test_mackey_glass_has_its_delay(delay):
+def test_mackey_glass_has_its_delay_and_the_scale_of_its_series(delay):
     """The held-out stream starts at a constant history of 0.2 + 0.5 x 0.31, and is read after 1,000."""
-    task = tasks.mackey_glass(batch_size=1, delay=float(delay), valid_length=200)
-    expected = mackey_glass_values(np.float64(0.2 + 0.5 * 0.31), 1200, delay)[1000:]
-    inputs, _ = values("mackey_glass", task.held_out["valid"])
-    np.testing.assert_allclose(inputs, expected, atol=1e-9)
+    task = tasks.mackey_glass(batch_size=1, delay=float(delay), valid_length=2000)
+    expected = mackey_glass_values(np.float64(0.2 + 0.5 * 0.31), 3000, delay)[1000:]
+    got = task.held_out["valid"].inputs[:, 0]
+    slope, offset = np.polyfit(expected[:200], got[:200], 1)
+    # Rounding grows along the series, by a factor of 1,000 in 1,000 units.
+    np.testing.assert_allclose(got, slope * expected + offset, atol=1e-5)
+    many = mackey_glass_values(np.random.default_rng(1).uniform(0.2, 0.7, 200), 2500, delay)[1000:]
+    scaled = slope * many + offset
+    np.testing.assert_allclose(scaled.mean(), 0, atol=0.02)
+    np.testing.assert_allclose(scaled.std(), 1, rtol=0.01)
 
 
 @pytest.mark.parametrize(

@@ -104,10 +104,9 @@ def mackey_glass(
 
     dx/dt = beta y / (1 + y^n) - gamma x with y = x(t - delay), beta = 0.2, gamma = 0.1, n = 10. A step
     is one unit of time, ten Euler steps of 0.1 as in Jaeger and Haas (2004). The input is x(t) and the
-    target x(t + horizon), both [1], less the mean of a series of delay 17 and divided by its standard
-    deviation. Horizons of the literature are 1, 6 and 84. The loss is the mean square, the score the
-    mean square divided by the targets' variance (NMSE); predicting the mean has about 1 for both. Each
-    lane is a trajectory of its own and never starts anew.
+    target x(t + horizon), both [1] and standardized. Horizons of the literature are 1, 6 and 84. The
+    loss is the mean square, the score the mean square divided by the targets' variance (NMSE);
+    predicting the mean has 1 for both. Each lane is a trajectory of its own and never starts anew.
 
     Args:
       batch_size: B.
@@ -198,7 +197,21 @@ def _mackey_glass(substeps: int) -> _System:
         history = 0.2 + 0.5 * (np.asarray(u) if isinstance(u, float) else u)
         return (history[..., None] * np.ones(substeps + 1, history.dtype),)
 
-    return _System(start, _mackey_glass_step, lambda state: state[0][..., -1], 0.93, 0.2262, 1000)
+    system = _System(start, _mackey_glass_step, lambda state: state[0][..., -1], 0.93, 0.2262, 1000)
+    if substeps == 17 * MACKEY_GLASS_SUBSTEPS:
+        return system
+    mean, std = _scale(system)
+    return system._replace(mean=mean, std=std)
+
+
+def _scale(system: _System) -> tuple[float, float]:
+    """The mean and the standard deviation of its values, of many trajectories side by side."""
+    state, values = system.start(*np.random.default_rng(0).uniform(size=(3, 200))), []
+    for time in range(2 * system.burn_in):
+        state = system.step(state, 1.0)
+        if time >= system.burn_in:
+            values.append(system.value(state))
+    return float(np.mean(values)), float(np.std(values))
 
 
 def _mackey_glass_step(state: tuple[Any, ...], relative: Any) -> tuple[Any, ...]:
