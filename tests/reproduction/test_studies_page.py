@@ -98,6 +98,34 @@ def test_what_five_exact_steps_come_to_after_a_million(ptb, logs):
     assert f"of {trained}, where they have {mean(logs, 'running_loss', 1_000_000)}." in PAGE
 
 
+def test_what_the_rate_is_to_tbptt_and_kf_rtrl(ptb):
+    usual = "TBPTT(25), an update per 25 steps"
+    kf_rtrl = "KF-RTRL, blocks of 8"
+    late = [
+        figures(ptb, method, "valid_loss", 200_000)
+        for method in (usual, kf_rtrl, f"{usual}, rate 10^-3", f"{usual}, rate 10^-2.5")
+    ]
+    assert f"TBPTT(25) has {late[0]} after 200,000 steps at the protocol's rate, 10^-3.5," in PAGE
+    assert f"KF-RTRL's {late[1]} in blocks of 8; {late[2]} at 10^-3; and {late[3]} at" in PAGE
+    others = [
+        values[0]
+        for method in {run.method for run in ptb} - {f"{usual}, rate 10^-2.5"}
+        if (own := [run for run in ptb if run.method == method])
+        and (values := tables.values_at(own, "valid_loss", 200_000))
+    ]
+    assert min(others) > float(late[3])
+
+    def higher(method, field, step):
+        at_both = (figures(ptb, f"{method}{rate}", field, step) for rate in (", rate 10^-3", ""))
+        return " to ".join(at_both)
+
+    early = higher("TBPTT(5)", "valid_loss", 60_000)
+    assert f"is ahead after 60,000 steps, {early}, and behind" in PAGE
+    assert f"after 200,000, {higher('TBPTT(5)', 'valid_loss', 200_000)}; KF-RTRL in" in PAGE
+    assert f"after 60,000 already, {higher(kf_rtrl, 'valid_loss', 60_000)}, though" in PAGE
+    assert f"running loss is {higher(kf_rtrl, 'running_loss', 60_000)}: what" in PAGE
+
+
 def lengths(found, method, step):
     """T* of the seeds of a method on the copy task, in words, and how many seeds there are."""
     own = [run for run in found if run.method == method]
