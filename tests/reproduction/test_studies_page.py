@@ -126,6 +126,16 @@ def test_what_the_rate_is_to_tbptt_and_kf_rtrl(ptb):
     assert f"running loss is {higher(kf_rtrl, 'running_loss', 60_000)}: what" in PAGE
 
 
+def test_how_far_ahead_kf_rtrl_is_on_the_penn_treebank(ptb):
+    methods = ("KF-RTRL, blocks of 8", "UORO, blocks of 8")
+    late = " to ".join(figures(ptb, method, "valid_loss", 200_000) for method in methods)
+    assert f"on the Penn Treebank, {late} bits in validation after 200,000" in PAGE
+    uoro = [run for run in ptb if run.method == methods[1]]
+    a, b, c = (f"{x:.3f}" for x in tables.values_at(uoro, "valid_loss", 60_000))
+    early = figures(ptb, methods[0], "valid_loss", 60_000)
+    assert f"three seeds have {a}, {b} and {c} after 60,000, KF-RTRL {early})" in PAGE
+
+
 def lengths(found, method, step):
     """T* of the seeds of a method on the copy task, in words, and how many seeds there are."""
     own = [run for run in found if run.method == method]
