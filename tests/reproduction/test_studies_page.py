@@ -121,7 +121,10 @@ def test_what_the_rate_is_to_tbptt_and_kf_rtrl(ptb):
 
     early = higher("TBPTT(5)", "valid_loss", 60_000)
     assert f"is ahead after 60,000 steps, {early}, and behind" in PAGE
-    assert f"after 200,000, {higher('TBPTT(5)', 'valid_loss', 200_000)}; KF-RTRL in" in PAGE
+    assert f"after 200,000, {higher('TBPTT(5)', 'valid_loss', 200_000)}, and SnAp-1" in PAGE
+    snap = "SnAp-1, blocks of 8"
+    both = " and ".join(higher(snap, "valid_loss", step) for step in (60_000, 200_000))
+    assert f"and SnAp-1 in blocks of 8 likewise, {both};" in PAGE
     assert f"after 60,000 already, {higher(kf_rtrl, 'valid_loss', 60_000)}, though" in PAGE
     assert f"running loss is {higher(kf_rtrl, 'running_loss', 60_000)}: what" in PAGE
 
@@ -134,6 +137,17 @@ def test_how_far_ahead_kf_rtrl_is_on_the_penn_treebank(ptb):
     a, b, c = (f"{x:.3f}" for x in tables.values_at(uoro, "valid_loss", 60_000))
     early = figures(ptb, methods[0], "valid_loss", 60_000)
     assert f"three seeds have {a}, {b} and {c} after 60,000, KF-RTRL {early})" in PAGE
+
+
+def test_what_a_delay_of_20_steps_tells():
+    own = [run for run in COMMITTED.own["long"] if "delay=20" in run.task]
+    means = {
+        method: statistics.mean(run.series["score"][20_000] for run in own if run.method == method)
+        for method in {run.method for run in own}
+    }
+    lars = means.pop("TBPTT(1), LARS")
+    least, most = f"{min(means.values()):.2f}", f"{max(means.values()):.2f}"
+    assert f"beyond {most}, and all but truncation with LARS ({lars:.2f}) have {least}" in PAGE
 
 
 def lengths(found, method, step):
