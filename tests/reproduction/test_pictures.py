@@ -58,3 +58,8 @@ def test_the_mean_curve_is_over_the_steps_that_all_seeds_have():
     shorter = method[0]._replace(series={"sequence_length": {10_000: 5.0, 20_000: 9.0}})
     x, y = pictures.mean([shorter, *method[1:]], "sequence_length", lambda run, step: step)
     assert (x, y) == ([10_000, 20_000], [(5 + 2 + 3) / 3, (9 + 3 + 4) / 3])
+    longer = method[1].series["sequence_length"]
+    on = pictures.further([shorter, *method[1:]], "sequence_length", lambda run, step: step)
+    assert len(on) == 2  # the two that go on, from where the mean ends
+    assert on[0] == ([s for s in longer if s >= 20_000], [longer[s] for s in longer if s >= 20_000])
+    assert pictures.further(method, "sequence_length", lambda run, step: step) == []

@@ -295,6 +295,15 @@ function tracesOf(task, method, field, end) {
       line: { color: faded(colour, 0.4), width: 1 },
     })));
   }
+  if (!get("single").checked) {
+    for (const seed of seeds.filter((one) => one.step.at(-1) > mean.step.at(-1))) {
+      const first = seed.step.findIndex((step) => step >= mean.step.at(-1));
+      traces.push({
+        ...common, x: axis.unit(seed, task).slice(first), y: seed.value.slice(first), hoverinfo: "skip",
+        line: { color: colour, width: 1 },
+      });
+    }
+  }
   if (mean.deviation.length) {
     const edge = (sign) => mean.value.map((value, i) => value + sign * mean.deviation[i]);
     traces.push({
@@ -348,8 +357,8 @@ function drawCurves() {
 
 function curvesNote(task) {
   const parts = [
-    "Lines are means over seeds, as far as all of them have come; bands are ± the standard deviation " +
-    "of a single run.",
+    "Lines are means over seeds, as far as all of them have come, and thin where single seeds go on; " +
+    "bands are ± the standard deviation of a single run.",
   ];
   if (task.methods.some((method) => method.public)) {
     parts.push(state.axis === "time"

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import matplotlib as mpl
 import matplotlib.ticker
@@ -29,7 +28,8 @@ def draw(
 ) -> None:
     """Draws the mean over seeds of each method, and the public logs as grey dashes.
 
-    A method whose time is not known is drawn against time steps alone.
+    Seeds that have come further than all of their method go on as thin lines. A method whose time is
+    not known is drawn against time steps alone.
 
     Args:
       path: of the picture.
@@ -51,10 +51,11 @@ def draw(
         for name, colour in zip(methods, plots.COLOURS, strict=False):
             if name not in found:
                 continue
-            style: Any = {"color": colour, "label": name}
-            by_step.plot(*mean(found[name], of.field, _thousands), **style)
-            if all(run.series.get("wall_time") for run in found[name]):
-                by_time.plot(*mean(found[name], of.field, _minutes), **style)
+            timed = all(run.series.get("wall_time") for run in found[name])
+            for axes, place in ((by_step, _thousands), *([(by_time, _minutes)] if timed else [])):
+                axes.plot(*mean(found[name], of.field, place), color=colour, label=name)
+                for x, y in further(found[name], of.field, place):
+                    axes.plot(x, y, color=colour, linewidth=0.8)
         by_step.set_ylabel(of.axis or of.words)
         by_step.set_xlabel("thousand time steps")
         by_time.set_xlabel("minutes")
@@ -132,7 +133,25 @@ def mean(
     runs: Sequence[Run], field: str, place: Callable[[Run, int], float]
 ) -> tuple[list[float], list[float]]:
     """The mean curve, at the steps that all runs have."""
-    steps = sorted(set.intersection(*(set(run.series.get(field, {})) for run in runs)))
+    steps = _common(runs, field)
     x = [float(np.mean([place(run, step) for run in runs])) for step in steps]
     y = [float(np.mean([run.series[field][step] for run in runs])) for step in steps]
     return x, y
+
+
+def further(
+    runs: Sequence[Run], field: str, place: Callable[[Run, int], float]
+) -> list[tuple[list[float], list[float]]]:
+    """The curves of single runs from the last step that all have."""
+    last = max(_common(runs, field), default=0)
+    curves = []
+    for run in runs:
+        steps = sorted(step for step in run.series.get(field, {}) if step >= last)
+        if len(steps) > 1:
+            curves.append(([place(run, s) for s in steps], [run.series[field][s] for s in steps]))
+    return curves
+
+
+def _common(runs: Sequence[Run], field: str) -> list[int]:
+    """The steps that all runs have."""
+    return sorted(set.intersection(*(set(run.series.get(field, {})) for run in runs)))
