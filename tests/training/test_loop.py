@@ -158,7 +158,11 @@ def test_a_finished_run_gives_its_network_back_and_writes_text(text_run):
     assert len(written) == 9
     assert set(written) <= set(network.task.symbols)
     assert written != generation.generate(network, 7, prompt=prompt, seed=1)
-    greedy = {generation.generate(network, 5, temperature=t) for t in (1e-6, 1e-300, 1e-315)}
+    greedy = {
+        generation.generate(network, 5, temperature=temperature, seed=seed)
+        for temperature in (1e-6, 1e-300, 1e-315)
+        for seed in (0, 1)
+    }
     assert len(greedy) == 1
 
 

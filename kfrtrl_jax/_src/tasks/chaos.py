@@ -198,6 +198,7 @@ def _mackey_glass(substeps: int) -> _System:
         return (history[..., None] * np.ones(substeps + 1, history.dtype),)
 
     system = _System(start, _mackey_glass_step, lambda state: state[0][..., -1], 0.93, 0.2262, 1000)
+    # Those are the mean and the deviation of the usual delay; to find others takes a second.
     if substeps == 17 * MACKEY_GLASS_SUBSTEPS:
         return system
     mean, std = _scale(system)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from kfrtrl_jax._src.base import Array, Batch, Key, Task
+from kfrtrl_jax._src.lanes import is_key
 from kfrtrl_jax._src.losses import cross_entropy
 from kfrtrl_jax._src.shapes import require_key, require_positive, require_shape
 from kfrtrl_jax._src.tasks.common import tokens
@@ -135,8 +136,8 @@ def copy(
 
 
 def _require_mixing(key: Key) -> None:
-    typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
-    if str(jax.random.key_impl(key if typed else jax.random.wrap_key_data(key))) == "unsafe_rbg":
+    typed = key if is_key(key) else jax.random.wrap_key_data(key)
+    if str(jax.random.key_impl(typed)) == "unsafe_rbg":
         raise ValueError(
             "copy folds places into keys to draw the bits of its strings, and keys of unsafe_rbg do "
             "not mix them: use threefry2x32 or rbg (jax_default_prng_impl)"
@@ -145,5 +146,5 @@ def _require_mixing(key: Key) -> None:
 
 def _words(keys: Array) -> Array:
     """The last 32 bits of each key of [B]."""
-    data = jax.random.key_data(keys) if jnp.issubdtype(keys.dtype, jax.dtypes.prng_key) else keys
+    data = jax.random.key_data(keys) if is_key(keys) else keys
     return data[:, -1]
