@@ -3,8 +3,8 @@
 Where an exact window ends: a bit is recalled after 16 to 256 steps, or symbols after 10 to 80, by
 an LSTM of 32 units whose forget gates start open (a memory of some 50 steps). Methods that reach
 beyond the blocks of eight steps should learn what TBPTT in these blocks does not. Beside it, whether
-immediate derivatives and an optimizer that divides by second moments suffice (arXiv:2603.28750). On a
-CPU it takes two hours or three; RESULTS.md says what was run.
+immediate derivatives and an optimizer that divides by second moments suffice (arXiv:2603.28750). At
+the scale cpu each of its nine tasks takes about half an hour of a core; RESULTS.md says what was run.
 """
 
 from typing import Any

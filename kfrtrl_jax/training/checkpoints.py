@@ -21,6 +21,7 @@ import orbax.checkpoint as ocp
 
 from kfrtrl_jax._src.compositions.values import one_line
 from kfrtrl_jax._src.lanes import is_key
+from kfrtrl_jax._src.learning import trees
 from kfrtrl_jax.errors import ConfigError, WorkdirError
 from kfrtrl_jax.training import faults, workdir
 from kfrtrl_jax.training.sharding import whole
@@ -333,8 +334,7 @@ def names_of(tree: Any) -> list[str]:
     """
     paths = [path for path, _ in jax.tree_util.tree_flatten_with_path(tree)[0]]
     names = [jax.tree_util.keystr(path, simple=True, separator=".") for path in paths]
-    if len(set(names)) < len(names):
-        twice = next(name for i, name in enumerate(names) if name in names[:i])
+    if (twice := trees.repeated(names)) is not None:
         raise ConfigError(
             f"two arrays have the name {twice}, and a checkpoint tells them by name: rename an entry "
             f"of the cell's or readout's parameters or carry that has a '.' in its own"

@@ -18,6 +18,7 @@ from jax import export as jax_export
 from kfrtrl_jax._src import jax_internals
 from kfrtrl_jax._src.base import Array, Batch
 from kfrtrl_jax._src.lanes import is_key
+from kfrtrl_jax._src.learning import trees
 from kfrtrl_jax._src.learning.door import stacked
 from kfrtrl_jax._src.learning.pending import Pending
 from kfrtrl_jax._src.learning.types import Learner, LearnerState, StepMetrics
@@ -114,8 +115,7 @@ def export(
 
 def _check_names(state: LearnerState) -> None:
     names = [_name(path) for path, _ in jax.tree_util.tree_flatten_with_path(state)[0]]
-    twice = next((name for i, name in enumerate(names) if name in names[:i]), None)
-    if twice is not None:
+    if (twice := trees.repeated(names)) is not None:
         raise ValueError(
             f"two arrays of the state have the name {twice}: an exported learner tells them by "
             f'name; rename a parameter that has "/" in its own'

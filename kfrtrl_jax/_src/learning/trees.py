@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -41,3 +41,13 @@ def scan(f: Callable[..., Any], init: Any, xs: Any, length: int) -> Any:
         return jax.lax.scan(f, init, xs)
     carry, y = f(init, jax.tree.map(lambda x: x[0], xs))
     return carry, jax.tree.map(lambda leaf: leaf[None], y)
+
+
+def repeated(names: Sequence[str]) -> str | None:
+    """The first name that stands there for a second time; None if all are different."""
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            return name
+        seen.add(name)
+    return None
