@@ -93,5 +93,6 @@ def steps_at(scale: str) -> dict[str, int]:
         }
     # Alike after 200,000 steps, and the best: which of them still learn?
     best = ("8-OK, blocks of 8", "TBPTT(25)", "TBPTT(5)", "SnAp-1, blocks of 8")
-    known = {"8-OK": 60_000, **dict.fromkeys(best, 1_000_000)}
+    usual = tuple(f"TBPTT(25), an update per 25 steps, rate {rate}" for rate in MORE_RATES)
+    known = {"8-OK": 60_000, **dict.fromkeys(best + usual, 1_000_000)}
     return {method: known.get(method, 200_000) for method in METHODS}
