@@ -33,6 +33,16 @@ def test_a_cell_of_flax_in_single_precision_is_certified_in_double():
     assert last.startswith("diagonal_rtrl: diagonal_rtrl cannot use this cell: a weight of ")
 
 
+def test_a_shrunk_estimate_has_less_noise_and_more_bias_than_the_mean_of_its_copies():
+    cell = kf.cells.vanilla(input_size=2, hidden_size=4)
+    texts = ("average(uoro, copies=2)", "shrink(uoro, copies=2)")
+    mean, shrunk = kf.certify(cell, jnp.zeros(2), texts, steps=8, draws=256, rounds=0).rows
+    assert shrunk.relative_noise < 0.7 * mean.relative_noise
+    assert shrunk.relative_bias > 2 * mean.relative_bias
+    # To learn from its use it pulls a second time.
+    assert shrunk.flops_per_step > mean.flops_per_step
+
+
 def test_estimators_by_name_claim_nothing():
     own = kf.estimators.rtrl()
     assert list(own_cell._named({"mine": own})) == [Named("mine", own, False)]

@@ -162,6 +162,8 @@ MESSAGES = [
      "lion?"),
     ({"optimizer.clip": "cells"}, "config.optimizer.clip cannot be 'cells'; did you mean cell?"),
     ({"optimizer.ema_decay": 1}, "config.optimizer.ema_decay must be in [0, 1), got 1.0"),
+    ({"optimizer": "rprop(0.1, eta_minus=2.0)"}, "config.optimizer.eta_minus must be in (0, 1), got 2.0"),
+    ({"optimizer.schedule": "exponential_decay(0.1, 4, 0)"}, f"{SCHEDULE}.decay_rate must be more than 0, "),
     ({"optimizer.weight_decay": 0.1}, "config.optimizer.weight_decay is not a field of optimizer adam"),
     ({"optimizer.mu_dtype": "float8"}, "config.optimizer.mu_dtype must be one of bfloat16, float32, "),
 ]  # fmt: skip
@@ -190,6 +192,20 @@ def test_defaults_of_earlier_versions_stay_those_of_their_runs():
 def test_boundaries_that_do_not_fit_are_refused():
     config = changed({"optimizer.schedule": "join_schedules([constant_schedule(1)] * 2, [])"})
     with pytest.raises(ConfigError, match=r"config\.optimizer\.schedule: .* one boundary between"):
+        make(config, "optimizer")
+    config = changed({"optimizer.schedule": "join_schedules([constant_schedule(1)] * 2, [-3])"})
+    with pytest.raises(ConfigError, match=r"ascending from 1, .* the boundaries \[-3\]"):
+        make(config, "optimizer")
+
+
+@pytest.mark.parametrize("start", [0.0, 0.6, 0.5])
+def test_parts_of_a_cycle_that_are_not_in_order_are_refused(start):
+    config = changed(
+        {
+            "optimizer.schedule": f"linear_onecycle_schedule(9, 0.1, pct_start={start}, pct_final=0.5)"
+        }
+    )
+    with pytest.raises(ConfigError, match=rf"0 < pct_start < pct_final, got {start} and 0\.5"):
         make(config, "optimizer")
 
 
@@ -225,3 +241,24 @@ def test_the_average_weighs_the_parameters_after_each_update():
     assert average_in(optax.adam(0.1).init(PARAMETERS)) is None
     with pytest.raises(ValueError, match="average_parameters needs the parameters"):
         optimizers.average_parameters(0.5).update(GRADIENT, state[-1])
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.5, 0.9999, 0.999999, 1 - 1e-12])
+@pytest.mark.parametrize("varies", [False, True])
+def test_an_average_in_single_precision_weighs_few_updates_by_any_decay(decay, varies):
+    values = jnp.asarray([3.0, 1.0, 5.0], jnp.float32)
+    given = jnp.asarray(decay, jnp.float32) if varies else decay
+    with jax.enable_x64(False):
+        average = optimizers.average_parameters(given)
+        start = jnp.float32(100.0)
+        state = average.init(start)
+        for value in values:
+            _, state = average.update(value - start, state, start)
+    weights = float(given) ** np.arange(2, -1, -1)
+    np.testing.assert_allclose(average_in(state), np.average(values, weights=weights), rtol=3e-6)
+
+
+@pytest.mark.parametrize("decay", [1, 1.5, -0.5, float("nan")])
+def test_an_average_of_no_decay_is_refused(decay):
+    with pytest.raises(ValueError, match=r"decay must be in \[0, 1\), got "):
+        optimizers.average_parameters(decay)

@@ -26,6 +26,11 @@ _NUMBERS = frozenset(
     """learning_rate momentum weight_decay weight_decay_rate adam_learning_rate consistent_rms beta3
     init_estim_sq_dist end_value""".split()
 )
+# Optax looks at the values of these in Python, so that they cannot vary inside one program.
+_CONSTANTS = frozenset({"decay_rate", "pct_start", "pct_final", "div_factor", "final_div_factor"})
+_OF_THEIR_PEAK = frozenset({"warmup_cosine_decay_schedule"})
+# Of a schedule of one cycle, where its parts end, and where they do in one that has none.
+_PARTS = {"pct_start": 0.5, "pct_final": 1.0}
 
 
 @typing.runtime_checkable
@@ -90,8 +95,14 @@ def average_parameters(decay: float) -> optax.GradientTransformation:
     Args:
       decay: in [0, 1), of the weights per update.
 
-    Its update raises ValueError if it is not given the parameters.
+    Raises:
+      ValueError: if decay is a number outside of [0, 1). Its update raises it if it is not given the
+        parameters.
     """
+    if not isinstance(decay, jax.Array) and not 0 <= decay < 1:
+        raise ValueError(f"decay must be in [0, 1), got {decay}")
+    # In Python, in double precision: in single precision little is left of a number near 1.
+    first_weight = 1 - decay
 
     def init(params: Any) -> ParameterAverage:
         return ParameterAverage(jnp.zeros((), jnp.int32), jax.tree.map(jnp.copy, params))
@@ -102,7 +113,9 @@ def average_parameters(decay: float) -> optax.GradientTransformation:
                 "average_parameters needs the parameters: update(updates, state, params)"
             )
         count = optax.safe_increment(state.count)
-        share = (1 - decay) / (1 - jnp.asarray(decay, float) ** count)
+        # 1 - decay^t by its logarithm, and the mean where decay is 1 to the last digit.
+        sum_of_weights = -jnp.expm1(count * jnp.log1p(-jnp.asarray(first_weight, float)))
+        share = jnp.where(sum_of_weights > 0, first_weight / sum_of_weights, 1 / count)
         new = optax.apply_updates(params, updates)
         average = jax.tree.map(
             lambda a, p: (a + share * (p - a)).astype(a.dtype), state.average, new
@@ -134,11 +147,12 @@ def join_schedules(schedules: Sequence[Schedule], boundaries: Sequence[int]) -> 
       boundaries: the numbers of updates at which the second, the third, ... begin.
 
     Raises:
-      ValueError: unless there is one boundary less than there are schedules, and they ascend.
+      ValueError: unless there is one boundary less than there are schedules, and they ascend from 1.
     """
-    if len(boundaries) != len(schedules) - 1 or list(boundaries) != sorted(set(boundaries)):
+    ascending = list(boundaries) == sorted(set(boundaries)) and min(boundaries, default=1) > 0
+    if len(boundaries) != len(schedules) - 1 or not ascending:
         raise ValueError(
-            f"join_schedules needs one boundary between each two schedules, ascending, got "
+            f"join_schedules needs one boundary between each two schedules, ascending from 1, got "
             f"{len(schedules)} schedules and the boundaries {list(boundaries)}"
         )
     return optax.join_schedules(schedules, boundaries)
@@ -227,10 +241,17 @@ def _schedule(name: str) -> Callable[..., Schedule]:
     of_optax = getattr(optax, name)
 
     def factory(*positional: Any, **arguments: Any) -> Schedule:
+        given = inspect.signature(of_optax).bind(*positional, **arguments)
+        given.apply_defaults()
+        start, final = (given.arguments.get(part, end) for part, end in _PARTS.items())
+        if not 0 < start < final <= 1:
+            raise ValueError(f"{name} needs 0 < pct_start < pct_final, got {start} and {final}")
         return of_optax(*positional, **arguments)
 
     text = "with its own arguments; steps are updates of the parameters."
-    return _described(factory, name, text, list(_arguments(of_optax).values()))
+    described = _described(factory, name, text, list(_arguments(of_optax).values()))
+    described.constants = _CONSTANTS | ({"peak_value"} if name in _OF_THEIR_PEAK else set())
+    return described
 
 
 def _described(factory: Any, name: str, text: str, parameters: list[inspect.Parameter]) -> Any:
@@ -239,8 +260,7 @@ def _described(factory: Any, name: str, text: str, parameters: list[inspect.Para
     factory.__doc__ = f"`optax.{name}` {inspect.cleandoc(text)}"
     factory.__signature__ = inspect.Signature(parameters)
     factory.__annotations__ = {p.name: p.annotation for p in parameters}
-    # Optax looks at their values in Python, so that they cannot vary inside one program.
-    factory.constants = {"decay_rate", "pct_start", "pct_final"}
+    factory.constants = _CONSTANTS
     return factory
 
 

@@ -215,9 +215,21 @@ def gradients(
 
 
 def push_all(
-    estimator: InfluenceEstimator, along: Trajectory, key: Key, segment_length: int = 1
+    estimator: InfluenceEstimator,
+    along: Trajectory,
+    key: Key,
+    segment_length: int = 1,
+    observed: Float[Array, "U B n"] | None = None,
 ) -> Any:
     """The estimator's state after the whole trajectory, pushed once per `segment_length` steps.
+
+    Args:
+      estimator: any.
+      along: the trajectory.
+      key: a PRNG key.
+      segment_length: K, the number of steps pushed at once.
+      observed: cotangents that the estimator is told of before each push, as those it was pulled with
+        (`InfluenceEstimator.observe`); None for none, so that `shrink` shrinks nothing.
 
     Raises:
       ValueError: if `segment_length` does not divide the number of steps, or key is not a PRNG key.
@@ -226,6 +238,8 @@ def push_all(
 
     def push(state: Any, xs: tuple[Linearization, Array]) -> tuple[Any, None]:
         steps, key = xs
+        if observed is not None:
+            state = estimator.observe(state, observed)
         return estimator.push(state, compose(steps), key), None
 
     segments = in_segments(along, segment_length)

@@ -50,6 +50,12 @@ _BOUNDS: dict[str, str] = {
     "decay_steps": "[1, inf)",
     "transition_steps": "[1, inf)",
     "sparsity": "[0, 1)",
+    # Optax has a constant for a rate of 0.
+    "decay_rate": "(0, inf)",
+    "div_factor": "(0, inf)",
+    "final_div_factor": "(0, inf)",
+    "eta_minus": "(0, 1)",
+    "eta_plus": "(1, inf)",
 }
 _NAMES = {int: "an integer", float: "a number", bool: "True or False", str: "a string"}
 

@@ -129,6 +129,10 @@ def mackey_glass(
     return _task(_mackey_glass(substeps), batch_size, horizon, valid_length, test_length)
 
 
+# It is how many values a lane remembers.
+mackey_glass.constants = frozenset({"delay"})  # type: ignore[attr-defined]
+
+
 def lorenz(
     *, batch_size: int, horizon: int = 1, valid_length: int = 2000, test_length: int = 2000
 ) -> Task:

@@ -152,6 +152,9 @@ def certify(
 ) -> Certificate:
     """Runs every estimator on every cell.
 
+    Before each push an estimator is told of the probes, as `InfluenceEstimator.observe` tells it in
+    training of the cotangents that it was pulled with.
+
     Args:
       cells: by name, functions of `input_size` and `hidden_size`.
       named: the estimators.
@@ -219,7 +222,7 @@ def deviations(
 
     def one(key: Array, linearizations: Linearization) -> Array:
         along = exact.trajectory._replace(linearizations=linearizations)
-        state = push_all(estimator, along, key, segment_length)
+        state = push_all(estimator, along, key, segment_length, observed=exact.probes)
         got = gradients(estimator, state, probes, along.structure)
         return jnp.sum(directions * got, axis=1)
 
@@ -323,6 +326,7 @@ def _draw(
 
         def step(state: Any, xs: tuple[Linearization, Array, Array]) -> tuple[Any, Array]:
             steps, target, key = xs
+            state = estimator.observe(state, probes)
             state = estimator.push(state, compose(steps), key)
             got = gradients(estimator, state, probes, along.structure)
             return state, jnp.mean(cosine.of_rows(got, target))
@@ -383,6 +387,7 @@ def _flops(estimator: InfluenceEstimator, along: Trajectory, segment_length: int
 
     def step(state: Any, steps: Linearization, cotangent: Array) -> Any:
         pulled = estimator.pull(state, cotangent)
+        state = estimator.observe(state, cotangent[None])
         return estimator.push(state, compose(steps), jax.random.key(0)), pulled
 
     cost = jax.jit(step).lower(state, steps, cotangent).cost_analysis() or {}
@@ -415,6 +420,7 @@ def work_of(estimator: InfluenceEstimator, along: Trajectory, segment_length: in
             state, total = carry
             total = jax.tree.map(jnp.add, total, estimator.pull(state, cotangent))
             steps, key = xs
+            state = estimator.observe(state, cotangent[None])
             return (estimator.push(state, compose(steps), key), total), None
 
         total = jax.tree.map(jnp.zeros_like, estimator.pull(first, cotangent))

@@ -87,7 +87,8 @@ def certify(
     G is the exact influence matrix at the end of the trajectory, whose last lane starts anew in the
     middle, and G~ an estimate of it. Bias, noise and cosine are computed in double precision if the
     cell allows it, times in the default precision. An estimator that claims to be unbiased is found
-    biased if it deviates by more than 4 standard errors.
+    biased if it deviates by more than 4 standard errors. One that learns from how it is used, such as
+    `shrink`, is told before each push of the random cotangents by which the cosine is measured.
 
     Args:
       cell: as for `make_learner`: ours, or one of Flax or Equinox. Exact RTRL keeps n times as many
