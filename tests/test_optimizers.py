@@ -162,8 +162,10 @@ MESSAGES = [
      "lion?"),
     ({"optimizer.clip": "cells"}, "config.optimizer.clip cannot be 'cells'; did you mean cell?"),
     ({"optimizer.ema_decay": 1}, "config.optimizer.ema_decay must be in [0, 1), got 1.0"),
-    ({"optimizer": "rprop(0.1, eta_minus=2.0)"}, "config.optimizer.eta_minus must be in (0, 1), got 2.0"),
-    ({"optimizer.schedule": "exponential_decay(0.1, 4, 0)"}, f"{SCHEDULE}.decay_rate must be more than 0, "),
+    ({"optimizer": "rprop(0.1, eta_minus=2.0)"},
+     "config.optimizer.eta_minus must be in (0, 1), got 2.0"),
+    ({"optimizer.schedule": "exponential_decay(0.1, 4, 0)"},
+     f"{SCHEDULE}.decay_rate must be more than 0, "),
     ({"optimizer.weight_decay": 0.1}, "config.optimizer.weight_decay is not a field of optimizer adam"),
     ({"optimizer.mu_dtype": "float8"}, "config.optimizer.mu_dtype must be one of bfloat16, float32, "),
 ]  # fmt: skip

@@ -10,7 +10,9 @@ from kfrtrl_jax.errors import ConfigError
 from kfrtrl_jax.training import command_line, faults, generation, loading
 
 _WORKDIR = flags.DEFINE_string("workdir", "", "Of a finished run of `kfrtrl train` on text.")
-_LENGTH = flags.DEFINE_integer("length", 500, "Characters to write.", lower_bound=1)
+_LENGTH = flags.DEFINE_integer(
+    "length", 500, "Characters to write.", lower_bound=1, upper_bound=10**8
+)
 _PROMPT = flags.DEFINE_string("prompt", "", "What the network reads first.")
 _TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "Logits are divided by it.")
 _SEED = flags.DEFINE_integer("seed", 0, "Of the draws.", lower_bound=0)

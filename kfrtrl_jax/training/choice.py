@@ -32,14 +32,16 @@ class Choice(NamedTuple):
       close: the number of other settings whose mean is within one standard error of the difference;
         None if a setting has one seed only, which has no standard error.
       compared: the number of settings that were compared.
-      left_out: the number of settings that were not, as some of their trials diverged.
+      diverged: the number of settings that were not, as some of their trials diverged.
+      without: the number of the others that were not, as some of their trials have no such figure.
     """
 
     setting: str
     mean: float
     close: int | None
     compared: int
-    left_out: int
+    diverged: int
+    without: int
 
 
 def is_steady(result: Mapping[str, Any]) -> bool:
@@ -68,8 +70,8 @@ def measure_of(results: Results) -> Measure:
 def choose(settings: Mapping[str, Results], measure: Measure) -> Choice | None:
     """The best setting; None if no trial has finished.
 
-    Settings of which a trial diverged are left out, unless there are no others: their means are those
-    of the seeds that went well.
+    Settings of which a trial diverged or has no such figure are left out, unless there are no others:
+    their means are those of the other seeds.
 
     Args:
       settings: the results of each one's trials, by its label.
@@ -88,7 +90,9 @@ def choose(settings: Mapping[str, Results], measure: Measure) -> Choice | None:
         others = (own for label, own in compared.items() if label != best)
         close = sum(_is_close(compared[best], own) for own in others)
     mean = float(np.mean(compared[best]))
-    return Choice(best, mean, close, len(compared), len(settings) - len(compared))
+    left_out = [own for label, own in settings.items() if label not in compared]
+    diverged = sum(not all(map(is_steady, own)) for own in left_out)
+    return Choice(best, mean, close, len(compared), diverged, len(left_out) - diverged)
 
 
 def _is_close(best: Sequence[float], other: Sequence[float]) -> bool:
@@ -109,6 +113,8 @@ def in_words(choice: Choice, name: str) -> str:
         line += f"; {others} within one standard error of the difference"
     elif choice.compared > 1:
         line += "; one seed has no standard error"
-    if choice.left_out:
-        line += f"; {choice.left_out} left out, as trials of theirs diverged"
+    if choice.diverged:
+        line += f"; {choice.diverged} left out, as trials of theirs diverged"
+    if choice.without:
+        line += f"; {choice.without} left out, as trials of theirs have no such figure"
     return line

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
+from kfrtrl_jax._src.compositions.values import suggest
 from kfrtrl_jax.errors import ConfigError
 from kfrtrl_jax.training import display, finished, plots, workdir
 from kfrtrl_jax.training.finished import Finished
@@ -29,11 +30,13 @@ def compare(
       warn: called with a line if a log has lost lines, or if trials of a sweep are not finished.
 
     Raises:
-      ConfigError: if a pair is none, or if two different runs would have the same name.
+      ConfigError: if a pair is none, if two different runs would have the same name, or if there is no
+        field or one that no record has as a number.
       WorkdirError: if no run of a folder is finished, or a file is damaged.
     """
     groups = _read(pairs, warn)
     named = _named(groups)
+    _require_fields(fields, named.values())
     about = {name: {"config": run.config, "summary": run.summary} for name, run in named.items()}
     out.parent.mkdir(parents=True, exist_ok=True)
     words = display.common_words([run.summary for run in named.values()])
@@ -59,6 +62,25 @@ def _read(pairs: Sequence[str], warn: Callable[[str], None]) -> dict[str, list[F
             label = ": ".join(filter(None, [name, setting]))
             groups.setdefault(label, []).extend(runs)
     return groups
+
+
+def _require_fields(fields: Sequence[str], runs: Iterable[Finished]) -> None:
+    """Refuses fields that no record has as a number, such as misspelled ones."""
+    known = {
+        name
+        for run in runs
+        for record in run.records
+        for name, value in record.items()
+        if isinstance(value, (int, float))
+    }
+    known -= {"step"}
+    if not fields:
+        raise ConfigError(f"--fields is empty{suggest('', sorted(known))}")
+    for field in fields:
+        if known and field not in known:
+            raise ConfigError(
+                f"--fields: no record has the number {field!r}{suggest(field, known)}"
+            )
 
 
 def _named(groups: Mapping[str, Sequence[Finished]]) -> dict[str, Finished]:

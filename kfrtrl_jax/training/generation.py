@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import jax
@@ -28,13 +29,16 @@ def generate(
       The prompt and what follows it.
 
     Raises:
-      ConfigError: if the network does not predict characters, or the prompt has others than it knows.
+      ConfigError: if the network does not predict characters, if the prompt has others than it knows,
+        or for a temperature that is not positive and finite or a seed that is not of 32 bits.
     """
     symbols = network.task.symbols
     if not symbols:
         raise ConfigError(f"task {network.config.task.name} is not one of text")
-    if temperature <= 0:
-        raise ConfigError(f"temperature must be more than 0, got {temperature}")
+    if not 0 < temperature < math.inf:
+        raise ConfigError(f"temperature must be more than 0 and finite, got {temperature}")
+    if not 0 <= seed < 2**32:
+        raise ConfigError(f"seed must be from 0 to {2**32 - 1}, got {seed}")
     read = prompt or ("\n" if "\n" in symbols else symbols[0])
     unknown = sorted(set(read) - set(symbols))
     if unknown:

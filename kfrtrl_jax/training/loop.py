@@ -18,6 +18,7 @@ import jax
 import numpy as np
 
 from kfrtrl_jax._src import xla
+from kfrtrl_jax.errors import WorkdirError
 from kfrtrl_jax.training import (
     checkpoints,
     display,
@@ -65,6 +66,24 @@ class Member:
     def saved(self) -> dict[str, Any]:
         """What a checkpoint keeps of it."""
         return {k: v for k, v in vars(self).items() if k not in ("folder", "title", "others")}
+
+
+def require_ahead(what: str, reached: int | None, num_steps: int) -> None:
+    """Refuses to end a run at a step that it has passed: its figures would be those of more steps.
+
+    Args:
+      what: the run, in words.
+      reached: the step that it has come to; None for none.
+      num_steps: of its config.
+
+    Raises:
+      WorkdirError: if it has come to a later step.
+    """
+    if reached is not None and reached > num_steps:
+        raise WorkdirError(
+            f"{what} has come to step {reached:,} already, past num_steps = {num_steps:,}; num_steps "
+            f"may only be raised: choose another --workdir for a shorter run"
+        )
 
 
 class Place(NamedTuple):

@@ -21,8 +21,10 @@ def pivot(overrides: Sequence[Mapping[str, Any]], results: Results, rows: Sequen
       rows: the paths of the overrides whose values are the rows.
 
     Raises:
-      ConfigError: if a trial does not have one of these.
+      ConfigError: if there are none, or if a trial does not have one of these.
     """
+    if not rows:
+        raise ConfigError("the rows need the path of an override at least, such as task")
     for own in overrides:
         missing = [path for path in rows if path not in own]
         if missing:

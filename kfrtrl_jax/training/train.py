@@ -55,6 +55,7 @@ def train(config: Any, folder: Path, wandb: str = "") -> dict[str, Any]:
 
         def claimed() -> list[str]:
             stack.enter_context(workdir.hold(own))
+            loop.require_ahead(f"the run in {own}", checkpoints.last_written(own), config.num_steps)
             notes = workdir.claim(own, config.to_dict(), loop.FREE_FIELDS, configs.completed)
             return notes + made_with.bind(own, data)
 

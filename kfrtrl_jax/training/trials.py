@@ -6,6 +6,7 @@ have more trials, in any order, or more steps. What is there is never run twice.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -13,10 +14,10 @@ from typing import Any, NamedTuple
 
 from kfrtrl_jax.errors import WorkdirError
 from kfrtrl_jax.training import workdir
-from kfrtrl_jax.training.checkpoints import was_written
+from kfrtrl_jax.training.checkpoints import last_written, was_written
 from kfrtrl_jax.training.config import completed
 from kfrtrl_jax.training.group import alike
-from kfrtrl_jax.training.loop import FREE_FIELDS
+from kfrtrl_jax.training.loop import FREE_FIELDS, require_ahead
 
 RESULTS = "sweep.json"
 TABLE = "results.csv"
@@ -63,7 +64,7 @@ def claim(folder: Path, configs: Sequence[Any]) -> tuple[list[str], list[str]]:
       The name of each trial; notes for the user.
 
     Raises:
-      WorkdirError: if the folder has a trial that is not among them.
+      WorkdirError: if the folder has a trial that is not among them, or that has more steps.
     """
     path, notes = folder / workdir.CONFIG, []
     known: dict[str, Any] = {}
@@ -93,9 +94,26 @@ def claim(folder: Path, configs: Sequence[Any]) -> tuple[list[str], list[str]]:
     free = max((int(name) for name in known), default=-1) + 1
     for number, i in enumerate(new, free):
         names[i] = name_of(number)
+    reached = _reached(folder)
+    for name, config in zip(names, configs):
+        require_ahead(f"trial {name} of {folder}", reached.get(name), config.num_steps)
     whole = {name: config.to_dict() for name, config in zip(names, configs, strict=True)}
     workdir.write_document(path, dict(sorted(whole.items())))
     return names, notes
+
+
+def _reached(folder: Path) -> dict[str, int]:
+    """The steps that trials have come to, of those that are done or were saved."""
+    steps: dict[str, int] = {}
+    for path in (folder / "groups").glob(f"*/{_MEMBERS}"):
+        with contextlib.suppress(workdir.DamagedError):
+            for name in workdir.read_document(path)["trials"]:
+                steps[name] = last_written(path.parent) or 0
+    with contextlib.suppress(WorkdirError):
+        for trial in workdir.read_document(folder / RESULTS)["trials"]:
+            if trial["result"] is not None:
+                steps[trial["trial"]] = max(trial["result"]["step"], steps.get(trial["trial"], 0))
+    return steps
 
 
 def read_results(folder: Path, warn: Callable[[str], None]) -> Results:

@@ -162,6 +162,13 @@ def test_what_is_within_noise_of_the_best_is_bold_too() -> None:
     assert "| far |  | 3.0 | 1,600 | 0.7 ± 0.1 (3) at 10^-3 |" in lines
 
 
+def test_one_seed_tells_no_two_methods_apart() -> None:
+    runs = [run("best", {400: 0.1}), run("near", {400: 0.2})]
+    lines = budget.table(budget.same_steps(runs, SCORES), SCORES, {}).splitlines()
+    assert "| best |  | 1.0 | 1,600 | **0.1 (1) at 10^-3** |" in lines
+    assert "| near |  | 2.0 | 1,600 | **0.2 (1) at 10^-3** |" in lines
+
+
 def test_a_method_is_timed_at_each_of_its_steps() -> None:
     config = ConfigDict(
         {

@@ -7,7 +7,7 @@ import jax
 import pytest
 
 from kfrtrl_jax._src.compositions.notation import Written
-from kfrtrl_jax.errors import ConfigError
+from kfrtrl_jax.errors import ConfigError, WorkdirError
 from kfrtrl_jax.studies.reproduction import records, runs, study, times
 from kfrtrl_jax.training import config as configs
 from kfrtrl_jax.training import metrics, sweep, workdir
@@ -171,6 +171,15 @@ def test_what_a_sweep_has_come_to_is_collected(tmp_path, monkeypatch):
     times.write(folder, {"KF-RTRL": 0.25})
     timed = records.collect("tiny", folder, common)
     assert (timed["times"], timed["timed_on"]) == ({"KF-RTRL": 0.25}, times.machine())
+
+    with pytest.raises(
+        WorkdirError, match="has no trial of the study tiny: it is of another sweep"
+    ):
+        records.collect("tiny", folder, {"cell.hidden_size": 5})
+    with pytest.raises(
+        WorkdirError, match="is of no sweep; give the workdir of one of the study tiny"
+    ):
+        records.collect("tiny", folder / "trials" / "000")
 
     # The first trial is run on, the second diverged before its first line.
     first, second = (folder / "trials" / name for name in ("000", "001"))

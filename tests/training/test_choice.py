@@ -25,9 +25,9 @@ def test_the_figure_that_counts():
 def test_the_best_setting_and_what_noise_cannot_tell_from_it():
     settings = {"a": results(1.0, 1.2), "b": results(1.1, 1.3), "c": results(2.0, 2.2)}
     # Each mean has a standard error of 0.1, a difference one of 0.14.
-    assert choice.choose(settings, Measure("running_loss")) == ("a", pytest.approx(1.1), 1, 3, 0)
+    assert choice.choose(settings, Measure("running_loss")) == ("a", pytest.approx(1.1), 1, 3, 0, 0)
     found = choice.choose(settings, Measure("running_loss", higher_is_better=True))
-    assert found == ("c", pytest.approx(2.1), 0, 3, 0)
+    assert found == ("c", pytest.approx(2.1), 0, 3, 0, 0)
     assert choice.in_words(found, "loss") == (
         "best by loss: c (2.1); 0 of 2 others within one standard error of the difference"
     )
@@ -43,9 +43,21 @@ def test_a_setting_that_diverged_on_a_seed_is_not_the_best():
     lost = {"diverged_at": 10}
     settings = {"a": [*results(1.0), lost], "b": results(2.0, 2.1), "c": [lost, lost]}
     found = choice.choose(settings, Measure("running_loss"))
-    assert (found.setting, found.compared, found.left_out) == ("b", 1, 2)
+    assert found == ("b", pytest.approx(2.05), None, 1, 2, 0)
+    assert choice.in_words(found, "loss").endswith("; 2 left out, as trials of theirs diverged")
     assert choice.choose({"a": settings["a"]}, Measure("running_loss")).setting == "a"
     assert choice.choose({"c": settings["c"]}, Measure("running_loss")) is None
+
+
+def test_a_setting_without_the_figure_is_told_apart_from_one_that_diverged():
+    evaluated = results(1.0, 1.2, best_valid_loss=2.0)
+    settings = {"a": evaluated, "b": results(0.5, 0.6), "c": [evaluated[0], {"diverged_at": 10}]}
+    found = choice.choose(settings, Measure("best_valid_loss"))
+    assert (found.setting, found.compared, found.diverged, found.without) == ("a", 1, 1, 1)
+    assert choice.in_words(found, "loss").endswith(
+        "; 1 left out, as trials of theirs diverged"
+        "; 1 left out, as trials of theirs have no such figure"
+    )
 
 
 def write_run(folder, seed):
@@ -92,5 +104,11 @@ def test_runs_and_sweeps_are_compared(swept, tmp_path):
     assert names == [name for name in expected for _ in range(2)]
     with pytest.raises(ConfigError, match="--runs has 'alone, seed 0' twice"):
         comparison.compare([pairs[1], pairs[1]], out, fields, "", pytest.fail)
+    with pytest.raises(
+        ConfigError, match="--fields: no record has the number 'runing_loss'; did you "
+    ):
+        comparison.compare(pairs[1:], out, ["runing_loss"], "", pytest.fail)
+    with pytest.raises(ConfigError, match="--fields is empty; one of running_loss"):
+        comparison.compare(pairs[1:], out, [], "", pytest.fail)
     with pytest.raises(ConfigError, match="--runs takes NAME=WORKDIR pairs"):
         comparison.compare(["alone"], out, fields, "", pytest.fail)

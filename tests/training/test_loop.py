@@ -179,7 +179,17 @@ def test_a_finished_run_gives_its_network_back_and_writes_text(text_run):
             lambda folder: generation.generate(kf.load(folder), 3, prompt="€"),
             "has never seen '€' of the prompt",
         ),
-        (lambda folder: generation.generate(kf.load(folder), 3, temperature=0), "more than 0"),
+        *(
+            (
+                lambda folder, t=t: generation.generate(kf.load(folder), 3, temperature=t),
+                f"temperature must be more than 0 and finite, got {t}",
+            )
+            for t in (0, float("nan"), float("inf"))
+        ),
+        (
+            lambda folder: generation.generate(kf.load(folder), 3, seed=2**32),
+            f"seed must be from 0 to {2**32 - 1}, got {2**32}",
+        ),
     ],
 )
 def test_what_cannot_be_loaded_or_written_is_one_line(call, message, text_run):

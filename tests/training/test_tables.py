@@ -30,3 +30,5 @@ def test_seeds_are_a_mean_and_what_diverged_is_told():
 def test_a_trial_without_the_row_is_refused():
     with pytest.raises(ConfigError, match="without the override 'cell'"):
         tables.pivot([{"task": "copy"}], [{}], ["cell"])
+    with pytest.raises(ConfigError, match="the rows need the path of an override"):
+        tables.pivot([{"task": "copy"}], [{}], [])

@@ -227,6 +227,6 @@ def _best(readings: Sequence[Reading], score: Figure) -> set[str]:
         common = best.values.keys() & reading.values.keys()
         gaps = [reading.values[seed] - best.values[seed] for seed in sorted(common)]
         difference = tables.difference(gaps)
-        if difference.seeds > 1 and not difference.beyond_noise:
+        if not difference.beyond_noise:
             names.add(reading.method)
     return names

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from kfrtrl_jax.errors import ConfigError
+from kfrtrl_jax.errors import ConfigError, WorkdirError
 from kfrtrl_jax.studies.reproduction import times
 from kfrtrl_jax.studies.reproduction.study import SCALES, Study, load, path_of
 from kfrtrl_jax.training import config as configs
@@ -50,12 +50,15 @@ def collect(name: str, folder: Path, common: Mapping[str, Any] | None = None) ->
       made with, and that of a trial a place in it.
 
     Raises:
-      WorkdirError: if the folder is of no sweep.
+      WorkdirError: if the folder is not of a sweep of this study.
     """
+    stored = workdir.read_document(folder / workdir.CONFIG)
+    if not all(isinstance(config, Mapping) and "num_steps" in config for config in stored.values()):
+        raise WorkdirError(f"{folder} is of no sweep; give the workdir of one of the study {name}")
     known = {
-        trials.identity(config): (number, config["num_steps"])
-        for number, config in workdir.read_document(folder / workdir.CONFIG).items()
+        trials.identity(config): (number, config["num_steps"]) for number, config in stored.items()
     }
+    all_trials = len(known)
     points = _POINTS if len(known) <= _MANY else _FEW_POINTS
     made = workdir.read_document(folder / made_with.FILE)
     found, units = [], {}
@@ -81,6 +84,11 @@ def collect(name: str, folder: Path, common: Mapping[str, Any] | None = None) ->
                 "made_with": 0,
                 **record,
             }
+        )
+    if len(known) == all_trials:
+        raise WorkdirError(
+            f"{folder} has no trial of the study {name}: it is of another sweep, or was run with other "
+            f"overrides"
         )
     return {
         "study": name,
