@@ -2,6 +2,7 @@ import functools
 import importlib
 import json
 import math
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -25,8 +26,9 @@ from kfrtrl_jax.studies import fidelity
 from kfrtrl_jax.studies.fidelity import gradient_noise, named, theory
 from kfrtrl_jax.studies.fidelity.cells import output_skip
 from kfrtrl_jax.tasks import Batch
-from kfrtrl_jax.training import sweep, train
+from kfrtrl_jax.training import sweep
 from kfrtrl_jax.training.command_line import Invocation
+from tests.helpers.interpreter import evaluated
 from tests.training.small import small
 
 # The cells that only the certificate has, at a small size, and their parameters that only outputs read.
@@ -79,23 +81,23 @@ def unrolled(cell, params, inputs, reset):
 def test_exact_rtrl_is_the_jacobian_of_the_unrolled_state(name):
     cell = ODD_CELLS[name]
     params, inputs, reset = fidelity.drawn(cell, **RUN)
-    expected = jax.jit(
-        jax.jacobian(lambda parts: unrolled(cell, whole(parts, params), inputs, reset)[0])
-    )(in_parts(params))
-
-    exact = fidelity.reference(fidelity.trajectory(cell, **RUN))
     linearizer = make_linearizer(cell, inputs[0, 0], RUN["batch_size"])
     shapes = [(site.input_size, site.output_size) for site in linearizer.structure.sites]
     ends = np.cumsum([m * g for m, g in shapes])
 
-    @jax.jit
-    @jax.vmap
     def by_parameters(row):
         blocks = [part.reshape(shape) for part, shape in zip(jnp.split(row, ends[:-1]), shapes)]
         return linearizer.gradient(params, tuple(blocks))
 
-    # JAX's gradient by x + iy is (that by x) - i (that by y).
-    got = in_parts(jax.tree.map(jnp.conj, by_parameters(exact.influence)))
+    def both(parts):
+        state = functools.partial(unrolled, cell, inputs=inputs, reset=reset)
+        expected = jax.jacobian(lambda parts: state(whole(parts, params))[0])(parts)
+        exact = fidelity.reference(fidelity.trajectory(cell, **RUN))
+        # JAX's gradient by x + iy is (that by x) - i (that by y).
+        got = jax.tree.map(jnp.conj, jax.vmap(by_parameters)(exact.influence))
+        return in_parts(got), expected
+
+    got, expected = evaluated(both, in_parts(params))
     for leaf in params:
         for part, other in zip(got[leaf], expected[leaf], strict=True):
             np.testing.assert_allclose(part, other, rtol=1e-9, atol=1e-12, err_msg=leaf)
@@ -129,8 +131,6 @@ def test_gradients_through_the_outputs_are_those_of_the_unrolled_loss(cell):
         losses = jax.vmap(jax.vmap(lambda y, target: loss(apply(y), target)))(outputs, targets)
         return jnp.mean(losses)
 
-    expected = jax.jit(jax.grad(mean_loss))(params)
-
     def step(state, part):
         gradient, state, _ = learner.gradient(state, part)
         return state, gradient["cell"]
@@ -138,7 +138,11 @@ def test_gradients_through_the_outputs_are_those_of_the_unrolled_loss(cell):
     segments = jax.tree.map(
         lambda x: x.reshape(-1, segment, *x.shape[1:]), Batch(inputs, targets, jnp.asarray(reset))
     )
-    got = jax.jit(lambda state: jax.lax.scan(step, state, segments)[1])(state)
+
+    def both(state, params):
+        return jax.lax.scan(step, state, segments)[1], jax.grad(mean_loss)(params)
+
+    got, expected = evaluated(both, state, params)
     for leaf in params:
         mean = jnp.mean(got[leaf], axis=0)
         np.testing.assert_allclose(mean, expected[leaf], rtol=1e-9, atol=1e-12, err_msg=leaf)
@@ -326,7 +330,7 @@ def test_the_fitted_slope_is_the_exponent():
 def test_the_theory_program(tmp_path):
     theory_program.run(
         invocation(
-            theory_config, tmp_path, estimators=("kf_rtrl",), widths=(3, 4, 5),
+            theory_config, tmp_path, cell="vanilla", estimators=("kf_rtrl",), widths=(3, 4, 5),
             num_steps=3, draws=2, time_hidden_size=3, time_num_steps=4, time_every=1, time_draws=2,
         )
     )  # fmt: skip
@@ -354,9 +358,18 @@ def test_a_bad_theory_config_is_refused(fields, message, tmp_path):
         theory_program.run(invocation(theory_config, tmp_path, **fields))
 
 
-def test_the_noise_along_the_stream_of_a_trained_network(tmp_path, capsys):
-    train.train(small({"num_steps": 20}), tmp_path / "run")
-    fields = {"trained": str(tmp_path / "run"), "stream": "copy(batch_size=3, initial_length=2)",
+@pytest.fixture(scope="module")
+def networks(tmp_path_factory):
+    """The folder of a sweep of two trained networks, of width 4 and 8, for reading."""
+    folder = tmp_path_factory.mktemp("networks")
+    trained = small({"num_steps": 20, "estimator.name": "truncated"})
+    sweep.run_sweep(trained, [{"cell.hidden_size": 4}, {"cell.hidden_size": 8}], folder)
+    return folder
+
+
+def test_the_noise_along_the_stream_of_a_trained_network(networks, tmp_path, capsys):
+    run = networks / "trials" / "000"
+    fields = {"trained": str(run), "stream": "copy(batch_size=3, initial_length=2)",
               "estimators": ("rtrl",), "segment_lengths": (2,), "estimated": True, "num_steps": 8,
               "draws": 2}  # fmt: skip
     noise_program.run(invocation(noise_config, tmp_path / "noise", **fields))
@@ -370,11 +383,11 @@ def test_the_noise_along_the_stream_of_a_trained_network(tmp_path, capsys):
         assert row["cosine"] == pytest.approx(1)
     assert "| noise | K = 2 | papers' form |" in capsys.readouterr().out
     # The gradients are those of the trained parameters, not of initial ones.
-    setting = gradient_noise.trained(tmp_path / "run", "", steps=4, seed=0)
-    trained = kf.load(tmp_path / "run").parameters
+    setting = gradient_noise.trained(run, "", steps=4, seed=0)
+    trained = kf.load(run).parameters
     jax.tree.map(np.testing.assert_array_equal, setting.parameters, trained)
     with pytest.raises(ConfigError, match=r"adding.* has other inputs or outputs than the task"):
-        gradient_noise.trained(tmp_path / "run", "adding(batch_size=3)", steps=4, seed=0)
+        gradient_noise.trained(run, "adding(batch_size=3)", steps=4, seed=0)
 
 
 def test_the_cosine_counts_a_gradient_by_its_size():
@@ -404,11 +417,9 @@ def test_the_cosine_counts_a_gradient_by_its_size():
         cosine(0.0, 0.0, 0.0, 0.0)
 
 
-def test_the_noise_against_the_width_of_trained_networks(tmp_path, capsys):
-    trials = [{"cell.hidden_size": 4}, {"cell.hidden_size": 8}]
-    sweep.run_sweep(small({"num_steps": 20}), trials, tmp_path / "sweep")
+def test_the_noise_against_the_width_of_trained_networks(networks, tmp_path, capsys):
     stream = "copy(batch_size=1, initial_length=2)"
-    fields = {"trained": str(tmp_path / "sweep"), "stream": stream, "segment_lengths": (2,),
+    fields = {"trained": str(networks), "stream": stream, "segment_lengths": (2,),
               "estimators": ("uoro", "rtrl"), "num_steps": 8, "draws": 8}  # fmt: skip
     noise_program.run(invocation(noise_config, tmp_path / "noise", **fields))
     found = json.loads((tmp_path / "noise" / "noise.json").read_text())["rows"]
@@ -427,13 +438,15 @@ def test_the_noise_against_the_width_of_trained_networks(tmp_path, capsys):
     )
     assert line.split("|")[4].strip() == f"{exponent:.2f} ± 0.00"
     # Its error is that of two networks, the first of which is a trial of its own.
-    alone = fields | {"trained": str(tmp_path / "sweep" / "trials" / "000")}
+    alone = fields | {"trained": str(networks / "trials" / "000"), "estimators": ("uoro",)}
     noise_program.run(invocation(noise_config, tmp_path / "alone", **alone))
-    assert json.loads((tmp_path / "alone" / "noise.json").read_text())["rows"] == found[:2]
+    assert json.loads((tmp_path / "alone" / "noise.json").read_text())["rows"] == found[:1]
 
 
-def test_networks_of_the_same_width_are_no_table_against_width(tmp_path):
-    sweep.run_sweep(small({"num_steps": 20}), [{"seed": 0}, {"seed": 1}], tmp_path / "sweep")
+def test_networks_of_the_same_width_are_no_table_against_width(networks, tmp_path):
+    shutil.copytree(networks, tmp_path / "sweep")
+    shutil.rmtree(tmp_path / "sweep" / "trials" / "001")
+    shutil.copytree(networks / "trials" / "000", tmp_path / "sweep" / "trials" / "001")
     fields = {"trained": str(tmp_path / "sweep"), "estimators": ("rtrl",), "segment_lengths": (2,),
               "num_steps": 8, "draws": 2}  # fmt: skip
     message = r"must differ in their width, .* have n = (\d+), \1; a single one is .*/trials/NUMBER"
@@ -442,8 +455,8 @@ def test_networks_of_the_same_width_are_no_table_against_width(tmp_path):
 
 
 def test_the_noise_of_a_gradient_falls_with_the_segment(tmp_path, capsys):
-    fields = {"estimators": ("kf_rtrl",), "segment_lengths": (1, 4), "hidden_size": 4,
-             "input_size": 3, "num_steps": 8, "draws": 32}  # fmt: skip
+    fields = {"cell": "vanilla", "estimators": ("kf_rtrl",), "segment_lengths": (1, 4),
+              "hidden_size": 4, "input_size": 3, "num_steps": 8, "draws": 32}  # fmt: skip
     noise_program.run(invocation(noise_config, tmp_path, **fields))
     rows = json.loads((tmp_path / "noise.json").read_text())["rows"]
     one, four = rows

@@ -227,14 +227,16 @@ def _gradients(
         flat = [leaf.reshape(length, -1) for leaf in jax.tree.leaves(gradient["cell"])]
         return state, jnp.concatenate(flat, axis=1)
 
-    def run(key: Key) -> Array:
+    # Stream and parameters are arguments, as constants would make a program of their own for each.
+    @jax.jit
+    def run(parameters: Any, segments: Batch, key: Key) -> Array:
         state = learner.init(init)._replace(key=key)
-        if setting.parameters is not None:
-            state = state._replace(parameters=setting.parameters)
+        if parameters is not None:
+            state = state._replace(parameters=parameters)
         found = jax.lax.scan(one, state, segments)[1]
         return found.reshape(steps, -1)
 
-    return jax.jit(run)
+    return functools.partial(run, setting.parameters, segments)
 
 
 def _mean(values: Sequence[float]) -> tuple[float, float]:
