@@ -182,7 +182,7 @@ def certify(
         race = _race(along(make, timed).astype(jnp.float32), rounds) if timed else None
         for one in named:
             try:
-                one.estimator.init(exact.trajectory.structure)
+                jax.eval_shape(functools.partial(one.estimator.init, exact.trajectory.structure))
             except UnsupportedCellError as error:
                 certificate.refusals.append(Refusal(cell, one.name, str(error)))
                 continue

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -129,7 +130,7 @@ def certify(
         found = CellCertificate([], [], along.structure, steps, draws)
         for one in chosen:
             try:
-                one.estimator.init(along.structure)
+                jax.eval_shape(functools.partial(one.estimator.init, along.structure))
             except UnsupportedCellError as error:
                 found.refusals.append(Refusal("", one.name, str(error)))
                 continue
