@@ -102,13 +102,28 @@ def pytest_runtest_teardown():
 
 def pytest_configure(config):
     config.addinivalue_line(
-        "markers", "self_check: make_learner checks the cell, as it does by default"
+        "markers", "self_check: make_learner and runs check the cell, as they do by default"
     )
 
 
+_checks = [(module, module.check) for module in (self_check, linearization)]
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _no_self_check():
+    """Skips the self-check of cells, as tests compare with exact gradients, except in marked tests.
+
+    That of `make_learner` and that of runs; also in fixtures that tests share.
+    """
+    nothing = linearization.Check("float64", 0.0, {}, 0.0, 0.0, 0, 0.0)
+    with pytest.MonkeyPatch.context() as patched:
+        for module, _ in _checks:
+            patched.setattr(module, "check", lambda *_, **__: nothing)
+        yield
+
+
 @pytest.fixture(autouse=True)
-def _no_self_check(request, monkeypatch):
-    """Skips the self-check of cells, as tests compare with exact gradients, except in marked tests."""
-    if "self_check" not in request.keywords:
-        nothing = linearization.Check("float64", 0.0, {}, 0.0, 0.0, 0, 0.0)
-        monkeypatch.setattr(self_check, "check", lambda *_, **__: nothing)
+def _self_check(request, monkeypatch):
+    if "self_check" in request.keywords:
+        for module, check in _checks:
+            monkeypatch.setattr(module, "check", check)

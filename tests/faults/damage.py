@@ -25,7 +25,6 @@ import jax
 import numpy as np
 
 import kfrtrl_jax as kf
-from kfrtrl_jax._src.linearization import self_check
 from kfrtrl_jax.errors import ConfigError, DataError, WorkdirError
 from kfrtrl_jax.training import checkpoints, finished, loop, plots, sweep, train, trials, workdir
 from tests.training.small import nested, records, small, text, timeless
@@ -160,7 +159,7 @@ def quickly() -> Iterator[None]:
         (loop.Training, "_compiled", loop.Training._compiled),
         (plots, "plot_run", plots.plot_run),
         (plots, "plot_groups", plots.plot_groups),
-        (self_check, "check", self_check.check),
+        (kf.linearization, "check", kf.linearization.check),
     ]
 
     def once(training: loop.Training) -> Any:
@@ -173,7 +172,7 @@ def quickly() -> Iterator[None]:
     nothing = kf.linearization.Check("float64", 0.0, {}, 0.0, 0.0, 0, 0.0)
     loop.Training._compiled = once  # type: ignore[method-assign]
     plots.plot_run = plots.plot_groups = lambda *_, **__: None  # type: ignore[assignment]
-    self_check.check = lambda *_, **__: nothing  # type: ignore[assignment]
+    kf.linearization.check = lambda *_, **__: nothing  # type: ignore[assignment]
     try:
         yield
     finally:
