@@ -9,6 +9,7 @@ section. Arguments may be made by factories themselves. A section is a dict or t
 
 from __future__ import annotations
 
+import functools
 import runpy
 import typing
 from collections.abc import Mapping
@@ -134,6 +135,12 @@ def resolve(config: Any, overrides: Mapping[str, Any] | None = None) -> FrozenCo
         return FrozenConfigDict(whole)
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise ConfigError(f"the config cannot be kept: {one_line(error)}") from None
+
+
+@functools.cache
+def run_types() -> dict[str, Any]:
+    """The types of the fields outside the sections."""
+    return typing.get_type_hints(RunFields)
 
 
 def float_fields(config: Any) -> frozenset[str]:
@@ -284,7 +291,7 @@ def _run_fields(given: Mapping[str, Any]) -> dict[str, Any]:
             suggestion = suggest(key, [*SECTIONS, *RunFields._fields])
             raise ConfigError(f"config.{key} is not a field of a config{suggestion}")
     whole = {}
-    for key, annotation in typing.get_type_hints(RunFields).items():
+    for key, annotation in run_types().items():
         path = f"config.{key}"
         value = given.get(key, RunFields._field_defaults.get(key, REQUIRED))
         if value is REQUIRED:

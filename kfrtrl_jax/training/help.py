@@ -78,7 +78,7 @@ def of_config(program: str, path: str, config: Any, flags: Mapping[str, str] | N
     file = configs.find_file(path)
     run = {
         name: Field(annotation, configs.RunFields._field_defaults.get(name, REQUIRED))
-        for name, annotation in typing.get_type_hints(configs.RunFields).items()
+        for name, annotation in configs.run_types().items()
     }
     for name in ("update_every", "window"):
         run[name] = run[name]._replace(default=config["segment_length"])

@@ -13,6 +13,7 @@ from configs import copy, ptb, sweep_copy, text
 from kfrtrl_jax.errors import ConfigError
 from kfrtrl_jax.training.command_line import split_overrides
 from kfrtrl_jax.training.config import call, float_fields, make, resolve, shown
+from kfrtrl_jax.training.workdir import as_text
 from tests.training.small import COPY, nested, small
 
 
@@ -234,10 +235,14 @@ def test_every_config_is_found_by_its_name_and_complete(name, monkeypatch):
     assert resolve(resolved) == resolved
     source = (CONFIGS / f"{name}.py").read_text()
     if "def get_sweep" in source:
-        # A seed changes nothing in what is resolved.
+        # A seed changes nothing in what is resolved, and a rate is right whatever stands beside it.
+        rate, seen = "optimizer.learning_rate", set()
         for trial in call(name, "get_sweep"):
-            if trial.get("seed", 0) == 0:
+            others = as_text({**trial, "seed": 0, rate: rate in trial})
+            new = {others, as_text(trial.get(rate))} - seen
+            if new:
                 resolve(config, trial)
+            seen |= new
 
 
 def test_the_commands_of_the_docs_have_configs(monkeypatch):

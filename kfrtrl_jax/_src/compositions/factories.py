@@ -266,9 +266,15 @@ def _hints(factory: Factory) -> dict[str, Any]:
     elif not inspect.isroutine(factory):
         function = type(factory).__call__
     try:
-        return typing.get_type_hints(function)
+        return _evaluated_hints(function)
     except (TypeError, NameError, AttributeError):
         return {}
+
+
+@functools.lru_cache(maxsize=1024)
+def _evaluated_hints(function: Any) -> dict[str, Any]:
+    """Kept, as evaluating the text of annotations is a good part of what resolving a config takes."""
+    return typing.get_type_hints(function)
 
 
 def _nested(annotation: Any) -> Nested | None:
