@@ -12,7 +12,7 @@ from kfrtrl_jax import linearization
 from kfrtrl_jax.errors import ConfigError, WorkdirError
 from kfrtrl_jax.training import loop, plots, processes, train
 from kfrtrl_jax.training.signals import Interrupted
-from tests.training.small import small
+from tests.training.small import compiled_once, small
 
 CHANGES = {"task.batch_size": 8, "num_steps": 40}
 
@@ -51,6 +51,6 @@ def main(home: Path, coordinator: str, number: int) -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    with contextlib.redirect_stdout(io.StringIO()):
+    with contextlib.redirect_stdout(io.StringIO()), compiled_once():
         found = main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]))
     print(json.dumps(found))

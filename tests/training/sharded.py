@@ -12,7 +12,7 @@ from kfrtrl_jax import linearization
 from kfrtrl_jax.errors import ConfigError
 from kfrtrl_jax.studies.benchmarking import sharding
 from kfrtrl_jax.training import loop, plots, sweep, train
-from tests.training.small import nested, records, small
+from tests.training.small import compiled_once, nested, records, small
 
 LENGTHS = {"segment_length": 2, "update_every": 1, "task.batch_size": 8, "num_steps": 40}
 
@@ -53,5 +53,5 @@ def main(home: Path) -> None:
 
 if __name__ == "__main__":
     shown = io.StringIO()
-    with contextlib.redirect_stderr(shown):
+    with contextlib.redirect_stderr(shown), compiled_once(free=["num_steps"]):
         main(Path(sys.argv[1]))

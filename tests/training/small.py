@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from kfrtrl_jax.training import metrics
+import jax
+
+from kfrtrl_jax.training import loop, metrics, plots
 from kfrtrl_jax.training.config import resolve
 from kfrtrl_jax.training.workdir import flatten
 
@@ -37,6 +41,36 @@ def nested(changes: dict[str, Any]) -> dict[str, Any]:
 def small(changes: dict[str, Any] | None = None) -> Any:
     """COPY with changes, resolved."""
     return resolve(nested(changes or {}))
+
+
+@contextlib.contextmanager
+def compiled_once(free: Sequence[str] = ()) -> Iterator[None]:
+    """Runs of the same config and shapes share their compiled chunk, as its program is the same.
+
+    Args:
+      free: fields of the config that may differ.
+    """
+    compiled: dict[str, Any] = {}
+    compile_chunk = loop.Training._compiled
+
+    def once(training: loop.Training) -> Any:
+        shapes = jax.tree.map(lambda x: (x.shape, str(x.dtype)), training.state)
+        config = training._config.to_dict()
+        key = str((shapes, {name: config[name] for name in config if name not in free}))
+        if key not in compiled:
+            compiled[key] = compile_chunk(training)
+        return compiled[key]
+
+    loop.Training._compiled = once  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        loop.Training._compiled = compile_chunk  # type: ignore[method-assign]
+
+
+def unsaved_pictures(patched: Any) -> None:
+    """Pictures are made but not rendered: for runs of which nobody looks at them."""
+    patched.setattr(plots.Figure, "savefig", lambda *_, **__: None)
 
 
 def text(folder: Any) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import pytest
 from kfrtrl_jax.errors import ConfigError
 from kfrtrl_jax.training import config as configs
 from kfrtrl_jax.training import metrics, plots, program, train, workdir
-from tests.training.small import records
+from tests.training.small import compiled_once, records
 
 CONFIG = {
     "num_steps": 40,
@@ -24,10 +24,11 @@ CONFIG = {
 def test_a_run_logs_returns_and_goes_on_from_its_checkpoint(tmp_path, monkeypatch):
     pytest.importorskip("gymnax")
     monkeypatch.setattr(plots, "plot_run", lambda *_: None)
-    summary = train.train(configs.resolve(CONFIG), tmp_path / "whole")
-    shutil.copytree(tmp_path / "whole", tmp_path / "parts")
-    shutil.rmtree(tmp_path / "parts" / "checkpoints" / "40")
-    train.train(configs.resolve(CONFIG), tmp_path / "parts")
+    with compiled_once():
+        summary = train.train(configs.resolve(CONFIG), tmp_path / "whole")
+        shutil.copytree(tmp_path / "whole", tmp_path / "parts")
+        shutil.rmtree(tmp_path / "parts" / "checkpoints" / "40")
+        train.train(configs.resolve(CONFIG), tmp_path / "parts")
     assert records(tmp_path / "parts") == records(tmp_path / "whole")
     lines = metrics.read(tmp_path / "whole" / "metrics.jsonl")
     # Episodes of four steps, in two environments.

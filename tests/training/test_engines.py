@@ -21,7 +21,7 @@ from kfrtrl_jax.training import loop, made_with, sweep, trials, workdir
 from kfrtrl_jax.training.engines import jobs, remote, storage
 from kfrtrl_jax.training.engines.local import make_local
 from tests.helpers import stand_in_slurm
-from tests.training.small import nested, records, small, timeless
+from tests.training.small import compiled_once, nested, records, small, timeless
 
 # Imported here, as submitit takes handlers of logging away that a test has made.
 needs_ray = pytest.mark.skipif(not find_spec("ray"), reason="needs the extra [ray]")
@@ -62,6 +62,13 @@ def watched(monkeypatch, kill_at=None):
     return seen
 
 
+@pytest.fixture
+def _compiled_once():
+    with compiled_once():
+        yield
+
+
+@pytest.mark.usefixtures("_compiled_once")
 def test_a_killed_sweep_goes_on_from_its_storage_alone(tmp_path, monkeypatch):
     monkeypatch.setattr(sweep.outcomes, "report", lambda *_: None)
     expected = outcome(sweep.run_sweep(BASE, SEEDS, tmp_path / "whole"), tmp_path / "whole")

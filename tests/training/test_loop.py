@@ -25,7 +25,7 @@ from kfrtrl_jax.training import (
     train,
     workdir,
 )
-from tests.training.small import TIMES, records, small, text
+from tests.training.small import TIMES, compiled_once, records, small, text, unsaved_pictures
 
 
 def parameters(folder, config):
@@ -43,6 +43,12 @@ CHANGES = {
     "optimizer.schedule": "cosine_decay_schedule(0.01, 60)",
     "optimizer.ema_decay": 0.9,
 }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compiled_once():
+    with compiled_once():
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +72,8 @@ def test_a_run_leaves_all_that_it_should(text_run):
     assert matplotlib.image.imread(folder / "learning_curve.png").ndim == 3
 
 
-def test_the_rate_of_a_chunk_is_its_own_whatever_comes_between(tmp_path, monkeypatch):
+def test_the_rate_of_a_chunk_is_its_own_whatever_comes_between(text_run, tmp_path, monkeypatch):
+    unsaved_pictures(monkeypatch)
     now = [0.0]
 
     def lasting(seconds, function):
@@ -90,7 +97,7 @@ def test_the_rate_of_a_chunk_is_its_own_whatever_comes_between(tmp_path, monkeyp
     # A device that is done when it is told; an evaluation that takes long.
     monkeypatch.setattr(loop.Training, "_compiled", lambda self: lasting(5.0, compiled(self)))
     monkeypatch.setattr(loop.Training, "evaluate", lasting(100.0, loop.Training.evaluate))
-    train.train(small(text(tmp_path / "data")), tmp_path / "run")
+    train.train(text_run[0], tmp_path / "run")
     lines = metrics.read(tmp_path / "run" / "metrics.jsonl")
     assert [line["steps_per_second"] for line in lines] == [2.0] * 6
     assert [line["wall_time"] for line in lines] == [5.0, 10.0, 115.0, 120.0, 225.0, 230.0]
@@ -198,7 +205,8 @@ def test_what_cannot_be_loaded_or_written_is_one_line(call, message, text_run):
     assert "\n" not in str(error.value)
 
 
-def test_a_run_in_two_parts_is_the_run_in_one(text_run, tmp_path):
+def test_a_run_in_two_parts_is_the_run_in_one(text_run, tmp_path, monkeypatch):
+    unsaved_pictures(monkeypatch)
     config, folder, _ = text_run
     shorter = small({**text(folder.parent / "data"), **CHANGES, "num_steps": 20})
     train.train(shorter, tmp_path / "run")
@@ -213,7 +221,10 @@ def test_a_run_in_two_parts_is_the_run_in_one(text_run, tmp_path):
     assert longer["step"] == 60
 
 
-def test_a_broken_checkpoint_costs_the_steps_since_the_one_before(text_run, tmp_path, capsys):
+def test_a_broken_checkpoint_costs_the_steps_since_the_one_before(
+    text_run, tmp_path, capsys, monkeypatch
+):
+    unsaved_pictures(monkeypatch)
     config, folder, summary = text_run
     shutil.copytree(folder, tmp_path / "run")
     for file in (tmp_path / "run" / "checkpoints" / "60").rglob("*"):
@@ -229,7 +240,8 @@ def test_a_broken_checkpoint_costs_the_steps_since_the_one_before(text_run, tmp_
         assert again[name] == summary[name]
 
 
-def test_a_finished_run_has_nothing_left_to_do(text_run, capsys):
+def test_a_finished_run_has_nothing_left_to_do(text_run, monkeypatch):
+    unsaved_pictures(monkeypatch)
     config, folder, summary = text_run
     before = (folder / "metrics.jsonl").read_text()
     # As if it had been begun with a version of the library without this field.
@@ -249,8 +261,14 @@ def test_a_folder_of_another_config_is_refused(text_run):
 
 
 def test_numbers_that_are_not_finite_stop_the_run_and_leave_the_last_good_checkpoint(tmp_path):
-    rate = {"optimizer.name": "sgd", "optimizer.learning_rate": 1e307, "checkpoint_every": 10}
-    config = small({**rate, "log_every": 1, "checkpoint_every": 1, "num_steps": 60})
+    changes = {
+        "optimizer.name": "sgd",
+        "optimizer.learning_rate": 1e307,
+        "estimator.name": "truncated",
+        "log_every": 1,
+        "checkpoint_every": 1,
+    }
+    config = small(changes)
     with pytest.raises(metrics.NonFiniteError) as raised:
         train.train(config, tmp_path)
     message = str(raised.value)

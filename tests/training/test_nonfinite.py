@@ -15,7 +15,7 @@ from kfrtrl_jax.base import Batch, Cell, InfluenceEstimator, Loss, Task
 from kfrtrl_jax.cells import vanilla
 from kfrtrl_jax.estimators import kf_rtrl
 from kfrtrl_jax.training import metrics, program, train
-from tests.training.small import records, small
+from tests.training.small import records, small, unsaved_pictures
 
 NEVER = 10**6
 LANES = 3
@@ -292,7 +292,8 @@ def infinite(*, batch_size: int, at: int) -> Task:
 
 
 @pytest.mark.parametrize("mode", ["stop", "skip"])
-def test_a_run_from_its_config_stops_or_skips(tmp_path, mode):
+def test_a_run_from_its_config_stops_or_skips(tmp_path, mode, monkeypatch):
+    unsaved_pictures(monkeypatch)
     changes = {"task.name": f"{__name__}:infinite", "task.at": 6, "checkpoint_every": 4}
     run = config(on_nonfinite=mode, num_steps=12, **changes)
     if mode == "stop":

@@ -19,7 +19,7 @@ from kfrtrl_jax.errors import ConfigError
 from kfrtrl_jax.training import plots, processes, train
 from tests.faults import entry
 from tests.training.joined import CHANGES
-from tests.training.small import records, small
+from tests.training.small import compiled_once, records, small
 
 
 def free_port() -> int:
@@ -66,9 +66,11 @@ def results(home, tmp_path_factory):
 
 def test_the_number_of_processes_changes_rounding_alone(home, results, tmp_path, monkeypatch):
     monkeypatch.setattr(plots, "plot_run", lambda *_: None)
-    train.train(small({**CHANGES, "devices": 1}), tmp_path)
-    # One goes on from what two have saved; two have gone on from what one had saved.
-    train.train(small({**CHANGES, "devices": 1}), home / "two")
+    alone = small({**CHANGES, "devices": 1})
+    with compiled_once():
+        train.train(alone, tmp_path)
+        # One goes on from what two have saved; two have gone on from what one had saved.
+        train.train(alone, home / "two")
     expected = [record["running_loss"] for record in records(tmp_path)]
     for name in ("one", "two"):
         found = [record["running_loss"] for record in records(home / name)]

@@ -11,7 +11,7 @@ from kfrtrl_jax.errors import ConfigError
 from kfrtrl_jax.training import checkpoints, made_with, program, train, workdir
 from kfrtrl_jax.training.group import make_group
 from tests.helpers.interpreter import evaluated
-from tests.training.small import small
+from tests.training.small import small, unsaved_pictures
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,8 @@ def test_the_best_parameters_are_taken_unless_others_are_named(source, given):
         chex.assert_trees_all_equal(state.learner.parameters, expected)
 
 
-def test_a_run_notes_what_it_started_from_and_no_longer_needs_it(source, tmp_path):
+def test_a_run_notes_what_it_started_from_and_no_longer_needs_it(source, tmp_path, monkeypatch):
+    unsaved_pictures(monkeypatch)
     folder = tmp_path / "run"
     config = small({"init_from": str(source), "num_steps": 10, "checkpoint_every": 10})
     summary = train.train(config, folder)

@@ -26,7 +26,15 @@ from kfrtrl_jax.training import (
 from kfrtrl_jax.training.engines import jobs
 from kfrtrl_jax.training.group import make_group
 from kfrtrl_jax.training.program import build
-from tests.training.small import nested, records, small, text, timeless
+from tests.training.small import (
+    compiled_once,
+    nested,
+    records,
+    small,
+    text,
+    timeless,
+    unsaved_pictures,
+)
 from tests.training.test_metrics import plugin_of, read_events
 
 BASE = nested({"num_steps": 40, "checkpoint_every": 0})
@@ -116,9 +124,10 @@ def test_what_is_done_is_not_planned_and_groups_come_in_the_order_of_the_list(tm
     assert planned(tmp_path, TRIALS, {}) == ["01", "23", "4567"]
 
 
-def test_a_trial_is_the_single_run(swept, tmp_path):
+def test_a_trial_is_the_single_run(swept, tmp_path, monkeypatch):
     folder, results = swept
     trial = 3
+    unsaved_pictures(monkeypatch)
     config = small({**TRIALS[trial], "num_steps": 40, "checkpoint_every": 0})
     train.train(config, tmp_path)
     alone = metrics.read(tmp_path / "metrics.jsonl")
@@ -132,14 +141,16 @@ def test_a_trial_is_the_single_run(swept, tmp_path):
     assert written == config.to_dict()
 
 
-def test_a_group_of_one_has_its_own_floats(tmp_path):
+def test_a_group_of_one_has_its_own_floats(tmp_path, monkeypatch):
+    unsaved_pictures(monkeypatch)
     trials = [{"optimizer.learning_rate": rate} for rate in (1e-3, 1e-1)]
-    config = small({"num_steps": 40})
+    changes = {"num_steps": 40, "estimator.name": "truncated"}
+    config = small(changes)
     folder = tmp_path / "sweep"
     sweep.run_sweep(config, trials, folder, group_size=1)
     for number, own in enumerate(trials):
         alone = tmp_path / f"alone_{number}"
-        train.train(small({**own, "num_steps": 40}), alone)
+        train.train(small({**changes, **own}), alone)
         logs = [
             metrics.read(path / "metrics.jsonl")
             for path in (folder / "trials" / f"00{number}", alone)
@@ -165,16 +176,16 @@ def test_trials_side_by_side_are_evaluated_with_their_own_floats(tmp_path):
     changes = {**text(tmp_path / "text"), "cell.name": "lif", "cell.hidden_size": 8}
     runs = [small({**changes, "cell.leak": leak}) for leak in (0.5, 0.95)]
     together = make_group(runs)
-    parameters = together.learned(together.init())
+    parameters = together.learned(jax.jit(together.init)())
     stream = together.about.held_out["valid"]
-    found = together.evaluate(parameters, stream)
+    found = jax.jit(together.evaluate)(parameters, stream)
     own = jax.tree.map(lambda x: x[0], parameters)
-    for number, run in enumerate(runs):
-        alone = make_group([run])
-        expected = alone.evaluate(together.part(parameters, number), stream)
+    alone = [jax.jit(make_group([run]).evaluate) for run in runs]
+    for number, evaluate in enumerate(alone):
+        expected = evaluate(together.part(parameters, number), stream)
         np.testing.assert_allclose(found.loss[number], expected.loss, rtol=1e-6)
     # With the same parameters the two cells differ.
-    first, second = (make_group([run]).evaluate(own, stream).loss for run in runs)
+    first, second = (evaluate(own, stream).loss for evaluate in alone)
     assert np.abs(np.asarray(first) - np.asarray(second)).max() > 1e-3
 
 
@@ -201,6 +212,7 @@ def test_results_and_pictures_are_written(swept):
 
 def test_a_finished_sweep_has_nothing_left_to_do(swept, monkeypatch):
     folder, results = swept
+    unsaved_pictures(monkeypatch)
     monkeypatch.setattr(jobs, "run", pytest.fail)
     assert sweep.run_sweep(BASE, TRIALS[::-1], folder) == results[::-1]
     assert sweep.run_sweep(BASE, TRIALS, folder) == results
@@ -208,6 +220,7 @@ def test_a_finished_sweep_has_nothing_left_to_do(swept, monkeypatch):
 
 def test_damaged_results_are_made_from_the_checkpoints(swept, tmp_path, capsys, monkeypatch):
     folder, results = swept
+    unsaved_pictures(monkeypatch)
     shutil.copytree(folder, tmp_path / "sweep")
     path = tmp_path / "sweep" / "sweep.json"
     path.write_text(path.read_text().replace('"running_loss": 1', '"running_loss": 2', 1))
@@ -217,8 +230,9 @@ def test_damaged_results_are_made_from_the_checkpoints(swept, tmp_path, capsys, 
     assert (tmp_path / "sweep" / "set_aside" / "sweep.json").exists()
 
 
-def test_a_sweep_is_extended_by_trials_and_by_steps(tmp_path):
+def test_a_sweep_is_extended_by_trials_and_by_steps(tmp_path, monkeypatch):
     """Whatever was there first, the results are those of a sweep that had all from the start."""
+    unsaved_pictures(monkeypatch)
     rates = sweep.grid(**{"optimizer.learning_rate": [1e-2, 1e-3]})
     base = {**BASE, "estimator": "truncated"}
     whole = sweep.run_sweep(base, rates, tmp_path / "whole")
@@ -233,6 +247,7 @@ def test_a_sweep_is_extended_by_trials_and_by_steps(tmp_path):
 
 
 def test_a_group_that_fails_does_not_keep_the_others_from_running(tmp_path, monkeypatch, capsys):
+    unsaved_pictures(monkeypatch)
     run, base = jobs.run, {**BASE, "num_steps": 20, "estimator": "truncated"}
 
     def broken(job, base, **kwargs):
@@ -272,7 +287,15 @@ class KilledError(Exception):
     pass
 
 
+@pytest.fixture
+def _compiled_once():
+    with compiled_once():
+        yield
+
+
+@pytest.mark.usefixtures("_compiled_once")
 def test_a_sweep_that_is_killed_goes_on_from_its_last_checkpoint(tmp_path, monkeypatch):
+    unsaved_pictures(monkeypatch)
     base = {**BASE, "checkpoint_every": 20, "estimator": "truncated"}
     whole = sweep.run_sweep(base, sweep.seeds(2), tmp_path / "whole")
     advance = loop.Training._advance
