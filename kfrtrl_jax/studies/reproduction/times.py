@@ -111,7 +111,7 @@ def _chunk(
     own = {**overrides, "num_steps": steps, "log_every": steps, "eval_every": 0}
     (config,) = sweep.resolve(study.config, [own], dict(common))
     experiment = build(config)
-    state = experiment.init(config.seed)
+    state = jax.jit(experiment.init)(config.seed)
     run = xla.jit(experiment.run_chunk)
 
     def train() -> int:
