@@ -11,10 +11,11 @@ from kfrtrl_jax.base import Cell, InfluenceEstimator
 from kfrtrl_jax.studies import fidelity
 from tests.trajectories import BATCH_SIZE, INPUT_SIZE
 
-# Compiling costs more than running at this size: as little as possible of it, or a bit more for draws
-# by the thousand.
+# Compiling costs more than running at this size: as little as possible of it, or a bit more where a
+# push is drawn so often that the second it takes comes back.
 QUICK = known({"xla_cpu_use_fusion_emitters": False, "xla_backend_optimization_level": 0})
 FAIR = {**QUICK, "xla_backend_optimization_level": 1}
+_OFTEN = 2**16
 
 
 @functools.lru_cache(maxsize=32)
@@ -40,6 +41,7 @@ def deviations(
 ) -> np.ndarray:
     """Of a few random projections of the mean of G~ from those of G, in standard errors."""
     exact = reference(cell, steps)
+    options = FAIR if draws * steps // segment_length > _OFTEN else QUICK
     return fidelity.deviations(
-        estimator, exact, draws=draws, segment_length=segment_length, compiler_options=FAIR
+        estimator, exact, draws=draws, segment_length=segment_length, compiler_options=options
     )
