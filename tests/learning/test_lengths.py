@@ -12,7 +12,7 @@ import pytest
 from kfrtrl_jax import cells, estimators, readouts
 from kfrtrl_jax.base import Batch
 from kfrtrl_jax.learning import make_learner
-from tests.helpers.interpreter import evaluated
+from tests.helpers.interpreter import evaluated, traced
 from tests.helpers.learners import learner_of, segments
 from tests.trajectories import BATCH_SIZE, READOUT, SMALL_CELLS, flat, sequence
 
@@ -74,7 +74,7 @@ def batches_of():
 def by_pairs_of_steps(cell, parameters, update_every, reach):
     """For every update the sum over its losses and the steps j before each, as far as `reach`.
 
-    By `jax.vjp` of each step, lane by lane, at the parameters that the step was taken with.
+    By the Jacobian of each step, lane by lane, at the parameters that the step was taken with.
 
     Args:
       cell: the cell.
@@ -83,55 +83,91 @@ def by_pairs_of_steps(cell, parameters, update_every, reach):
       reach: (step t, step j) -> whether the loss at t goes back to j.
     """
     batches = jax.tree.map(np.asarray, batches_of())
-
-    def gradients(parameters):
-        return _by_pairs_of_steps(cell, parameters, batches, update_every, reach)
-
-    return evaluated(gradients, parameters)
-
-
-def _by_pairs_of_steps(cell, parameters, batches, update_every, reach):
-    at = [jax.tree.map(lambda p, t=t: p[t], parameters) for t in range(STEPS)]
-
-    gradients = []
-    total = jax.tree.map(jnp.zeros_like, at[0])
-    lanes = []
-    for lane in range(BATCH_SIZE):
-        carry, pullbacks = cell.initial_carry(), []
-        for t in range(STEPS):
-            if batches.reset[t, lane]:
-                carry = cell.initial_carry()
-            x = batches.inputs[t, lane]
-            (carry, output), pullback = jax.vjp(
-                lambda p, c, x=x: cell.step(p, c, x), at[t]["cell"], carry
-            )
-            pullbacks.append((pullback, carry, output))
-        lanes.append(pullbacks)
+    start = jax.tree.map(
+        lambda c: np.broadcast_to(c, (BATCH_SIZE, *c.shape)), cell.initial_carry()
+    )
+    derivatives, carry, steps = derivatives_of_a_step(cell), start, []
     for t in range(STEPS):
-        for lane, pullbacks in enumerate(lanes):
-            target = batches.targets[t, lane]
+        carry = jax.tree.map(
+            lambda c, s, t=t: np.where(batches.reset[t].reshape(-1, *[1] * (s.ndim - 1)), s, c),
+            carry,
+            start,
+        )
+        here = jax.tree.map(lambda p, t=t: p[t], parameters)
+        carry, found = derivatives(here, carry, batches.inputs[t], batches.targets[t])
+        steps.append(found)
 
-            def loss(readout, output, target=target):
-                logits = READOUT.apply(readout, output)
-                return optax.softmax_cross_entropy_with_integer_labels(logits, target)
-
-            by_readout, by_output = jax.grad(loss, argnums=(0, 1))(
-                at[t]["readout"], pullbacks[t][2]
-            )
-            total["readout"] = jax.tree.map(jnp.add, total["readout"], by_readout)
-            by_carry = jax.tree.map(jnp.zeros_like, pullbacks[t][1])
+    gradients, total = [], 0
+    for t in range(STEPS):
+        for lane in range(BATCH_SIZE):
+            by_output, by_readout = (x[lane] for x in steps[t].loss)
+            by_weights, by_carry = (by_output @ x[lane] for x in steps[t].output)
+            by_cell = np.zeros_like(by_weights)
             for j in range(t, -1, -1):
                 if not reach(t, j):
                     break
-                by_cell, by_carry = pullbacks[j][0]((by_carry, by_output))
-                by_output = jnp.zeros_like(by_output)
-                total["cell"] = jax.tree.map(jnp.add, total["cell"], by_cell)
+                if j < t:
+                    by_weights, by_carry = (by_carry @ x[lane] for x in steps[j].carry)
+                by_cell += by_weights
                 if batches.reset[j, lane]:
                     break
+            total = total + np.concatenate([by_cell, by_readout])
         if (t + 1) % update_every == 0:
-            gradients.append(flat(total) / update_every / BATCH_SIZE)
-            total = jax.tree.map(jnp.zeros_like, total)
-    return jnp.stack(gradients)
+            gradients.append(total / update_every / BATCH_SIZE)
+            total = 0
+    return np.stack(gradients)
+
+
+class Derivatives(NamedTuple):
+    """Of a step of all lanes, as matrices: [B, outputs, inputs].
+
+    Attributes:
+      carry: of the new carry, by the cell's parameters and by the old carry.
+      output: of the output, by the same.
+      loss: by the output, [B, output], and by the readout's parameters, [B, P].
+    """
+
+    carry: tuple[np.ndarray, np.ndarray]
+    output: tuple[np.ndarray, np.ndarray]
+    loss: tuple[np.ndarray, np.ndarray]
+
+
+@functools.cache
+def derivatives_of_a_step(cell):
+    """(parameters, carries, inputs, targets) -> (new carries, `Derivatives`), traced once."""
+
+    def of_lane(parameters, carry, x, target):
+        new, output = cell.step(parameters["cell"], carry, x)
+
+        def step(p, c):
+            new, output = cell.step(p, c, x)
+            return flat(new), output
+
+        def loss(output, readout):
+            logits = READOUT.apply(readout, output)
+            return optax.softmax_cross_entropy_with_integer_labels(logits, target)
+
+        def matrix(tree, rows):
+            return jnp.concatenate([a.reshape(rows, -1) for a in jax.tree.leaves(tree)], axis=1)
+
+        of_carry, of_output = jax.jacrev(step, argnums=(0, 1))(parameters["cell"], carry)
+        by_output, by_readout = jax.grad(loss, argnums=(0, 1))(output, parameters["readout"])
+        return new, Derivatives(
+            tuple(matrix(tree, flat(new).size) for tree in of_carry),
+            tuple(matrix(tree, output.size) for tree in of_output),
+            (by_output, flat(by_readout)),
+        )
+
+    batches = batches_of()
+    carry = jax.tree.map(
+        lambda c: jnp.broadcast_to(c, (BATCH_SIZE, *c.shape)), cell.initial_carry()
+    )
+    key = jax.random.key(0)
+    parameters = {"cell": cell.init(key), "readout": READOUT.init(key)}
+    return traced(
+        jax.vmap(of_lane, in_axes=(None, 0, 0, 0)),
+        *(parameters, carry, batches.inputs[0], batches.targets[0]),
+    )
 
 
 def flat_updates(gradients):
