@@ -10,6 +10,7 @@ from kfrtrl_jax.errors import UnsupportedCellError
 from kfrtrl_jax.linearization import make_linearizer
 from kfrtrl_jax.trajectories import gradients, push_all, trajectory
 from tests.estimators import monte_carlo
+from tests.helpers.interpreter import evaluated
 from tests.linearization.references import cell_of
 
 X = 3
@@ -72,14 +73,24 @@ def test_other_zeros_are_not_heads(nonzero):
     assert heads_of(site_of(nonzero)) == ()
 
 
+def influence_rows(estimator, along, cotangents, segment_length=1):
+    """The gradients that an estimator gives after the whole trajectory, [C, P]."""
+
+    def rows(linearizations):
+        steps = along._replace(linearizations=linearizations)
+        state = push_all(estimator, steps, jax.random.key(0), segment_length)
+        return gradients(estimator, state, cotangents, along.structure)
+
+    return evaluated(rows, along.linearizations)
+
+
 @pytest.mark.parametrize("name", CELLS)
 def test_with_exact_estimators_it_changes_nothing(name):
     along = trajectory(CELLS[name], input_size=X, batch_size=2, steps=6, seed=0)
     cotangents = jax.random.normal(jax.random.key(0), (3, 2, along.structure.state_size))
 
     def rows(estimator, segment_length):
-        state = push_all(estimator, along, jax.random.key(0), segment_length)
-        return gradients(estimator, state, cotangents, along.structure)
+        return influence_rows(estimator, along, cotangents, segment_length)
 
     exact = rows(estimators.rtrl(), 1)
     for estimator, segment_length in [(estimators.rtrl(), 3), (estimators.snap(order=10), 1)]:
@@ -103,8 +114,7 @@ def test_each_head_has_products_of_its_own():
     cotangents = jax.random.normal(jax.random.key(0), (3, 2, 4))
 
     def rows(estimator):
-        state = push_all(estimator, along, jax.random.key(0))
-        return gradients(estimator, state, cotangents, along.structure)
+        return influence_rows(estimator, along, cotangents)
 
     exact, rank = rows(estimators.rtrl()), X + 2
     np.testing.assert_allclose(rows(estimators.per_head(estimators.ok(rank))), exact, atol=1e-9)

@@ -17,23 +17,23 @@ from tests.trajectories import BATCH_SIZE, READOUT, SMALL_CELLS, flat, sequence
 STEPS = 12
 
 
-def loss_of_sequence(cell, parameters, batches, first_step=0):
-    """The sum over steps from first_step of the mean loss over lanes, by plain unrolling."""
-    carry = jax.tree.map(
+def loss_of_sequence(cell, parameters, batches):
+    """The sum over steps of the mean loss over lanes, by plain unrolling."""
+    fresh = jax.tree.map(
         lambda c: jnp.broadcast_to(c, (BATCH_SIZE, *c.shape)), cell.initial_carry()
     )
-    fresh, result = carry, 0.0
-    for t in range(batches.reset.shape[0]):
-        reset = batches.reset[t]
+
+    def step(carry, batch):
         carry = jax.tree.map(
-            lambda a, b, r=reset: jnp.where(r.reshape(-1, *[1] * (a.ndim - 1)), b, a), carry, fresh
+            lambda a, b: jnp.where(batch.reset.reshape(-1, *[1] * (a.ndim - 1)), b, a), carry, fresh
         )
         carry, logits = jax.vmap(lambda c, x: predict(cell, READOUT, parameters, c, x))(
-            carry, batches.inputs[t]
+            carry, batch.inputs
         )
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, batches.targets[t])
-        result += jnp.mean(losses) * (t >= first_step)
-    return result
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.targets)
+        return carry, jnp.mean(losses)
+
+    return jnp.sum(jax.lax.scan(step, fresh, batches)[1])
 
 
 FORMS = [(1, "exact"), (3, "exact"), (1, "estimated")]
@@ -52,7 +52,7 @@ def test_rtrl_equals_backpropagation_through_the_whole_past(cell, length, immedi
     cell = SMALL_CELLS[cell]
     learner = learner_of(cell, estimators.rtrl(), segment_length=length, immediate=immediate)
     batches = Batch(*sequence(STEPS))
-    state = learner.init(jax.random.key(0))
+    state = evaluated(learner.init, jax.random.key(0))
 
     def accumulate(state, batches):
         def one(state, segment):
@@ -75,7 +75,7 @@ def test_truncated_equals_backpropagation_inside_the_segment():
     cell = SMALL_CELLS["gru"]
     learner = learner_of(cell, estimators.truncated(), segment_length=4)
     batches = Batch(*sequence(8))
-    state = learner.init(jax.random.key(0))
+    state = evaluated(learner.init, jax.random.key(0))
     first, second = (jax.tree.map(lambda x, i=i: x[i], segments(batches, 4)) for i in (0, 1))
     run = traced(learner.gradient, state, first)
     _, state, _ = run(state, first)
@@ -104,19 +104,23 @@ def test_kf_rtrl_gradient_is_unbiased(length, immediate):
     cell = SMALL_CELLS["recurrent_highway"]
     batches = Batch(*sequence(6))
 
-    def last_gradient(estimator, key):
+    def last_gradient(estimator):
         learner = learner_of(cell, estimator, segment_length=length, immediate=immediate)
-        state = learner.init(jax.random.key(0))._replace(key=key)
+        start = evaluated(learner.init, jax.random.key(0))
 
         def one(state, segment):
             gradient, state, _ = learner.gradient(state, segment)
             return state, gradient
 
-        _, gradients = jax.lax.scan(one, state, segments(batches, length))
-        return flat(jax.tree.map(lambda g: g[-1], gradients))
+        def last(key):
+            state = start._replace(key=key)
+            _, gradients = jax.lax.scan(one, state, segments(batches, length))
+            return flat(jax.tree.map(lambda g: g[-1], gradients))
 
-    exact = last_gradient(estimators.rtrl(), jax.random.key(1))
-    draws = jax.jit(jax.vmap(lambda key: last_gradient(estimators.kf_rtrl(), key)))(
+        return last
+
+    exact = evaluated(last_gradient(estimators.rtrl()), jax.random.key(1))
+    draws = jax.jit(jax.vmap(last_gradient(estimators.kf_rtrl())))(
         jax.random.split(jax.random.key(2), 20_000)
     )
     directions = jax.random.normal(jax.random.key(3), (exact.size, 6))
