@@ -83,9 +83,7 @@ def by_pairs_of_steps(cell, parameters, update_every, reach):
       reach: (step t, step j) -> whether the loss at t goes back to j.
     """
     batches = jax.tree.map(np.asarray, batches_of())
-    start = jax.tree.map(
-        lambda c: np.broadcast_to(c, (BATCH_SIZE, *c.shape)), cell.initial_carry()
-    )
+    start = jax.tree.map(lambda c: np.broadcast_to(c, (BATCH_SIZE, *c.shape)), cell.initial_carry())
     derivatives, carry, steps = derivatives_of_a_step(cell), start, []
     for t in range(STEPS):
         carry = jax.tree.map(
