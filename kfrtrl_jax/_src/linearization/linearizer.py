@@ -41,6 +41,8 @@ from kfrtrl_jax._src.linearization.taps import Taps, make_taps
 from kfrtrl_jax._src.one_step import output_shapes
 
 Array = jax.Array
+# (params, carry, x, keep) of one lane -> (its linearization, the weights of the products in J).
+_OneLane = Callable[[Any, Any, Any, Array], tuple[Linearization, tuple[Array, ...]]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,11 +97,14 @@ def make_linearizer(cell: Cell, example_input: Any, batch_size: int) -> Lineariz
     _check_carry(carry)
     output = output_shapes(cell, params, carry, example_input)
     step = read_step(cell, params, carry, example_input)
-    structure = structure_of(step, _shapes(step, params, carry, example_input), batch_size, carry)
+    # Traced once for all programs in which the step is linearized, and a part of each.
+    one_lane = jax.jit(functools.partial(_one_lane, step), inline=True)
+    shapes = _shapes(step, one_lane, params, carry, example_input)
+    structure = structure_of(step, shapes, batch_size, carry)
     taps = make_taps(step.program, step.discovery, step.plans, carry, output)
     return Linearizer(
         structure,
-        functools.partial(_linearize, step),
+        functools.partial(_linearize, step, one_lane),
         functools.partial(_gradient, step, taps),
         lambda carry: _flat(step, real_leaves(carry)),
         lambda cotangent: _flat(step, real_cotangents(cotangent)),
@@ -110,14 +115,14 @@ def make_linearizer(cell: Cell, example_input: Any, batch_size: int) -> Lineariz
     )
 
 
-def _linearize(step: CutStep, params: Any, carry: Any, x: Any, keep: Array) -> Linearization:
+def _linearize(
+    step: CutStep, one_lane: _OneLane, params: Any, carry: Any, x: Any, keep: Array
+) -> Linearization:
     """Of all lanes; the axis of the lanes stands after that of the terms."""
     sites = tuple(SiteJacobian(inputs=0, derivatives=1) for _ in step.plans)  # type: ignore[arg-type]
     axes = Linearization(jacobian=0, sites=sites, leak=0, keep=0)  # type: ignore[arg-type]
-    one_lane = jax.vmap(
-        functools.partial(_one_lane, step), in_axes=(None, 0, 0, 0), out_axes=(axes, None)
-    )
-    linearization, weights = one_lane(params, carry, x, keep)
+    all_lanes = jax.vmap(one_lane, in_axes=(None, 0, 0, 0), out_axes=(axes, None))
+    linearization, weights = all_lanes(params, carry, x, keep)
     jacobian = linearization.jacobian
     products = tuple(dataclasses.replace(p, weights=w) for p, w in zip(jacobian.products, weights))
     return linearization._replace(jacobian=dataclasses.replace(jacobian, products=products))
@@ -134,15 +139,15 @@ def _one_lane(
     return eliminate(step.local, step.plans, evaluate(equations, environment), keep)
 
 
-def _shapes(step: CutStep, params: Any, carry: Any, example_input: Any) -> Any:
+def _shapes(step: CutStep, one_lane: _OneLane, params: Any, carry: Any, example_input: Any) -> Any:
     """A `Linearization` of one lane, by shape.
 
     Raises:
       UnsupportedCellError: naming the operation that JAX cannot differentiate backward.
     """
-    one_lane = functools.partial(_one_lane, step)
+    keep = jax.ShapeDtypeStruct((), jnp.result_type(*(v.dtype for v in step.states)))
     try:
-        return jax.eval_shape(one_lane, params, carry, example_input, jnp.ones(()))[0]
+        return jax.eval_shape(one_lane, params, carry, example_input, keep)[0]
     except (ValueError, TypeError, NotImplementedError) as error:
         raise _not_differentiable(step.local.equations, error) from error
 

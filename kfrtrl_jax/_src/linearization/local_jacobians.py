@@ -139,28 +139,14 @@ class LocalJacobians:
         Where keep is 0 those by the old state are 0, even if infinite, as there is no past. Entries
         copied unchanged from the old state are ones all the same.
         """
-        targets = [*self.results, *self.reads.values()]
-        given: Environment = {v: environment[v] for v in self._given}
-
-        def values_of(sources: list[Array]) -> list[Array]:
-            values = evaluate(self.equations, {**given, **dict(zip(self.sources, sources))})
-            return [target.arrange(jnp.asarray(read(values, target.value))) for target in targets]
-
-        values, pullback = jax.vjp(values_of, [environment[v] for v in self.sources])
-
-        def cotangents(target: Target, rows: Array) -> list[Array]:
-            """The derivative by each source, flat, of the sum of a target's rows."""
-            seeds = [
-                rows if other is target else jnp.zeros_like(value)
-                for other, value in zip(targets, values)
-            ]
-            (result,) = pullback(seeds)
-            return [c.reshape(-1) for c in result]
-
-        place = {v: i for i, v in enumerate(self.sources)}
+        known: Environment = {v: environment[v] for v in (*self._given, *self.sources)}
         jacobians: dict[Target, dict[Variable, Matrix]] = {}
-        for target, value in zip(targets, values):
+        for target in (*self.results, *self.reads.values()):
             jacobians[target] = {}
+            if not target.relations:
+                continue
+            value, pulled = self._pullback(target, known)
+            place = {v: i for i, v in enumerate(target.relations)}
             banded = {v: columns for v, columns in target.relations.items() if columns is not None}
             copied = self._copied(target)
             for v in [v for v in banded if v in copied]:
@@ -169,7 +155,7 @@ class LocalJacobians:
                 jacobians[target][v] = Banded(ones, Index(bands), math.prod(v.shape))
             if banded:
                 by_color = [
-                    cotangents(target, jnp.asarray(target.colors == color, value.dtype))
+                    pulled(jnp.asarray(target.colors == color, value.dtype))
                     for color in range(int(target.colors.max(initial=0)) + 1)
                 ]
                 for v, bands in banded.items():
@@ -177,9 +163,7 @@ class LocalJacobians:
                         [cs[place[v]] for cs in by_color], bands, target.colors
                     )
             if any(columns is None for columns in target.relations.values()):
-                rows = jax.vmap(lambda seed, t=target: cotangents(t, seed))(
-                    jnp.eye(target.rows, dtype=value.dtype)
-                )
+                rows = jax.vmap(pulled)(jnp.eye(target.rows, dtype=value.dtype))
                 for v, columns in target.relations.items():
                     if columns is None:
                         jacobians[target][v] = Dense(rows[place[v]])
@@ -187,6 +171,29 @@ class LocalJacobians:
                 if not isinstance(jacobians[target][v].values, np.ndarray):
                     jacobians[target][v] = jacobians[target][v].kept(keep)
         return jacobians
+
+    def _pullback(
+        self, target: Target, known: Environment
+    ) -> tuple[Array, Callable[[Array], list[Array]]]:
+        """A target's value, and the derivatives of the sum of its rows by its sources, all flat.
+
+        Each target is differentiated alone: a cotangent of zeros for another one would be taken back
+        through all that the other one is made of.
+        """
+        sources = list(target.relations)
+        equations = needed(self.equations, [target.value], self.sources)
+
+        def value_of(values: list[Array]) -> Array:
+            found = evaluate(equations, {**known, **dict(zip(sources, values))})
+            return target.arrange(jnp.asarray(read(found, target.value)))
+
+        value, pullback = jax.vjp(value_of, [known[v] for v in sources])
+
+        def pulled(rows: Array) -> list[Array]:
+            (cotangents,) = pullback(rows)
+            return [c.reshape(-1) for c in cotangents]
+
+        return value, pulled
 
     def _copied(self, target: Target) -> frozenset[Variable]:
         """The sources that a target holds elements of unchanged."""
