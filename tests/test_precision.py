@@ -1,6 +1,7 @@
 """Cells, readouts and optimizers in another precision than JAX's own."""
 
 import functools
+import itertools
 
 import chex
 import jax
@@ -14,6 +15,7 @@ from kfrtrl_jax.errors import ConfigError
 from kfrtrl_jax.training import train
 from kfrtrl_jax.training.loading import load
 from tests.helpers.interpreter import evaluated, traced
+from tests.helpers.nights import some
 from tests.training.small import records, small, text
 
 CELLS = {
@@ -73,8 +75,13 @@ def floats(tree):
     return {str(x.dtype) for x in leaves}
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
-@pytest.mark.parametrize("name", CELLS)
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        *((name, "bfloat16") for name in CELLS),
+        *some(itertools.product(CELLS, ["float16", "float32"]), 3),
+    ],
+)
 def test_a_learner_is_in_the_precision_of_its_cell(name, dtype):
     exact, (rough, state) = exact_losses(name), three_steps(name, dtype)
     assert floats(state.parameters) == floats(state.carry) == floats(state.influence) == {dtype}

@@ -14,10 +14,8 @@ import pathlib
 
 from absl import flags
 
-from kfrtrl_jax.errors import ConfigError
 from kfrtrl_jax.studies.reproduction import records, study, times
 from kfrtrl_jax.training import command_line, display, engines, sweep
-from kfrtrl_jax.training import config as configs
 
 _STUDY = flags.DEFINE_string("study", "copy", f"One of {', '.join(study.NAMES)}.")
 _SCALE = flags.DEFINE_string("scale", "cpu", f"One of {', '.join(study.SCALES)}.")
@@ -54,11 +52,9 @@ _ADD = flags.DEFINE_bool(
 def run(invocation: command_line.Invocation) -> None:
     """Runs those trials of the study that have no result yet, and collects all."""
     whole = study.load(_STUDY.value, _SCALE.value)
-    if configs.find_file(invocation.path) != configs.find_file(whole.path):
-        raise ConfigError(f"the config of a study is {whole.path}, got --config={invocation.path}")
+    whole.require_config(invocation.path)
     path = pathlib.Path(_RECORDS.value or invocation.workdir / "records.json")
-    if path.is_dir():
-        raise ConfigError(f"--records={path} is a folder; give the name of a file")
+    records.require_file(path)
     chosen = whole.only(_ONLY.value, _ONLY_TASK.value, _ONLY_SEED.value).first(_FIRST.value)
     if invocation.dry_run:
         print(

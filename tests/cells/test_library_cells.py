@@ -1,7 +1,5 @@
 """Cells of the library with a structure of their own, against JAX's derivatives of their steps."""
 
-import os
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +12,7 @@ from kfrtrl_jax.linearization import make_linearizer
 from kfrtrl_jax.studies import fidelity
 from tests.estimators import monte_carlo
 from tests.helpers.interpreter import evaluated
+from tests.helpers.nights import NIGHT
 from tests.linearization.references import (
     assert_learned,
     assert_linearized,
@@ -279,8 +278,8 @@ def test_empty_columns_are_refused(sizes):
         cells.lstm_columns(input_size=2, **sizes)
 
 
-# One of them, as each takes seconds; KFRTRL_ALL_CELLS runs them all.
-DRAWN = CELLS if "KFRTRL_ALL_CELLS" in os.environ else ["lstm_columns_of_two"]
+# One of them, as each takes seconds; KFRTRL_NIGHT runs them all.
+DRAWN = CELLS if NIGHT else ["lstm_columns_of_two"]
 
 
 @pytest.mark.parametrize("name", DRAWN)

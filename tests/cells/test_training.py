@@ -1,7 +1,5 @@
 """Unmodified cells learn the copy task with KF-RTRL in 1,500 steps."""
 
-import os
-
 import jax
 import jax.numpy as jnp
 import pytest
@@ -12,6 +10,7 @@ from kfrtrl_jax import cells, estimators
 from tests.cells.learning import losses_on_the_copy_task
 from tests.helpers import brought_cells
 from tests.helpers.flax_cells import LayerNormLSTM
+from tests.helpers.nights import NIGHT
 
 X = jax.ShapeDtypeStruct((4,), jnp.float32)
 TRAINED = {
@@ -29,8 +28,8 @@ TRAINED = {
     "stack": lambda: cells.from_flax(LayerNormLSTM(8, jnp.float32), X),
     **brought_cells.BROUGHT,
 }
-# One of each kind, as all of them take minutes; KFRTRL_ALL_CELLS runs them all.
-if "KFRTRL_ALL_CELLS" not in os.environ:
+# One of each kind, as all of them take minutes; KFRTRL_NIGHT runs them all.
+if not NIGHT:
     kept = ("nnx_gru",)
     TRAINED = {name: TRAINED[name] for name in kept}
 

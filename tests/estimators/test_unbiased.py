@@ -2,7 +2,6 @@
 
 import functools
 import importlib
-import os
 
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +12,7 @@ from tests.cells.test_brought_cells import BROUGHT
 from tests.cells.test_flax_cells import CELLS as FLAX_CELLS
 from tests.cells.test_flax_cells import LayerNormLSTM, X
 from tests.estimators import monte_carlo
+from tests.helpers.nights import NIGHT, some
 from tests.trajectories import SMALL_CELLS
 
 BROUGHT_CELLS = {
@@ -20,8 +20,8 @@ BROUGHT_CELLS = {
     **BROUGHT,
     "stack": lambda: cells.from_flax(LayerNormLSTM(3), X),
 }
-# All of them where asked for, as it takes minutes; the suite takes one of each kind.
-if "KFRTRL_ALL_CELLS" not in os.environ:
+# One of each kind, as all of them take minutes; KFRTRL_NIGHT runs them all.
+if not NIGHT:
     kept = ("nnx_gru", "linear_recurrent_unit")
     BROUGHT_CELLS = {name: BROUGHT_CELLS[name] for name in kept}
 UNBIASED = {
@@ -49,7 +49,7 @@ def test_mean_over_draws_is_the_exact_influence_of_a_brought_cell(cell, name):
 
 
 @pytest.mark.parametrize("name", ["uoro", "kf_rtrl"])
-@pytest.mark.parametrize("cell", SMALL_CELLS)
+@pytest.mark.parametrize("cell", some(SMALL_CELLS))
 def test_mean_over_draws_is_the_exact_influence(cell, name):
     assert np.max(np.abs(deviations(UNBIASED[name], SMALL_CELLS[cell]))) < 4
 

@@ -14,6 +14,7 @@ from kfrtrl_jax.base import Batch
 from kfrtrl_jax.learning import make_learner
 from tests.helpers.interpreter import evaluated, traced
 from tests.helpers.learners import learner_of, segments
+from tests.helpers.nights import some
 from tests.trajectories import BATCH_SIZE, READOUT, SMALL_CELLS, flat, sequence
 
 STEPS = 12
@@ -179,7 +180,7 @@ def at_steps(parameters, update_every):
 @pytest.mark.parametrize(
     ("cell", "lengths"),
     [
-        *(("recurrent_highway", lengths) for lengths in LENGTHS),
+        *(("recurrent_highway", lengths) for lengths in some(LENGTHS)),
         *(("lstm", lengths) for lengths in [(2, 1, 6), (4, 4, 4)]),
         ("deep_recurrent_highway", (4, 2, 8)),
     ],

@@ -14,6 +14,7 @@ from kfrtrl_jax._src.matrices import Banded
 from kfrtrl_jax.cells import from_function
 from kfrtrl_jax.linearization import compose, make_linearizer
 from tests.helpers.interpreter import evaluated
+from tests.helpers.nights import some
 from tests.linearization.test_uses import CELLS as USES
 from tests.trajectories import INPUT_SIZE, SMALL_CELLS, run
 
@@ -153,12 +154,12 @@ REFUSED = {
 
 @pytest.mark.parametrize(
     ("name", "estimator"),
-    [
+    some(
         (cell, name)
         for name in AS_SINGLES
         for cell in FEW
         if cell not in REFUSED.get(name, ()) and (cell, name) != ("lru", "rtrl")
-    ],
+    ),
 )
 def test_a_push_of_several_steps_is_so_many_pushes(name, estimator):
     structure, steps = steps_of(name)

@@ -1,5 +1,7 @@
 """Weights that a step uses many times: one site, a term for each use."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,7 @@ from kfrtrl_jax import estimators
 from kfrtrl_jax.errors import UnsupportedCellError
 from kfrtrl_jax.linearization import explain, make_linearizer
 from tests.estimators import monte_carlo
+from tests.helpers.nights import some
 from tests.linearization.references import assert_exact, cell_of, random_point
 
 X = 3
@@ -243,8 +246,10 @@ def test_uses_are_terms_of_one_site_and_exact(name):
     assert len(labels) - len(set(labels)) == (name == "tied to its transpose")
 
 
-@pytest.mark.parametrize("name", ["gated", "reset gate", "solver"])
-@pytest.mark.parametrize("estimator", ["kf_rtrl", "ok", "uoro"])
+@pytest.mark.parametrize(
+    ("name", "estimator"),
+    some(itertools.product(["gated", "reset gate", "solver"], ["kf_rtrl", "ok", "uoro"]), 4),
+)
 def test_the_mean_over_draws_is_the_exact_influence(name, estimator):
     made = {"kf_rtrl": estimators.kf_rtrl(), "ok": estimators.ok(2), "uoro": estimators.uoro()}
     z = monte_carlo.deviations(made[estimator], CELLS[name][0], draws=2048, steps=4)

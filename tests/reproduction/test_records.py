@@ -198,6 +198,16 @@ def test_what_a_sweep_has_come_to_is_collected(tmp_path, monkeypatch):
     assert runs.status_of(found) == "diverged: 0 steps; full scale: 24 steps of 2 seeds"
 
 
+def test_a_study_takes_no_other_config_and_writes_to_a_file(tmp_path):
+    own = study.load("copy", "smoke")
+    own.require_config("reproduce_copy")
+    with pytest.raises(ConfigError, match=r"study copy is configs/reproduce_copy\.py, got text"):
+        own.require_config("text")
+    with pytest.raises(ConfigError, match=r"--records=.* is a folder; give the name of a file"):
+        records.require_file(tmp_path)
+    records.require_file(tmp_path / "records.json")
+
+
 def test_common_overrides_of_a_section_that_a_trial_replaces_are_not_recorded():
     common = {"task.batch_size": 4, "cell.hidden_size": 8}
     assert sweep.together(common, {"task": "adding", "seed": 1}) == {

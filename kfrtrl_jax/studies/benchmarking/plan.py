@@ -16,6 +16,7 @@ import jax
 from kfrtrl_jax._src import xla
 from kfrtrl_jax._src.markdown import table
 from kfrtrl_jax._src.sizes import bytes_of
+from kfrtrl_jax.errors import ConfigError
 from kfrtrl_jax.training import config as configs
 from kfrtrl_jax.training.group import make_group
 
@@ -121,7 +122,13 @@ def make_plan(
       lanes: of the whole run.
       devices: that they are spread over; lanes without an equal share are rounded up.
       measured: two numbers of lanes for which a step is compiled.
+
+    Raises:
+      ConfigError: if a number of the devices is not positive and finite.
     """
+    for name, value in devices._asdict().items():
+        if not 0 < value < math.inf:
+            raise ConfigError(f"{name} must be more than 0 and finite, got {value}")
     few, more = measured
     first, second = (compiled_costs(cell, estimator, count) for count in measured)
     slope = Costs(*((b - a) / (more - few) for a, b in zip(first, second)))

@@ -139,6 +139,16 @@ def merge(new: Mapping[str, Any], old: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def require_file(path: Path) -> None:
+    """Refuses a folder, before anything is run, as the file that records are written to.
+
+    Raises:
+      ConfigError: if it is one.
+    """
+    if path.is_dir():
+        raise ConfigError(f"--records={path} is a folder; give the name of a file")
+
+
 def write(path: Path, record: Mapping[str, Any]) -> None:
     """Writes a study's record as JSON with a line per trial."""
     path.parent.mkdir(parents=True, exist_ok=True)

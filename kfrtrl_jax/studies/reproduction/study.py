@@ -46,6 +46,15 @@ class Study(NamedTuple):
         ]
         return max(among, key=lambda name: len(self.methods[name]))
 
+    def require_config(self, path: str) -> None:
+        """Refuses another config file than its own, which would be ignored.
+
+        Raises:
+          ConfigError: if the path is of another one.
+        """
+        if configs.find_file(path) != configs.find_file(self.path):
+            raise ConfigError(f"the config of the study {self.name} is {self.path}, got {path}")
+
     def first(self, methods: Sequence[str]) -> Study:
         """The study with the trials of some of its methods before those of the others.
 

@@ -1,0 +1,10 @@
+"""What the suite leaves out for time: KFRTRL_NIGHT=1 runs every case."""
+
+import os
+
+NIGHT = "KFRTRL_NIGHT" in os.environ
+
+
+def some(cases, every=2):
+    """Every so many of the cases of a property that other cases have as well; at night all of them."""
+    return list(cases) if NIGHT else list(cases)[::every]
