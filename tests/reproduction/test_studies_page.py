@@ -114,6 +114,16 @@ def test_what_the_rate_is_to_tbptt_and_kf_rtrl(ptb):
         and (values := tables.values_at(own, "valid_loss", 200_000))
     ]
     assert min(others) > float(late[3])
+    lowest, higher_rate = (
+        figures(ptb, f"{usual}, rate {rate}", "valid_loss", 1_000_000)
+        for rate in ("10^-3", "10^-2.5")
+    )
+    (best,) = (run for run in ptb if run.method == f"{usual}, rate 10^-3")
+    assert best.results["best_valid_loss"] == min(
+        run.results["best_valid_loss"] for run in ptb if "best_valid_loss" in run.results
+    )
+    assert f"million steps it has {lowest} at 10^-3, the lowest of all runs, with" in PAGE
+    assert f"{best.results['test_loss']:.3f} on the test text, and {higher_rate} at" in PAGE
 
     def higher(method, field, step):
         at_both = (figures(ptb, f"{method}{rate}", field, step) for rate in (", rate 10^-3", ""))
@@ -169,6 +179,17 @@ def test_how_far_ahead_kf_rtrl_is_after_a_million_steps(copy):
     assert n == m == k == [3]
     words = f"{ours} to {others} after a million steps of three seeds, {blocks} in blocks of 8"
     assert words in PAGE
+
+
+def test_what_the_usual_form_of_tbptt_comes_to_on_the_copy_task(copy):
+    methods = ("TBPTT(25), an update per 25 steps", "KF-RTRL")
+    (ours, *n), (others, *m) = (lengths(copy, name, 1_000_000) for name in methods)
+    assert n == m == [3]
+    assert f"T\\* {ours} to {others} after a million, which take it" in PAGE
+    usual, kf_rtrl = (
+        next(run.ms_per_step for run in copy if run.method == name) for name in methods
+    )
+    assert f"{1000 * usual:.0f} s of a core and KF-RTRL {1000 * kf_rtrl / 60:.0f} minutes;" in PAGE
 
 
 def test_how_far_estimates_are_behind_exact_rtrl_where_it_can_be_run(copy):
