@@ -5,12 +5,13 @@ import pytest
 
 from kfrtrl_jax import estimators
 from tests.estimators.monte_carlo import deviations
+from tests.helpers.nights import at_night
 from tests.trajectories import SMALL_CELLS, influence_rows, push_all, run
 
 STEPS = 8
 
 
-@pytest.mark.parametrize(("cell", "directions"), [("vanilla", 1), ("gru", 3)])
+@pytest.mark.parametrize(("cell", "directions"), [("vanilla", 1), *at_night(("gru", 3))])
 def test_forward_gradient_is_unbiased(cell, directions):
     """Lane 1 starts anew in the middle, with a new direction."""
     estimator = estimators.forward_gradient(directions)

@@ -9,6 +9,7 @@ from kfrtrl_jax import estimators
 from kfrtrl_jax._src.matrices import Banded, BlockColumns, Dense, Index, single
 from kfrtrl_jax.base import Linearization, Site, SiteJacobian, Structure
 from tests.estimators.monte_carlo import deviations
+from tests.helpers.nights import at_night
 from tests.trajectories import SMALL_CELLS, push_all, run
 
 module = importlib.import_module("kfrtrl_jax._src.estimators.ktp")
@@ -18,9 +19,8 @@ module = importlib.import_module("kfrtrl_jax._src.estimators.ktp")
     ("cell", "rank", "reduction", "segment_length"),
     [
         ("vanilla", 1, "signs", 1),
-        ("deep_recurrent_highway", 3, "signs", 1),
-        ("vanilla", 2, "sampling", 1),
         ("vanilla", 3, "sampling", 4),
+        *at_night(("deep_recurrent_highway", 3, "signs", 1), ("vanilla", 2, "sampling", 1)),
     ],
 )
 def test_ktp_is_unbiased(cell, rank, reduction, segment_length):

@@ -11,6 +11,7 @@ from kfrtrl_jax._src.estimators.sketched import resized
 from kfrtrl_jax._src.matrices import Banded, BlockColumns, Dense, single
 from kfrtrl_jax.base import Linearization, Mask, SiteJacobian
 from kfrtrl_jax.linearization import make_linearizer
+from tests.helpers.nights import at_night
 from tests.trajectories import INPUT_SIZE, SMALL_CELLS, run
 
 STEPS = 10
@@ -118,10 +119,9 @@ def norms(x):
 @pytest.mark.parametrize(
     ("name", "arguments"),
     [
-        ("vanilla", (2,)),
         ("lstm", (3,)),
-        ("gru", (4, 0.5)),
         ("recurrent_highway", (3, 0.5, 2)),
+        *at_night(("vanilla", (2,)), ("gru", (4, 0.5))),
     ],
 )
 def test_every_step_is_the_best_of_its_rank_and_within_the_bound(name, arguments):

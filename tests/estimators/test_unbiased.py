@@ -2,6 +2,7 @@
 
 import functools
 import importlib
+import itertools
 
 import jax.numpy as jnp
 import numpy as np
@@ -41,8 +42,9 @@ def brought(cell):
     return BROUGHT_CELLS[cell]()
 
 
-@pytest.mark.parametrize("name", ["uoro", "kf_rtrl"])
-@pytest.mark.parametrize("cell", BROUGHT_CELLS)
+@pytest.mark.parametrize(
+    ("cell", "name"), some(itertools.product(BROUGHT_CELLS, ["uoro", "kf_rtrl"]), 3)
+)
 def test_mean_over_draws_is_the_exact_influence_of_a_brought_cell(cell, name):
     z = monte_carlo.deviations(UNBIASED[name], brought(cell), draws=4096, steps=6)
     assert np.max(np.abs(z)) < 4

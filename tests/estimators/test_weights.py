@@ -9,6 +9,7 @@ from kfrtrl_jax.base import InfluenceEstimator, Mask
 from kfrtrl_jax.linearization import make_linearizer
 from kfrtrl_jax.trajectories import gradients, push_all, trajectory
 from tests.estimators import monte_carlo
+from tests.helpers.nights import at_night
 from tests.linearization.references import cell_of
 
 INPUT_SIZE = 3
@@ -84,11 +85,13 @@ def test_rtrl_without_the_zeros_is_rtrl(cell, left):
     ("estimator", "cell"),
     [
         (estimators.uoro(), HEADS),
-        (estimators.nobacktrack(), HEADS),
-        (estimators.forward_gradient(4), HEADS),
-        (estimators.uoro("pre_activation"), SPARSE),
         (estimators.kf_rtrl(), SPARSE),
         (estimators.ok(2), SPARSE),
+        *at_night(
+            (estimators.nobacktrack(), HEADS),
+            (estimators.forward_gradient(4), HEADS),
+            (estimators.uoro("pre_activation"), SPARSE),
+        ),
     ],
 )
 def test_the_mean_over_draws_is_the_exact_influence(estimator, cell):
