@@ -37,10 +37,10 @@ $(READY): requirements.txt pyproject.toml setup.py
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint requirements.txt --no-build-isolation --editable '.[$*]'
 	@touch $@
 
-train: setup ## the default experiment: learns to repeat strings, a minute or two with setting up; logs to runs/copy
+train: setup ## the default experiment: learns to repeat strings, one to three minutes with setting up; logs to runs/copy
 	$(BIN)/python -m experiments.train --config=configs/copy.py --workdir=runs/copy $(ARGS)
 
-test: setup ## all tests, in two processes, under ten minutes; ARGS="-k learner" chooses some
+test: setup ## all tests, in two processes, about ten minutes; ARGS="-k learner" chooses some
 	$(BIN)/python -m pytest --numprocesses=2 --dist=worksteal $(ARGS)
 
 lint: setup ## ruff and mypy
