@@ -19,7 +19,7 @@ STEPS = 12
 
 
 def loss_of_sequence(cell, parameters, batches):
-    """The sum over steps of the mean loss over lanes, by plain unrolling."""
+    """The sum over steps of the mean loss over lanes, by a scan that knows nothing of learners."""
     fresh = jax.tree.map(
         lambda c: jnp.broadcast_to(c, (BATCH_SIZE, *c.shape)), cell.initial_carry()
     )

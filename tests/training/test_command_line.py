@@ -99,8 +99,8 @@ def test_a_run_that_fails_is_one_line_and_exit_code_1(tmp_path):
 
 def test_a_run_stopped_and_killed_and_resumed_is_the_run_that_was_left_alone(tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    # The uninterrupted run compiles, in this process; the others may use its cache.
-    with jax.enable_x64(False):
+    # The uninterrupted run compiles, in this process, for the processor; the others may use its cache.
+    with jax.enable_x64(False), jax.default_device(jax.devices("cpu")[0]):
         alone = entry.start([*SMALL, f"--workdir={whole}"], begin=train.train)
     assert (alone.code, alone.error) == (0, "")
     assert "running loss" in alone.out
