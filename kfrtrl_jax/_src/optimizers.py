@@ -18,6 +18,7 @@ import optax
 import optax.contrib
 
 from kfrtrl_jax._src import xla
+from kfrtrl_jax._src.shapes import require_decay
 
 Scope = Literal["cell", "all"]
 _Precision = Literal["bfloat16", "float32", "float64"]
@@ -99,8 +100,7 @@ def average_parameters(decay: float) -> optax.GradientTransformation:
       ValueError: if decay is a number outside of [0, 1). Its update raises it if it is not given the
         parameters.
     """
-    if not isinstance(decay, jax.Array) and not 0 <= decay < 1:
-        raise ValueError(f"decay must be in [0, 1), got {decay}")
+    require_decay(decay)
     # In Python, in double precision: in single precision little is left of a number near 1.
     first_weight = 1 - decay
 

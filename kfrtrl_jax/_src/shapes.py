@@ -71,6 +71,16 @@ def require_positive(**values: float) -> None:
             raise ValueError(f"{name} must be at least 1, got {value}")
 
 
+def require_decay(decay: Any) -> None:
+    """Refuses a decay outside of [0, 1); in a sweep it is a tracer, which passes.
+
+    Raises:
+      ValueError: naming it.
+    """
+    if not isinstance(decay, jax.Array) and not 0 <= decay < 1:
+        raise ValueError(f"decay must be in [0, 1), got {decay}")
+
+
 def _listed(shape: tuple[int | str, ...]) -> str:
     return f"[{', '.join(map(str, shape))}]"
 

@@ -3,6 +3,8 @@
 A factory that looks at the value of one in Python says so in its `constants`.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -25,7 +27,9 @@ SIZES = {int: 2, float: 0.5}
 NESTED = {"cell": "vanilla(hidden_size=2)", "estimator": "kf_rtrl"}
 
 
+@functools.cache
 def linearized():
+    """A structure and a linearization, made before anything is traced."""
     cell = kf.cells.vanilla(input_size=3, hidden_size=4)
     params = cell.init(jax.random.key(0))
     linearizer = make_linearizer(cell, jnp.zeros(3), 2)
@@ -74,6 +78,7 @@ def section_of(kind, name):
 @pytest.mark.parametrize("word", USED)
 def test_all_floats_may_vary_inside_one_program(word):
     kind, varied = KINDS[word], set()
+    linearized()
     for name in kind.factories:
         section = section_of(kind, name)
         paths = [*composed.float_paths(kind, section, word)]

@@ -19,6 +19,7 @@ from kfrtrl_jax._src.base import (
 )
 from kfrtrl_jax._src.estimators.snap import SnapState, push_on_pattern, snap
 from kfrtrl_jax._src.matrices import Banded, BlockColumns, Index
+from kfrtrl_jax._src.shapes import require_decay
 
 # A decay of 1 would let the traces grow without end.
 _SLOWEST_DECAY = 0.999
@@ -86,8 +87,7 @@ def kernl(
     ]:
         if isinstance(rate, (int, float)) and not rate >= 0:
             raise ValueError(f"{name} must be at least 0, got {rate}")
-    if isinstance(decay, (int, float)) and not 0 <= decay < 1:
-        raise ValueError(f"decay must be in [0, 1), got {decay}")
+    require_decay(decay)
     local = snap(order=1)
 
     def init(structure: Structure) -> KernlState:

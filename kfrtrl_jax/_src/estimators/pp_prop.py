@@ -19,6 +19,7 @@ from kfrtrl_jax._src.base import (
 from kfrtrl_jax._src.composition import compose
 from kfrtrl_jax._src.estimators.local_traces import require_local
 from kfrtrl_jax._src.estimators.on_pattern import OnBands
+from kfrtrl_jax._src.shapes import require_decay
 
 
 class PpPropState(NamedTuple):
@@ -59,9 +60,7 @@ def pp_prop(decay: float = 0.9) -> InfluenceEstimator:
 
     Its init raises UnsupportedCellError where that of `e_prop` does.
     """
-    # In a sweep it is a tracer.
-    if isinstance(decay, (int, float)) and not 0 <= decay < 1:
-        raise ValueError(f"decay must be in [0, 1), got {decay}")
+    require_decay(decay)
 
     def init(structure: Structure) -> PpPropState:
         require_local(structure)

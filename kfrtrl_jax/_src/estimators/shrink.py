@@ -18,6 +18,7 @@ from kfrtrl_jax._src.base import (
 )
 from kfrtrl_jax._src.estimators.combinators import average
 from kfrtrl_jax._src.estimators.weights import Weights, weights_of
+from kfrtrl_jax._src.shapes import require_decay
 from kfrtrl_jax._src.xla import at_least_float32
 
 
@@ -62,9 +63,7 @@ def shrink(
     """
     if copies < 2:
         raise ValueError(f"copies must be at least 2, to tell noise from signal, got {copies}")
-    # In a sweep it is a tracer.
-    if isinstance(decay, (int, float)) and not 0 <= decay < 1:
-        raise ValueError(f"decay must be in [0, 1), got {decay}")
+    require_decay(decay)
     mean = average(estimator, copies)
 
     def init(structure: Structure) -> ShrinkState:
