@@ -17,8 +17,7 @@ import jax.numpy as jnp
 import optax
 import optax.contrib
 
-from kfrtrl_jax._src import xla
-from kfrtrl_jax._src.shapes import require_decay
+from kfrtrl_jax._src import bounds, xla
 
 Scope = Literal["cell", "all"]
 _Precision = Literal["bfloat16", "float32", "float64"]
@@ -100,7 +99,7 @@ def average_parameters(decay: float) -> optax.GradientTransformation:
       ValueError: if decay is a number outside of [0, 1). Its update raises it if it is not given the
         parameters.
     """
-    require_decay(decay)
+    bounds.require("[0, 1)", decay=decay)
     # In Python, in double precision: in single precision little is left of a number near 1.
     first_weight = 1 - decay
 

@@ -8,6 +8,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from kfrtrl_jax._src import bounds
 from kfrtrl_jax._src.lanes import is_key, is_raw_key
 
 
@@ -66,19 +67,7 @@ def require_positive(**values: float) -> None:
     Raises:
       ValueError: naming the first of them.
     """
-    for name, value in values.items():
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
-
-
-def require_decay(decay: Any) -> None:
-    """Refuses a decay outside of [0, 1); in a sweep it is a tracer, which passes.
-
-    Raises:
-      ValueError: naming it.
-    """
-    if not isinstance(decay, jax.Array) and not 0 <= decay < 1:
-        raise ValueError(f"decay must be in [0, 1), got {decay}")
+    bounds.require("[1, inf)", **values)
 
 
 def _listed(shape: tuple[int | str, ...]) -> str:

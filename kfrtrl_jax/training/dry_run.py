@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -16,12 +17,16 @@ from kfrtrl_jax.training import memory, program
 from kfrtrl_jax.training.config import RunFields
 
 
-def describe(config: Any) -> str:
+def describe(config: Any, beside: Iterable[Any] = ()) -> str:
     """What a run of a resolved config would be. Nothing is compiled, allocated or written.
 
     The lines give the sections as text and the other fields that are not at their defaults; the sites
     that the linearization finds in the cell; the number of parameters; the memory of the run's state;
     and how long it took to trace and lower the program, which precedes compiling.
+
+    Args:
+      config: from `config.resolve`.
+      beside: configs that one program can run with it, whose floats are checked too.
 
     Raises:
       ConfigError, DataError, UnsupportedCellError: as `program.build` and `memory.check`.
@@ -29,6 +34,8 @@ def describe(config: Any) -> str:
     begun = time.monotonic()
     experiment = program.build(config)
     memory.check(experiment, config)
+    for other in beside:
+        program.check_floats(other, experiment)
     built = time.monotonic()
     state = jax.eval_shape(lambda: experiment.init(0))
     xla.jit(experiment.run_chunk, donate_argnums=0).lower(state)

@@ -52,6 +52,8 @@ class Experiment(NamedTuple):
       about: what does not change during the run.
       floats: the float fields of its config, see `config.floats_of`; None if some are tracers.
       devices: over which the lanes may be spread.
+      supplied: the arguments beside the config that each section was made with, such as a cell's
+        input_size.
     """
 
     init: Callable[[Any], RunState]
@@ -59,6 +61,7 @@ class Experiment(NamedTuple):
     about: About
     floats: Mapping[str, Any] | None = None
     devices: int = 1
+    supplied: Mapping[str, Mapping[str, Any]] = {}
 
 
 def build(config: Any, floats: Mapping[str, Any] | None = None, devices: int = 1) -> Experiment:
@@ -78,18 +81,38 @@ def build(config: Any, floats: Mapping[str, Any] | None = None, devices: int = 1
     return make_builder(config, devices)(floats)
 
 
+def check_floats(config: Any, experiment: Experiment) -> None:
+    """Refuses a config with floats that a factory refuses, as `build` would.
+
+    Beside the experiment's own, in one program, they would be tracers, whose values no factory sees.
+
+    Args:
+      config: resolved, like that of the experiment but for the seed and floats.
+      experiment: built of a config.
+
+    Raises:
+      ConfigError: from the factory.
+    """
+    values, known = configs.floats_of(config), experiment.floats or {}
+    others = {path.partition(".")[0] for path in values if values[path] != known.get(path)}
+    for section in others & experiment.supplied.keys():
+        configs.make(config, section, **experiment.supplied[section])
+
+
 def make_builder(config: Any, devices: int = 1) -> Callable[..., Experiment]:
     """`build` for one config and any number of floats.
 
     What a section describes is made once, and its data read once, unless one of the floats is in it.
     """
     made: dict[str, Any] = {}
+    given: dict[str, Mapping[str, Any]] = {}
     start = starting.read(config.init_from)
 
     def make(section: str, floats: Mapping[str, Any], **supplied: Any) -> Any:
         own = {path: value for path, value in floats.items() if path.startswith(f"{section}.")}
         if own:
             return configs.make(config, section, own, **supplied)
+        given[section] = supplied
         if section not in made:
             # What is made while JAX traces a function holds that function's values as constants.
             with jax.ensure_compile_time_eval():
@@ -112,7 +135,7 @@ def make_builder(config: Any, devices: int = 1) -> Callable[..., Experiment]:
 
         about = run.about if start is None else run.about._replace(init_from=start.digest)
         known = None if floats else configs.floats_of(config)
-        return Experiment(init, run_chunk, about, known, devices)
+        return Experiment(init, run_chunk, about, known, devices, given)
 
     return built
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from kfrtrl_jax.training.engines.jobs import Engine, Job
 from kfrtrl_jax.training.engines.local import make_local
 from kfrtrl_jax.training.group import alike
 from kfrtrl_jax.training.overrides import Overrides, grid, log_uniform, paired, product, seeds
-from kfrtrl_jax.training.program import Experiment, build
+from kfrtrl_jax.training.program import Experiment, build, check_floats
 from kfrtrl_jax.training.progress import make_progress
 
 __all__ = [
@@ -80,8 +81,11 @@ def run_sweep(
     """
     configured = resolve(config, sweep, common)
     experiments: dict[str, Experiment] = {}
-    for trial in configured:
-        if (kind := alike(trial)) not in experiments:
+    for number, trial in enumerate(configured):
+        if (kind := alike(trial)) in experiments:
+            with _named(number):
+                check_floats(trial, experiments[kind])
+        else:
             experiments[kind] = _built(trial)
     engine = make_engine(experiments)
     with workdir.hold(folder):
@@ -147,7 +151,8 @@ def describe(
         title = (
             f"{len(members)} trials{most} side by side: {_describe([sweep[i] for i in members])}"
         )
-        parts += ["", title, dry_run.describe(configured[members[0]])]
+        first, *others = (configured[i] for i in members)
+        parts += ["", title, dry_run.describe(first, others)]
     return "\n".join(parts)
 
 
@@ -225,8 +230,15 @@ def _begun(
 
 
 def _trial(config: Any, common: Overrides, own: Overrides, number: int) -> Any:
-    try:
+    with _named(number):
         return configs.resolve(config, together(common, own))
+
+
+@contextlib.contextmanager
+def _named(number: int) -> Iterator[None]:
+    """Says in an error of a config which trial it is of."""
+    try:
+        yield
     except ConfigError as error:
         raise ConfigError(f"trial {number} of the sweep: {error}") from error
 

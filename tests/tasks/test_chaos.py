@@ -101,7 +101,12 @@ def test_mackey_glass_has_its_delay_and_the_scale_of_its_series(delay):
 
 
 @pytest.mark.parametrize(
-    ("delay", "message"), [(0.5, "at least 1, got 0.5"), (17.03, "multiple of 0.1, got 17.03")]
+    ("delay", "message"),
+    [
+        (0.5, "at least 1, got 0.5"),
+        (17.03, "multiple of 0.1, got 17.03"),
+        (4.4, "at 4.4 the series comes to rest"),
+    ],
 )
 def test_an_unusable_delay_is_refused(delay, message):
     with pytest.raises(ValueError, match=message):

@@ -169,8 +169,8 @@ def test_chance_loss_is_that_of_predicting_nothing():
         ("noisy_patterning", {"min_iti": 90, "max_iti": 80}, "at most max_iti"),
         ("trace_patterning", {"num_cs": 1}, "num_cs must be at least 2"),
         ("trace_patterning", {"num_cs": 4, "num_patterns": 7}, "num_patterns must be in 1..6"),
-        ("trace_patterning", {"num_distractors": -1}, "must not be negative"),
-        ("trace_patterning", {"pattern_seed": -1}, "must not be negative"),
+        ("trace_patterning", {"num_distractors": -1}, "must be at least 0"),
+        ("trace_patterning", {"pattern_seed": -1}, "must be at least 0"),
     ],
 )
 def test_impossible_sizes_are_refused(name, kwargs, said):

@@ -13,6 +13,7 @@ import kfrtrl_jax as kf
 from kfrtrl_jax._src.compositions import composed
 from kfrtrl_jax._src.compositions.factories import KINDS, REQUIRED, find
 from kfrtrl_jax._src.compositions.factories import fields as fields_of
+from kfrtrl_jax.errors import ConfigError
 from kfrtrl_jax.linearization import make_linearizer
 
 # Of those that ask for more than sizes, and of what is inside a composition.
@@ -94,3 +95,29 @@ def test_all_floats_may_vary_inside_one_program(word):
                 pytest.fail(f"{name}, of {paths}: {type(error).__name__}: {error}", pytrace=False)
             varied.add(name)
     assert varied
+
+
+# Any number has a meaning there.
+UNBOUNDED = {"forget_bias", "membrane_coupling", "coefficient", "value_weight", "entropy_weight"}
+SUPPLIED = {"cell": {"input_size": 4}, "readout": {"input_size": 4, "output_size": 2}}
+
+
+def takes(word, section, **changed):
+    kind = KINDS[word]
+    try:
+        whole = composed.complete(kind, {**section, **changed}, word)
+        composed.make(kind, whole, word, {}, **SUPPLIED.get(word, {}))
+    except ConfigError as error:
+        return not any(key in str(error) for key in changed)
+    return True
+
+
+@pytest.mark.parametrize("word", ["cell", "readout", "estimator", "credit", "task"])
+def test_a_number_that_makes_no_sense_is_refused_by_name(word):
+    for name in KINDS[word].factories:
+        section = (
+            section_of(KINDS[word], name) if name else composed.complete(KINDS[word], {}, word)
+        )
+        floats = {key for key, value in section.items() if isinstance(value, float)}
+        taken = {key for key in floats if takes(word, section, **{key: -1.5})}
+        assert taken <= UNBOUNDED, f"{word} {name} takes -1.5 for {taken - UNBOUNDED}"

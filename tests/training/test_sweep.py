@@ -396,6 +396,15 @@ def test_a_sweep_of_nothing_but_diverged_trials_has_its_rows(tmp_path, capsys):
 def test_a_bad_trial_is_named(tmp_path):
     with pytest.raises(ConfigError, match=r"trial 1 of the sweep: config\.estimator\.name: there"):
         sweep.run_sweep(BASE, [{}, {"estimator.name": "kfrtl"}], tmp_path)
+    # Alone it is refused; beside others it is a tracer, whose value no factory sees.
+    fractions = sweep.grid(
+        **{"task": ["flip_flop(batch_size=2)"], "task.pulse_probability": [0.1, 2.0]}
+    )
+    outside = r"config\.task: pulse_probability must be in \[0, 1\], got 2.0"
+    with pytest.raises(ConfigError, match=f"trial 1 of the sweep: {outside}"):
+        sweep.run_sweep(BASE, fractions, tmp_path)
+    with pytest.raises(ConfigError, match=outside):
+        sweep.describe(BASE, fractions)
     with pytest.raises(ConfigError, match=r"config\.foo is not a field of a config"):
         sweep.run_sweep(BASE, [{"foo.bar": 3}], tmp_path)
     with pytest.raises(ConfigError, match="the sweep has no trials"):

@@ -7,6 +7,7 @@ import math
 import jax
 import jax.numpy as jnp
 
+from kfrtrl_jax._src import bounds
 from kfrtrl_jax._src.base import Array, Cell, Key
 from kfrtrl_jax._src.cells.initializers import gaussian
 
@@ -44,9 +45,7 @@ def conv_lstm(
     """
     if len(size) != 2 or min(size) < 1:
         raise ValueError(f"size must be (height, width), both at least 1, got {size}")
-    for name, value in (("channels", channels), ("kernel_size", kernel_size)):
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
+    bounds.require("[1, inf)", channels=channels, kernel_size=kernel_size)
     pixels = math.prod(size)
     if input_size < 1 or input_size % pixels:
         raise ValueError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from kfrtrl_jax._src import bounds
 from kfrtrl_jax._src.base import Array, Cell, Key
 from kfrtrl_jax._src.cells.initializers import StaticFloat, gaussian
 
@@ -40,8 +41,7 @@ def ctrnn(
         raise ValueError(
             f"step_size must be more than 0 and at most time_constant={time_constant}, got {step_size}"
         )
-    if num_steps < 1:
-        raise ValueError(f"num_steps must be at least 1, got {num_steps}")
+    bounds.require("[1, inf)", num_steps=num_steps)
 
     def init(key: Key) -> dict[str, Array]:
         rows = gaussian(key, (input_size + hidden_size + 1, hidden_size), init_scale)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kfrtrl_jax._src import jax_internals
+from kfrtrl_jax._src import bounds, jax_internals
 from kfrtrl_jax._src.base import Array, Key
 from kfrtrl_jax._src.host_memory import require_memory
 
@@ -70,8 +70,7 @@ def require_ring(min_radius: float, max_radius: float, max_phase: float) -> None
         raise ValueError(
             f"the radii must be 0 <= min_radius < max_radius <= 1, got {min_radius} and {max_radius}"
         )
-    if not max_phase > 0:
-        raise ValueError(f"max_phase must be more than 0, got {max_phase}")
+    bounds.require("(0, inf)", max_phase=max_phase)
 
 
 class RecurrentMasks:
@@ -82,8 +81,7 @@ class RecurrentMasks:
     """
 
     def __init__(self, sparsity: StaticFloat, seed: int):
-        if not 0 <= sparsity < 1:
-            raise ValueError(f"sparsity must be in [0, 1), got {sparsity}")
+        bounds.require("[0, 1)", sparsity=sparsity)
         self._kept = 1 - sparsity
         self._random = np.random.default_rng(seed)
 

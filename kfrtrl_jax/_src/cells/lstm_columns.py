@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from kfrtrl_jax._src import bounds
 from kfrtrl_jax._src.base import Array, Cell, Key
 from kfrtrl_jax._src.cells.initializers import gaussian
 
@@ -39,9 +40,7 @@ def lstm_columns(
     Raises:
       ValueError: if num_columns or column_size is less than 1.
     """
-    for name, value in (("num_columns", num_columns), ("column_size", column_size)):
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
+    bounds.require("[1, inf)", num_columns=num_columns, column_size=column_size)
     rows = input_size + column_size + 1
 
     def init(key: Key) -> dict[str, Array]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from kfrtrl_jax._src import bounds
 from kfrtrl_jax._src.base import Array, Cell, Key
 from kfrtrl_jax._src.cells.initializers import StaticFloat, gaussian
 
@@ -35,10 +36,8 @@ def ltc(
     Raises:
       ValueError: if duration is not positive, or num_steps is less than 1.
     """
-    if not duration > 0:
-        raise ValueError(f"duration must be more than 0, got {duration}")
-    if num_steps < 1:
-        raise ValueError(f"num_steps must be at least 1, got {num_steps}")
+    bounds.require("(0, inf)", duration=duration)
+    bounds.require("[1, inf)", num_steps=num_steps)
     d = duration / num_steps
 
     def init(key: Key) -> dict[str, Array]:

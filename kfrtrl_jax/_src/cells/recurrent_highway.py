@@ -7,6 +7,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
+from kfrtrl_jax._src import bounds
 from kfrtrl_jax._src.base import Array, Cell, Key
 from kfrtrl_jax._src.cells.initializers import RecurrentMasks, StaticFloat, gaussian, masked
 
@@ -41,8 +42,7 @@ def recurrent_highway(
     Raises:
       ValueError: if depth is less than 1, candidate is unknown or sparsity is not in [0, 1).
     """
-    if depth < 1:
-        raise ValueError(f"depth must be at least 1, got {depth}")
+    bounds.require("[1, inf)", depth=depth)
     if candidate not in ("scaled_sigmoid", "tanh"):
         raise ValueError(f'candidate must be "scaled_sigmoid" or "tanh", got {candidate!r}')
 

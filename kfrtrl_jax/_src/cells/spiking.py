@@ -16,7 +16,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from kfrtrl_jax._src import jax_internals
+from kfrtrl_jax._src import bounds
 from kfrtrl_jax._src.base import Array, Cell, Key
 from kfrtrl_jax._src.cells.initializers import gaussian
 from kfrtrl_jax._src.cells.surrogates import Surrogate, spike_function
@@ -118,7 +118,7 @@ def alif(
     """
     reset_of = _reset_function(reset, detach_reset, threshold)
     spike = spike_function(surrogate)
-    _require("adaptation", adaptation, adaptation >= 0, "at least 0")
+    bounds.require("[0, inf)", adaptation=adaptation)
     leaks = {"leak": leak, "adaptation_leak": adaptation_leak}
     constants = _Constants(learned_dynamics, leaks)
 
@@ -225,7 +225,7 @@ def _reset_function(
     reset: Reset, detach: bool, threshold: float
 ) -> Callable[[Array | float, Array, Array], Array]:
     """(leak, u, z) -> what is left of the membrane u at the next step, after the spikes z."""
-    _require("threshold", threshold, threshold > 0, "more than 0")
+    bounds.require("(0, inf)", threshold=threshold)
     if reset not in ("subtraction", "zero"):
         raise ValueError(f'reset must be "subtraction" or "zero", got {reset!r}')
 
@@ -239,10 +239,7 @@ def _reset_function(
 class _Constants:
     """The constants of a unit's dynamics: the same numbers for all, or learned for each unit."""
 
-    _INTERVALS: Mapping[str, tuple[float, float]] = {
-        "membrane_coupling": (-1.0, 1.0),
-        "spike_coupling": (0.0, 2.0),
-    }
+    _INTERVALS: Mapping[str, str] = {"membrane_coupling": "[-1, 1]", "spike_coupling": "[0, 2]"}
 
     def __init__(
         self,
@@ -256,11 +253,9 @@ class _Constants:
           ValueError: if a leak is not in (0, 1) or a coupling not in its interval.
         """
         self._learned, self._leaks, self._couplings = learned, leaks, couplings or {}
-        for name, value in self._leaks.items():
-            _require(name, value, (value > 0) & (value < 1), "in (0, 1)")
+        bounds.require("(0, 1)", **self._leaks)
         for name, value in self._couplings.items():
-            low, high = self._INTERVALS[name]
-            _require(name, value, (low <= value) & (value <= high), f"in [{low:g}, {high:g}]")
+            bounds.require(self._INTERVALS[name], **{name: value})
 
     def init(self, size: int) -> Params:
         """The parameters, if they are learned; leaks by the names of their logits."""
@@ -278,9 +273,3 @@ class _Constants:
         leaks = {name: jax.nn.sigmoid(params[f"{name}_logit"]) for name in self._leaks}
         clipped = {name: jnp.clip(params[name], *self._INTERVALS[name]) for name in self._couplings}
         return {**leaks, **clipped}
-
-
-def _require(name: str, value: float, holds: bool, allowed: str) -> None:
-    """Refuses a number; those that a sweep traces are not known here."""
-    if not jax_internals.is_traced(value) and not holds:
-        raise ValueError(f"{name} must be {allowed}, got {value}")

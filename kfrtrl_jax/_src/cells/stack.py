@@ -8,6 +8,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
+from kfrtrl_jax._src import bounds
 from kfrtrl_jax._src.base import Array, Cell, Key
 from kfrtrl_jax._src.cells.function import output_shape
 from kfrtrl_jax._src.cells.initializers import gaussian
@@ -95,8 +96,7 @@ def stack_of(
     Raises:
       ValueError: if layers is less than 1, or where `stack` does.
     """
-    if layers < 1:
-        raise ValueError(f"layers must be at least 1, got {layers}")
+    bounds.require("[1, inf)", layers=layers)
     parts = _Parts(skip, norm, mix, width)
     made: list[_Layer] = []
     size = input_size

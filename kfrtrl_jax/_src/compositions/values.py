@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
+from kfrtrl_jax._src import bounds
 from kfrtrl_jax._src.compositions.notation import MAX_DEPTH, MAX_ITEMS, Call, Written
 from kfrtrl_jax._src.errors import ConfigError
 
@@ -35,6 +36,7 @@ _BOUNDS: dict[str, str] = {
     "learning_rate": "(0, inf)",
     "clip_norm": "[0, inf)",
     "init_scale": "[0, inf)",
+    "feedback_scale": "[0, inf)",
     "eps": "(0, inf)",
     "b1": "[0, 1)",
     "b2": "[0, 1)",
@@ -56,6 +58,20 @@ _BOUNDS: dict[str, str] = {
     "final_div_factor": "(0, inf)",
     "eta_minus": "(0, 1)",
     "eta_plus": "(1, inf)",
+    "min_step_size": "(0, inf)",
+    "max_step_size": "(0, inf)",
+    "adam_b1": "[0, 1)",
+    "adam_b2": "[0, 1)",
+    "adam_eps_root": "[0, inf)",
+    "adam_weight_decay": "[0, inf)",
+    "eps_root": "[0, inf)",
+    "rho": "[0, 1)",
+    "initial_scale": "[0, inf)",
+    "initial_accumulator_value": "[0, inf)",
+    "clipping_threshold": "(0, inf)",
+    "min_norm": "[0, inf)",
+    "trust_coefficient": "(0, inf)",
+    "estim_lr0": "(0, inf)",
 }
 _NAMES = {int: "an integer", float: "a number", bool: "True or False", str: "a string"}
 
@@ -160,22 +176,14 @@ def check_bounds(path: str, key: str, value: Any, *, by_name: bool = True) -> No
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return
     whole = isinstance(value, int)
-    bounds = "(-inf, inf)"
+    interval = "(-inf, inf)"
     if by_name:
         otherwise = "[1, inf)" if key.endswith("_size") else "[0, inf)"
-        bounds = _BOUNDS.get(key, otherwise if whole else bounds)
-    low, high = (float(x) for x in bounds[1:-1].split(","))
-    if whole and high == math.inf and abs(value) > LARGEST_INTEGER:
+        interval = _BOUNDS.get(key, otherwise if whole else interval)
+    if whole and bounds.ends(interval)[1] == math.inf and abs(value) > LARGEST_INTEGER:
         raise ConfigError(f"{path} must be at most {LARGEST_INTEGER}, got {quoted(value)}")
-    too_low = value < low or (bounds[0] == "(" and value == low)
-    too_high = value > high or (bounds[-1] == ")" and value == high)
-    if not (too_low or too_high):
-        return
-    if high == math.inf:
-        allowed = f"at least {low:g}" if bounds[0] == "[" else f"more than {low:g}"
-    else:
-        allowed = f"in {bounds}"
-    raise ConfigError(f"{path} must be {allowed}, got {quoted(value)}")
+    if allowed := bounds.missed(interval, value):
+        raise ConfigError(f"{path} must be {allowed}, got {quoted(value)}")
 
 
 def suggest(given: str, names: Iterable[str]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from kfrtrl_jax._src import bounds
 from kfrtrl_jax._src.control.environments import Environment, from_gymnax
 from kfrtrl_jax._src.shapes import require_positive
 
@@ -67,8 +68,10 @@ def control(
 
     Raises:
       ImportError: if gymnax is not installed.
-      ValueError: see `from_gymnax`; or if batch_size is less than 1.
+      ValueError: see `from_gymnax`; or if batch_size is less than 1, or discount or trace_decay is not
+        in [0, 1].
     """
     require_positive(batch_size=batch_size)
+    bounds.require("[0, 1]", discount=discount, trace_decay=trace_decay)
     made = from_gymnax(environment, parameters=parameters, observed=tuple(observed))
     return Control(batch_size, made, Settings(discount, trace_decay, value_weight, entropy_weight))

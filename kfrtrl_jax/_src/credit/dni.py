@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Float
 
+from kfrtrl_jax._src import bounds
 from kfrtrl_jax._src.base import Array, CreditEstimator, Key, Structure
 from kfrtrl_jax._src.shapes import require_shape
 
@@ -51,8 +52,7 @@ def dni(
     Raises:
       ValueError: if hidden_units is negative.
     """
-    if hidden_units < 0:
-        raise ValueError(f"hidden_units must be at least 0, got {hidden_units}")
+    bounds.require("[0, inf)", hidden_units=hidden_units)
     optimizer = optax.adam(learning_rate)
 
     def init(structure: Structure, key: Key) -> DniState:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
+from kfrtrl_jax._src import bounds
 from kfrtrl_jax._src.base import (
     Array,
     InfluenceEstimator,
@@ -35,8 +36,7 @@ def average(estimator: InfluenceEstimator, copies: int) -> InfluenceEstimator:
     Raises:
       ValueError: if copies is less than 1.
     """
-    if copies < 1:
-        raise ValueError(f"copies must be at least 1, got {copies}")
+    bounds.require("[1, inf)", copies=copies)
 
     def init(structure: Structure) -> Any:
         one = estimator.init(structure)
@@ -80,8 +80,7 @@ def reset_every(period: int, estimator: InfluenceEstimator) -> InfluenceEstimato
     Raises:
       ValueError: if period is less than 1.
     """
-    if period < 1:
-        raise ValueError(f"period must be at least 1, got {period}")
+    bounds.require("[1, inf)", period=period)
 
     def init(structure: Structure) -> ResetEveryState:
         return ResetEveryState(estimator.init(structure), jnp.zeros((), jnp.int32))
@@ -118,9 +117,7 @@ def random_resets(probability: float, estimator: InfluenceEstimator) -> Influenc
     Raises:
       ValueError: if probability is not in [0, 1).
     """
-    # In a sweep it is a tracer.
-    if isinstance(probability, (int, float)) and not 0 <= probability < 1:
-        raise ValueError(f"probability must be in [0, 1), got {probability}")
+    bounds.require("[0, 1)", probability=probability)
 
     def push(state: Any, linearization: Linearization, key: Key) -> Any:
         own, inner = jax.random.split(key)
@@ -217,9 +214,7 @@ def control_variate(estimator: InfluenceEstimator, coefficient: float = 1.0) -> 
     Raises:
       ValueError: if the coefficient is not finite.
     """
-    # In a sweep it is a tracer.
-    if isinstance(coefficient, (int, float)) and not math.isfinite(coefficient):
-        raise ValueError(f"coefficient must be finite, got {coefficient}")
+    bounds.require("(-inf, inf)", coefficient=coefficient)
     trace = e_prop()
 
     def init(structure: Structure) -> ControlVariateState:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from kfrtrl_jax._src import bounds
 from kfrtrl_jax._src.base import InfluenceEstimator, Structure
 from kfrtrl_jax._src.errors import UnsupportedCellError
 from kfrtrl_jax._src.estimators.snap import SnapState, reachable, snap
@@ -25,8 +26,7 @@ def diagonal_rtrl(unit_size: int = 2) -> InfluenceEstimator:
     Its init raises UnsupportedCellError if, by the entries of J and D that can be non-zero, some weight
     influences more than `unit_size` state variables.
     """
-    if unit_size < 1:
-        raise ValueError(f"unit_size must be at least 1, got {unit_size}")
+    bounds.require("[1, inf)", unit_size=unit_size)
     # Each order adds at least one entry to a pattern that still grows.
     local = snap(order=unit_size)
 

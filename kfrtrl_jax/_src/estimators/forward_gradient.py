@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float
 
+from kfrtrl_jax._src import bounds
 from kfrtrl_jax._src.base import (
     Array,
     InfluenceEstimator,
@@ -55,8 +56,7 @@ def forward_gradient(directions: int = 1) -> InfluenceEstimator:
     Raises:
       ValueError: if directions is less than 1.
     """
-    if directions < 1:
-        raise ValueError(f"directions must be at least 1, got {directions}")
+    bounds.require("[1, inf)", directions=directions)
 
     def init(structure: Structure) -> ForwardGradientState:
         b, dtype, weights = structure.batch_size, structure.dtype, weights_of(structure)

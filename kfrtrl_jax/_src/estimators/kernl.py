@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
+from kfrtrl_jax._src import bounds
 from kfrtrl_jax._src.base import (
     Array,
     InfluenceEstimator,
@@ -19,7 +20,6 @@ from kfrtrl_jax._src.base import (
 )
 from kfrtrl_jax._src.estimators.snap import SnapState, push_on_pattern, snap
 from kfrtrl_jax._src.matrices import Banded, BlockColumns, Index
-from kfrtrl_jax._src.shapes import require_decay
 
 # A decay of 1 would let the traces grow without end.
 _SLOWEST_DECAY = 0.999
@@ -80,14 +80,9 @@ def kernl(
     Raises:
       ValueError: if decay is not in [0, 1), or a learning rate is negative.
     """
-    # A sweep may pass traced scalars, whose values are not known yet.
-    for name, rate in [
-        ("learning_rate", learning_rate),
-        ("decay_learning_rate", decay_learning_rate),
-    ]:
-        if isinstance(rate, (int, float)) and not rate >= 0:
-            raise ValueError(f"{name} must be at least 0, got {rate}")
-    require_decay(decay)
+    rates = {"learning_rate": learning_rate, "decay_learning_rate": decay_learning_rate}
+    bounds.require("[0, inf)", **rates)
+    bounds.require("[0, 1)", decay=decay)
     local = snap(order=1)
 
     def init(structure: Structure) -> KernlState:

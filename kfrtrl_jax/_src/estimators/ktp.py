@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
+from kfrtrl_jax._src import bounds
 from kfrtrl_jax._src.base import (
     Array,
     InfluenceEstimator,
@@ -67,8 +68,7 @@ def ktp(rank: int, reduction: Reduction = "signs") -> InfluenceEstimator:
     Raises:
       ValueError: if rank is less than 1, or there is no such reduction.
     """
-    if rank < 1:
-        raise ValueError(f"rank must be at least 1, got {rank}")
+    bounds.require("[1, inf)", rank=rank)
     if reduction not in get_args(Reduction):
         raise ValueError(
             f"reduction must be one of {', '.join(get_args(Reduction))}, got {reduction!r}"

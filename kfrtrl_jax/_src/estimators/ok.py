@@ -12,6 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from kfrtrl_jax._src import bounds
 from kfrtrl_jax._src.base import (
     Array,
     InfluenceEstimator,
@@ -62,8 +63,7 @@ def ok(rank: int) -> InfluenceEstimator:
     Raises:
       ValueError: if rank is less than 1.
     """
-    if rank < 1:
-        raise ValueError(f"rank must be at least 1, got {rank}")
+    bounds.require("[1, inf)", rank=rank)
 
     def init(structure: Structure) -> OkState:
         require_products(structure, "ok")

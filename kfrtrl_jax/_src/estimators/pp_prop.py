@@ -7,6 +7,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Float
 
+from kfrtrl_jax._src import bounds
 from kfrtrl_jax._src.base import (
     Array,
     InfluenceEstimator,
@@ -19,7 +20,6 @@ from kfrtrl_jax._src.base import (
 from kfrtrl_jax._src.composition import compose
 from kfrtrl_jax._src.estimators.local_traces import require_local
 from kfrtrl_jax._src.estimators.on_pattern import OnBands
-from kfrtrl_jax._src.shapes import require_decay
 
 
 class PpPropState(NamedTuple):
@@ -60,7 +60,7 @@ def pp_prop(decay: float = 0.9) -> InfluenceEstimator:
 
     Its init raises UnsupportedCellError where that of `e_prop` does.
     """
-    require_decay(decay)
+    bounds.require("[0, 1)", decay=decay)
 
     def init(structure: Structure) -> PpPropState:
         require_local(structure)

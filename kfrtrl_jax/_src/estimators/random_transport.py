@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from kfrtrl_jax._src import bounds
 from kfrtrl_jax._src.base import InfluenceEstimator, Key, Linearization
 from kfrtrl_jax._src.composition import compose
 from kfrtrl_jax._src.matrices import BlockColumns, Dense, spans
@@ -39,9 +40,7 @@ def random_transport(
     Raises:
       ValueError: if paths is negative, or 0 where the rest is to be rescaled.
     """
-    least = 1 if rescaled else 0
-    if paths < least:
-        raise ValueError(f"paths must be at least {least}, got {paths}")
+    bounds.require("[1, inf)" if rescaled else "[0, inf)", paths=paths)
 
     def push(state: Any, linearization: Linearization, key: Key) -> Any:
         own, inner = jax.random.split(key)

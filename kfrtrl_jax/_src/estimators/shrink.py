@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float
 
+from kfrtrl_jax._src import bounds
 from kfrtrl_jax._src.base import (
     Array,
     InfluenceEstimator,
@@ -18,7 +19,6 @@ from kfrtrl_jax._src.base import (
 )
 from kfrtrl_jax._src.estimators.combinators import average
 from kfrtrl_jax._src.estimators.weights import Weights, weights_of
-from kfrtrl_jax._src.shapes import require_decay
 from kfrtrl_jax._src.xla import at_least_float32
 
 
@@ -63,7 +63,7 @@ def shrink(
     """
     if copies < 2:
         raise ValueError(f"copies must be at least 2, to tell noise from signal, got {copies}")
-    require_decay(decay)
+    bounds.require("[0, 1)", decay=decay)
     mean = average(estimator, copies)
 
     def init(structure: Structure) -> ShrinkState:

@@ -9,12 +9,12 @@ follows the error bound.
 from __future__ import annotations
 
 import dataclasses
-import math
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Float, Int
 
+from kfrtrl_jax._src import bounds
 from kfrtrl_jax._src.base import (
     Array,
     InfluenceEstimator,
@@ -79,13 +79,7 @@ def sketched(rank: int, tolerance: float = 0.0, squarings: int = 0) -> Influence
     Raises:
       ValueError: if rank, tolerance or squarings is negative, or tolerance is not finite.
     """
-    if rank < 0:
-        raise ValueError(f"rank must be at least 0, got {rank}")
-    if squarings < 0:
-        raise ValueError(f"squarings must be at least 0, got {squarings}")
-    # In a sweep it is a tracer.
-    if isinstance(tolerance, (int, float)) and not 0 <= tolerance < math.inf:
-        raise ValueError(f"tolerance must be finite and at least 0, got {tolerance}")
+    bounds.require("[0, inf)", rank=rank, squarings=squarings, tolerance=tolerance)
 
     def init(structure: Structure) -> SketchedState:
         b, n, dtype = structure.batch_size, structure.state_size, structure.dtype
@@ -189,8 +183,7 @@ def resized(state: SketchedState, rank: int) -> SketchedState:
     Raises:
       ValueError: if rank is negative.
     """
-    if rank < 0:
-        raise ValueError(f"rank must be at least 0, got {rank}")
+    bounds.require("[0, inf)", rank=rank)
     n, old = state.state_factor.shape[-2:]
     new = min(rank, n)
 

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from kfrtrl_jax._src import bounds
 from kfrtrl_jax._src.base import (
     Array,
     InfluenceEstimator,
@@ -61,8 +62,7 @@ def snap(order: int = 1) -> InfluenceEstimator:
     Raises:
       ValueError: if order is less than 1.
     """
-    if order < 1:
-        raise ValueError(f"order must be at least 1, got {order}")
+    bounds.require("[1, inf)", order=order)
 
     def init(structure: Structure) -> SnapState:
         return SnapState(tuple(_empty(structure, site, order) for site in structure.sites))

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import jax
 import optax
 
-from kfrtrl_jax._src import jax_internals
+from kfrtrl_jax._src import bounds, jax_internals
 from kfrtrl_jax._src.base import Array, Cell, CreditEstimator, InfluenceEstimator, Loss, Readout
 from kfrtrl_jax._src.errors import UnsupportedCellError
 from kfrtrl_jax._src.lanes import axes_of_lanes
@@ -169,9 +169,6 @@ def _check_forms(immediate: str, credit: CreditEstimator | None, lengths: Length
             "a credit closes a segment with a single update: it needs update_every and window equal to "
             f"segment_length, got {lengths.update}, {lengths.window} and {lengths.segment}"
         )
-    # A share that is an array may be a tracer, which has no value to look at.
-    if isinstance(credit.share, jax.Array):
-        return None
-    if not 0 <= credit.share <= 1:
-        raise ValueError(f"the share of a credit must be in [0, 1], got {credit.share}")
-    return credit.share
+    bounds.require("[0, 1]", **{"the share of a credit": credit.share})
+    # One that is an array may be a tracer, which has no value to look at.
+    return None if isinstance(credit.share, jax.Array) else credit.share

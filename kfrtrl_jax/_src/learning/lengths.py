@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
+from kfrtrl_jax._src import bounds
+
 
 @dataclasses.dataclass(frozen=True)
 class Lengths:
@@ -43,8 +45,7 @@ def make_lengths(segment_length: int, update_every: int | None, window: int | No
     """
     update_every = segment_length if update_every is None else update_every
     window = segment_length if window is None else window
-    if segment_length < 1:
-        raise ValueError(f"segment_length must be at least 1, got {segment_length}")
+    bounds.require("[1, inf)", segment_length=segment_length)
     if update_every < 1 or segment_length % update_every:
         raise ValueError(
             f"update_every must divide segment_length, got {update_every} and {segment_length}"

@@ -22,6 +22,8 @@ LORENZ_SIGMA, LORENZ_RHO, LORENZ_BETA = 10.0, 28.0, 8 / 3
 LORENZ_INTERVAL, LORENZ_SUBSTEPS = 0.05, 5
 MACKEY_GLASS_BETA, MACKEY_GLASS_GAMMA, MACKEY_GLASS_POWER = 0.2, 0.1, 10
 MACKEY_GLASS_SUBSTEPS = 10
+# A series of less standard deviation is at rest, or comes to it.
+_AT_REST = 0.01
 # Where the held-out trajectories start, as points of the unit cube.
 _HELD_OUT_STARTS = {"valid": (0.31, 0.62, 0.17), "test": (0.83, 0.24, 0.71)}
 
@@ -117,7 +119,8 @@ def mackey_glass(
       test_length: of "test".
 
     Raises:
-      ValueError: if an argument is less than 1, or delay is no multiple of 0.1.
+      ValueError: if an argument is less than 1, or delay is no multiple of 0.1 or so short that the
+        series comes to rest.
 
     Source: Mackey and Glass, "Oscillation and chaos in physiological control systems", 1977; Jaeger
     and Haas, "Harnessing nonlinearity", 2004.
@@ -206,6 +209,11 @@ def _mackey_glass(substeps: int) -> _System:
     if substeps == 17 * MACKEY_GLASS_SUBSTEPS:
         return system
     mean, std = _scale(system)
+    if std < _AT_REST:
+        raise ValueError(
+            f"delay must be longer: at {substeps / MACKEY_GLASS_SUBSTEPS:g} the series comes to rest "
+            f"and nothing is left to predict; it moves from about 5 on, and is chaotic above 16.8"
+        )
     return system._replace(mean=mean, std=std)
 
 

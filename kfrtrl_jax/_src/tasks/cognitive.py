@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
+from kfrtrl_jax._src import bounds
 from kfrtrl_jax._src.base import Array, Batch, Key, Task
 from kfrtrl_jax._src.lanes import along
 from kfrtrl_jax._src.losses import accuracy, cross_entropy
@@ -98,10 +99,11 @@ def delayed_match(
       every_step: whether the losses of all epochs count, or only those of the decision.
 
     Raises:
-      ValueError: if batch_size, dt or dim_ring is less than 1, the delay is negative or another
-        epoch is shorter than one step.
+      ValueError: if batch_size, dt or dim_ring is less than 1, sigma or the delay is negative or
+        another epoch is shorter than one step.
     """
     require_positive(batch_size=batch_size, dt=dt, dim_ring=dim_ring)
+    bounds.require("[0, inf)", sigma=sigma)
     _require_steps(dt, delay, fixation=fixation, sample=sample, test=test, decision=decision)
     steps = [time // dt for time in (fixation, sample, delay, test, decision)]
     sample_start, delay_start, test_start, decision_start, length = np.cumsum(steps).tolist()
@@ -184,10 +186,11 @@ def context_integration(
       every_step: whether the losses of all epochs count, or only those of the decision.
 
     Raises:
-      ValueError: if batch_size, dt, dim_ring or delay_mean is less than 1, a bound of the delay is
-        negative or another epoch is shorter than one step.
+      ValueError: if batch_size, dt, dim_ring or delay_mean is less than 1, sigma or a bound of the
+        delay is negative or another epoch is shorter than one step.
     """
     require_positive(batch_size=batch_size, dt=dt, dim_ring=dim_ring, delay_mean=delay_mean)
+    bounds.require("[0, inf)", sigma=sigma)
     _require_steps(
         dt, min(delay_min, delay_max), fixation=fixation, stimulus=stimulus, decision=decision
     )
@@ -293,5 +296,4 @@ def _require_steps(dt: int, delay: int, **epochs: int) -> None:
     for name, time in epochs.items():
         if time < dt:
             raise ValueError(f"{name} must be at least one step of {dt} ms, got {time} ms")
-    if delay < 0:
-        raise ValueError(f"the delay must not be negative, got {delay} ms")
+    bounds.require("[0, inf)", delay=delay)

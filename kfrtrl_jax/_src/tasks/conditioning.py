@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from kfrtrl_jax._src import bounds
 from kfrtrl_jax._src.base import Array, Batch, Key, Score, Task
 from kfrtrl_jax._src.lanes import along
 from kfrtrl_jax._src.losses import temporal_difference
@@ -189,7 +190,7 @@ def trace_patterning(
     Raises:
       ValueError: if a size is impossible: batch_size less than 1, isi or num_cs less than 2,
         min_iti less than 4 or greater than max_iti, num_distractors or pattern_seed less than 0, or
-        more patterns than there are sets of half of the CS.
+        more patterns than there are sets of half of the CS; or if noise is not in [0, 1].
 
     Source: Rafiee et al., 2022, arXiv:2011.04590; see `trace_conditioning`.
     """
@@ -242,16 +243,14 @@ def activation_patterns(
     Raises:
       ValueError: if there are fewer, or if an argument is too small.
     """
-    if num_cs < 2:
-        raise ValueError(f"num_cs must be at least 2, got {num_cs}")
+    bounds.require("[2, inf)", num_cs=num_cs)
     most = math.comb(num_cs, num_cs // 2)
     if not 1 <= num_patterns <= most:
         raise ValueError(
             f"num_patterns must be in 1..{most}, as many as there are sets of half of {num_cs} CS, "
             f"got {num_patterns}"
         )
-    if seed < 0:
-        raise ValueError(f"pattern_seed must not be negative, got {seed}")
+    bounds.require("[0, inf)", pattern_seed=seed)
     sets = list(itertools.combinations(range(num_cs), num_cs // 2))
     chosen = np.random.default_rng(seed).choice(most, num_patterns, replace=False)
     patterns = np.zeros((num_patterns, num_cs), bool)
@@ -270,8 +269,8 @@ def _patterning(
     noise: float,
 ) -> _Protocol:
     patterns = jnp.asarray(activation_patterns(num_cs, num_patterns, seed))
-    if num_distractors < 0:
-        raise ValueError(f"num_distractors must not be negative, got {num_distractors}")
+    bounds.require("[0, inf)", num_distractors=num_distractors)
+    bounds.require("[0, 1]", noise=noise)
     # A random subset may be an activation pattern as well: together they are half of the trials.
     subsets = 2**num_cs
     chosen = (subsets / 2 - num_patterns) / (subsets - num_patterns)
@@ -401,6 +400,5 @@ def _integer(uniform: Array, low: int, high: int) -> Array:
 
 def _around(isi: int) -> tuple[int, int]:
     """The shortest and the longest ISI with this mean."""
-    if isi < 2:
-        raise ValueError(f"isi must be at least 2, got {isi}")
+    bounds.require("[2, inf)", isi=isi)
     return isi - isi // 3, isi + isi // 3

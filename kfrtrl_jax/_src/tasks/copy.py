@@ -7,6 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from kfrtrl_jax._src import bounds
 from kfrtrl_jax._src.base import Array, Batch, Key, Task
 from kfrtrl_jax._src.lanes import is_key
 from kfrtrl_jax._src.losses import cross_entropy
@@ -66,12 +67,14 @@ def copy(
       initial_length: T* at the first step.
 
     Raises:
-      ValueError: if batch_size or initial_length is less than 1, or shortening is negative; from
-        `init`, for a key of unsafe_rbg, which does not mix what is folded in: strings would be few.
+      ValueError: if batch_size or initial_length is less than 1, another number is negative, or decay
+        is not in [0, 1); from `init`, for a key of unsafe_rbg, which does not mix what is folded in:
+        strings would be few.
     """
     require_positive(batch_size=batch_size, initial_length=initial_length)
-    if shortening < 0:
-        raise ValueError(f"shortening must not be negative, got {shortening}")
+    bounds.require("[0, 1)", decay=decay)
+    bounds.require("[0, inf)", threshold=threshold, restart=restart, initial_loss=initial_loss)
+    bounds.require("[0, inf)", shortening=shortening)
 
     def init(key: Key) -> CopyState:
         require_key("key", key)

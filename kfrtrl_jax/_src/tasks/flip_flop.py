@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
+from kfrtrl_jax._src import bounds
 from kfrtrl_jax._src.base import Array, Batch, Key, Task
 from kfrtrl_jax._src.losses import squared_error
 from kfrtrl_jax._src.shapes import require_positive
@@ -47,9 +48,10 @@ def flip_flop(
       pulse_probability: of a pulse in one channel at one step after the first, between 0 and 1.
 
     Raises:
-      ValueError: if an integer is less than 1.
+      ValueError: if an integer is less than 1, or pulse_probability is not in [0, 1].
     """
     require_positive(batch_size=batch_size, n_bits=n_bits, length=length)
+    bounds.require("[0, 1]", pulse_probability=pulse_probability)
 
     def init(key: Key) -> FlipFlopState:
         del key

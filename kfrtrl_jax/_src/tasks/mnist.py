@@ -14,6 +14,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from jaxtyping import UInt8
 
+from kfrtrl_jax._src import bounds
 from kfrtrl_jax._src.base import Task
 from kfrtrl_jax._src.errors import DataError
 from kfrtrl_jax._src.shapes import require_positive
@@ -78,8 +79,7 @@ def sequential_mnist(
     require_positive(batch_size=batch_size)
     if order not in ("pixels", "rows"):
         raise ValueError(f'order must be "pixels" or "rows", got {order!r}')
-    if permutation_seed < 0:
-        raise ValueError(f"permutation_seed must not be negative, got {permutation_seed}")
+    bounds.require("[0, inf)", permutation_seed=permutation_seed)
     train, test = read_mnist(data_dir)
     count, height, width = train.pixels.shape
     if count <= VALIDATION_IMAGES:
