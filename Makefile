@@ -29,6 +29,8 @@ $(READY): requirements.txt pyproject.toml setup.py
 	@$(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@# pip compiles what it copies; with PYTHONDONTWRITEBYTECODE every process would compile this package.
+	@$(BIN)/python -m compileall -q kfrtrl_jax
 	@touch $(READY)
 
 .venv/.extra-%: $(READY)

@@ -35,6 +35,21 @@ class Display(NamedTuple):
 # Shows nothing.
 SILENT = Display(lambda record: None, lambda text: None, lambda: None)
 NAMELESS = Words()
+_LABELS = {
+    "running_loss": "running loss",
+    "sequence_length": "sequence length T*",
+    "valid_loss": "validation loss",
+    "best_valid_loss": "lowest validation loss",
+    "valid_score": "validation score",
+}
+
+
+def label_of(field: str, words: Words = NAMELESS) -> str:
+    """The name of a record's field in words, with the unit of losses and the name of scores."""
+    name = _LABELS.get(field, field.replace("_", " "))
+    if words.score and field.endswith("score"):
+        return name.replace("score", words.score)
+    return f"{name} ({words.unit})" if words.unit and field.endswith("loss") else name
 
 
 def common_words(results: Sequence[Mapping[str, Any]]) -> Words:

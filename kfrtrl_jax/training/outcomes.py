@@ -9,7 +9,7 @@ from typing import Any
 
 from kfrtrl_jax._src.compositions import composed
 from kfrtrl_jax._src.compositions.factories import KINDS
-from kfrtrl_jax.training import choice, display, metrics, plots, workdir
+from kfrtrl_jax.training import choice, display, metrics, workdir
 from kfrtrl_jax.training import config as configs
 from kfrtrl_jax.training.choice import Results, figures, is_steady
 from kfrtrl_jax.training.overrides import Overrides
@@ -62,6 +62,9 @@ def report(
     words, outcomes = display.common_words(results), _outcomes(results)
     _print_table(sweep, results, settings, outcomes, words)
     pictures = []
+    # matplotlib takes a second to import, which a sweep should not begin with.
+    from kfrtrl_jax.training import plots
+
     if outcomes:
         pictures.append(folder / "sweep.png")
         curves = {label: [logs[i] for i in members] for label, members in settings.items()}
@@ -101,7 +104,7 @@ def _print_table(
         if label in stars:
             chosen[0] = f"* {chosen[0]}"
         rows.append([*chosen, str(len(own)), *spreads, str(failed or "")])
-    named = (plots.label_of(key, words) for key in outcomes)
+    named = (display.label_of(key, words) for key in outcomes)
     columns = [*(_short(key).replace("_", " ") for key in keys), "runs", *named, "diverged"]
     display.print_columns("mean ± standard deviation over seeds", columns, rows)
     for line in lines:
@@ -121,7 +124,7 @@ def _choices(
         everything = [result for group in own.values() for result in group]
         measure = choice.measure_of(everything)
         if len(own) > 1 and (found := choice.choose(own, measure)):
-            name = plots.label_of(measure.key, display.common_words(everything))
+            name = display.label_of(measure.key, display.common_words(everything))
             lines.append(choice.in_words(found, name))
             stars.add(found.setting)
     return lines, stars
@@ -136,6 +139,8 @@ def _draw_responses(
     sweep: Sequence[Overrides], results: Results, folder: Path, words: display.Words
 ) -> list[Path]:
     """Draws the figure that counts against each float that is swept; the pictures."""
+    from kfrtrl_jax.training import plots
+
     pictures, outcome = [], choice.measure_of(results).key
     swept = _swept_floats(sweep)
     times = collections.Counter(path.split(".")[-1] for path in swept)
@@ -149,7 +154,7 @@ def _draw_responses(
         if lines:
             last = path.split(".")[-1]
             pictures.append(folder / f"sweep_{last if times[last] == 1 else path}.png")
-            label = plots.label_of(outcome, words)
+            label = display.label_of(outcome, words)
             shown = label if outcome == "best_valid_loss" else f"final {label}"
             plots.plot_response(lines, pictures[-1], path, shown)
     return pictures

@@ -13,17 +13,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from kfrtrl_jax.training.display import NAMELESS, Words
+from kfrtrl_jax.training.display import NAMELESS, Words, label_of
 from kfrtrl_jax.training.metrics import Record
 from kfrtrl_jax.training.spreads import spread
-
-LABELS = {
-    "running_loss": "running loss",
-    "sequence_length": "sequence length T*",
-    "valid_loss": "validation loss",
-    "best_valid_loss": "lowest validation loss",
-    "valid_score": "validation score",
-}
 
 STYLE: Any = {
     "font.size": 10,
@@ -48,14 +40,6 @@ MOST_CURVES = len(COLOURS)
 _GREY: Any = {"color": "0.85", "lw": 0.8, "zorder": 0.5}
 _MARKERS_PER_CURVE = 8
 _VALIDATION: Any = {"marker": "o", "ms": 4, "color": COLOURS[1], "label": "validation"}
-
-
-def label_of(field: str, words: Words = NAMELESS) -> str:
-    """The name of a record's field in words, with the unit of losses and the name of scores."""
-    name = LABELS.get(field, field.replace("_", " "))
-    if words.score and field.endswith("score"):
-        return name.replace("score", words.score)
-    return f"{name} ({words.unit})" if words.unit and field.endswith("loss") else name
 
 
 def plot_run(

@@ -15,7 +15,6 @@ from kfrtrl_jax.training import (
     memory,
     metrics,
     on_wandb,
-    plots,
     processes,
     workdir,
 )
@@ -97,6 +96,9 @@ def _group(config: Any, begun: bool) -> Group:
 
 def _show(config: Any, folder: Path, summary: dict[str, Any], training: loop.Training) -> None:
     """Draws the picture and prints the table."""
+    # matplotlib takes a second to import, which a run should not begin with.
+    from kfrtrl_jax.training import plots
+
     words = training.group.about.words
     parts = [
         config.task.name,
