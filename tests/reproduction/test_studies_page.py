@@ -68,6 +68,8 @@ def test_how_far_kf_rtrl_is_behind_tbptt_on_the_penn_treebank(ptb, logs):
     assert f"8-OK in blocks of 8 has {ok}, SnAp-1 in blocks of 8 {snap}, KF-RTRL in" in PAGE
     assert f"KF-RTRL in blocks of 8 {kf_rtrl}, TBPTT(1) {one}." in PAGE
     assert f"{float(kf_rtrl) - float(long):.2f} bits behind" in PAGE
+    every_step = figures(ptb, "SnAp-1", "valid_loss", 200_000)
+    assert f"SnAp-1 pushed at every step, with no step kept, has {every_step}." in PAGE
 
 
 def test_how_far_the_papers_form_is_from_the_logs(ptb, logs):
