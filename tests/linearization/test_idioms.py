@@ -285,13 +285,17 @@ def many_heads(p, h, x):
 
 
 def long_scan(p, h, x):
-    h = jax.lax.scan(lambda v, _: (jnp.tanh(v @ p["r"] + p["b"]), None), h, None, length=100)[0]
+    # Many small steps, after which something of the past is left.
+    def small(v, _):
+        return v + 0.01 * jnp.tanh(v @ p["r"] + p["b"]), None
+
+    h = jax.lax.scan(small, h, None, length=100)[0]
     return jnp.tanh(h + x @ p["w"]), h
 
 
 def long_loop(p, h, x):
     for _ in range(70):
-        h = jnp.tanh(p["r"].T @ h + p["b"])
+        h = h + 0.01 * jnp.tanh(p["r"].T @ h + p["b"])
     return jnp.tanh(h + x @ p["w"]), h
 
 
