@@ -25,7 +25,7 @@ STEPS, EAGER_STEPS, DRAWS, LIMIT = 4, 2, 1024, 4
 # On these all is compared, and on all where asked for, as every operation and size is compiled anew: a
 # cell of several sites, and one whose D is dense.
 EAGER_ON = set(SMALL_CELLS) if NIGHT else {"gru"}
-JIT_ON = EAGER_ON | {"deep_recurrent_highway"}
+JIT_ON = set(SMALL_CELLS) if NIGHT else {"deep_recurrent_highway"}
 # The arguments that have no default.
 ARGUMENTS = {"ok": {"rank": 2}, "ktp": {"rank": 2}, "sketched": {"rank": 2}}
 
@@ -95,7 +95,7 @@ PAIRS = [
     *(("lru", name) for name in ("diagonal_rtrl", "kf_rtrl", "snap")),
 ]
 TAKEN = [(cell, name) for cell, name in PAIRS if cell not in REFUSED.get(name, ())]
-WHOLE = JIT_ON | {"lru"}
+WHOLE = EAGER_ON | JIT_ON | {"lru"}
 DRAWN = [
     *((cell, name) for cell, name in TAKEN if cell in WHOLE),
     *some((cell, name) for cell, name in TAKEN if cell not in WHOLE),
