@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from kfrtrl_jax._src.compositions.values import check_bounds
 from kfrtrl_jax.errors import ConfigError
 from kfrtrl_jax.learning import predict
 from kfrtrl_jax.training.loading import Loaded
@@ -37,8 +38,7 @@ def generate(
         raise ConfigError(f"task {network.config.task.name} is not one of text")
     if not 0 < temperature < math.inf:
         raise ConfigError(f"temperature must be more than 0 and finite, got {temperature}")
-    if not 0 <= seed < 2**32:
-        raise ConfigError(f"seed must be from 0 to {2**32 - 1}, got {seed}")
+    check_bounds("seed", "seed", seed)
     read = prompt or ("\n" if "\n" in symbols else symbols[0])
     unknown = sorted(set(read) - set(symbols))
     if unknown:

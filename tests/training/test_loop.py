@@ -195,7 +195,7 @@ def test_a_finished_run_gives_its_network_back_and_writes_text(text_run):
         ),
         (
             lambda folder: generation.generate(kf.load(folder), 3, seed=2**32),
-            f"seed must be from 0 to {2**32 - 1}, got {2**32}",
+            rf"seed must be in \[0, {2**32 - 1}\], got {2**32}",
         ),
     ],
 )
