@@ -116,7 +116,7 @@ def _no_self_check():
 
     That of `make_learner` and that of runs; also in fixtures that tests share.
     """
-    nothing = linearization.Check("float64", 0.0, {}, 0.0, 0.0, 0, 0.0)
+    nothing = linearization.Check("float64", 0.0, {}, 0.0, 0.0, 1, 0.0)
     with pytest.MonkeyPatch.context() as patched:
         for module, check in _checks:
             patched.setattr(module, "check", functools.wraps(check)(lambda *_, **__: nothing))

@@ -169,7 +169,7 @@ def quickly() -> Iterator[None]:
             compiled[key] = patched[0][2](training)
         return compiled[key]
 
-    nothing = kf.linearization.Check("float64", 0.0, {}, 0.0, 0.0, 0, 0.0)
+    nothing = kf.linearization.Check("float64", 0.0, {}, 0.0, 0.0, 1, 0.0)
     loop.Training._compiled = once  # type: ignore[method-assign]
     plots.plot_run = plots.plot_groups = lambda *_, **__: None  # type: ignore[assignment]
     kf.linearization.check = lambda *_, **__: nothing  # type: ignore[assignment]

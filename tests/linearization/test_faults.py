@@ -7,9 +7,12 @@ import itertools
 import os
 
 import jax.numpy as jnp
+import optax
 import pytest
 
+from kfrtrl_jax import cells, readouts
 from kfrtrl_jax.errors import UnsupportedCellError
+from kfrtrl_jax.learning import make_learner
 from kfrtrl_jax.linearization import check, make_linearizer
 from tests.linearization.derivative_rules import NOT_LINEAR
 from tests.linearization.faults import FAULTS, put_back
@@ -33,6 +36,31 @@ def test_the_check_of_a_cell_finds_wrong_predictions(monkeypatch):
     put_back(monkeypatch, "equal if they print alike")
     with pytest.raises(UnsupportedCellError, match=r"output of this cell, as .* own step gives"):
         check(CELLS["tables that print alike"], jnp.zeros(X))
+
+
+@pytest.mark.self_check
+def test_a_check_that_had_nothing_to_compare_says_so():
+    """Both branches of a where have a derivative, and 0 times that of the infinite one is NaN."""
+    gru = cells.gru(input_size=3, hidden_size=2)
+
+    def step(params, h, x):
+        h, _ = gru.step(params, h, x)
+        h = jnp.where(x[0] > 10, jnp.inf * h, h)
+        return h, h
+
+    report = check(gru._replace(step=step), jnp.zeros(3))
+    assert report.points == 0
+    message = "not checked: the derivatives of this cell by jax.vjp are not finite at any"
+    assert message in str(report)
+    with pytest.warns(UserWarning, match=message):
+        make_learner(
+            gru._replace(step=step),
+            readouts.linear(input_size=2, output_size=1),
+            "truncated",
+            optax.sgd(0.1),
+            batch_size=1,
+            example_input=jnp.zeros(3),
+        )
 
 
 def error_of(names):

@@ -28,7 +28,7 @@ def main(home: Path) -> None:
     finish = loop.summarize
     train.loop.summarize = lambda training: (seen.append(layout(training)), finish(training))[1]
     plots.plot_run = plots.plot_groups = lambda *_, **__: None
-    nothing = linearization.Check("float64", 0.0, {}, 0.0, 0.0, 0, 0.0)
+    nothing = linearization.Check("float64", 0.0, {}, 0.0, 0.0, 1, 0.0)
     linearization.check = lambda *_, **__: nothing
     figures = {}
     for name, orders in {"run": (0, 2), "back": (2, 0)}.items():

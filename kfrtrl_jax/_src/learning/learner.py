@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -95,8 +96,9 @@ def make_learner(
       loss: (prediction, target) -> scalar, for one lane, or a `Loss` that also says in which unit it is
         reported; the cross-entropy of logits with integer labels, in bits, if None.
       check: whether to compare the cell's linearization with `jax.vjp` first, once, which takes a
-        second or two (see `linearization.check`), and whether the cell is written for a batch. Inside a
-        function that JAX is tracing the comparison is skipped.
+        second or two (see `linearization.check`; a warning tells that there was nothing finite to
+        compare), and whether the cell is written for a batch. Inside a function that JAX is tracing the
+        comparison is skipped.
       lane_groups: of so many groups of consecutive lanes each sums up its own part of the gradient
         before the groups are added. Where lanes are spread over so many devices, the gradient crosses
         between them once. It divides B, and changes rounding alone.
@@ -128,7 +130,8 @@ def make_learner(
     if check and not jax_internals.is_tracing():
         # Under `jax.vmap` the cell may hold tracers, which have no value to compare.
         with contextlib.suppress(jax.errors.TracerArrayConversionError):
-            self_check.check(cell, example_input)
+            if not (report := self_check.check(cell, example_input)).points:
+                warnings.warn(str(report), stacklevel=2)
     if immediate == "estimated" and linearizer.output_of is None:
         raise UnsupportedCellError(
             'immediate="estimated" needs a cell whose output is a function of its new carry alone; '

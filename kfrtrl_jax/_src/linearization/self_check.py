@@ -57,6 +57,12 @@ class Check(NamedTuple):
     values: float = 0.0
 
     def __str__(self) -> str:
+        if not self.points:
+            return (
+                f"linearization not checked: the derivatives of this cell by jax.vjp are not finite at "
+                f"any of the points that were tried, so that gradients may not be either (those of a "
+                f"jnp.where go through both of its branches; {self.seconds:.1f} s)"
+            )
         worst = max([self.values, self.jacobian, self.segment, *self.parameters.values()])
         return (
             f"linearization checked against jax.vjp in {self.precision}: largest deviation {worst:.1e} "
@@ -68,7 +74,8 @@ def check(cell: Cell, example_input: Any, *, seed: int = 0) -> Check:
     """Compares a cell's linearization with JAX's differentiation of it, and its values with its own.
 
     Parameters, carries and inputs are drawn at random; the cell's own initial state and restarts are
-    among the points. Points where `jax.vjp` is not finite are not compared. Integer inputs are 0 or 1.
+    among the points. Points where `jax.vjp` is not finite are not compared; if it is finite at none,
+    the result says so. Integer inputs are 0 or 1.
 
     Args:
       cell: for one lane.
