@@ -78,8 +78,11 @@ def status(record: Record, words: Words = NAMELESS) -> str:
         parts.append(f"{words.score} {record['score']:.3f}")
     if "sequence_length" in record:
         parts.append(f"T* {record['sequence_length']:g}")
-    if record.get("valid_loss") is not None:
-        parts.append(f"valid {record['valid_loss']:.3f} {words.unit}".rstrip())
+    if "valid_loss" in record:
+        loss = record["valid_loss"]
+        parts.append(
+            "valid not finite" if loss is None else f"valid {loss:.3f} {words.unit}".rstrip()
+        )
     return "  ".join([*parts, f"{record['steps_per_second']:.0f} steps/s"])
 
 

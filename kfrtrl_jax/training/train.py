@@ -110,15 +110,19 @@ def _show(config: Any, folder: Path, summary: dict[str, Any], training: loop.Tra
     plots.plot_run(metrics.read(folder / metrics.METRICS), folder / CURVE, title, words)
     unit, judged = words.unit, words.score
     best, test = summary.get("best_valid_loss"), summary.get("test_loss")
+    validated = None if best is None else f"{best:.4f} {unit}, at step {summary['best_step']:,}"
+    if best is None and "valid" in training.group.about.held_out:
+        validated = "never finite"
     rows = {
         "steps": f"{summary['step']:,}",
         "run time": display.duration(summary["wall_time"]),
         "running loss": f"{summary['running_loss']:.4f} {unit}",
         judged or "score": judged and summary.get("score"),
         "sequence length T*": summary.get("sequence_length"),
-        "best validation loss": best and f"{best:.4f} {unit}, at step {summary['best_step']:,}",
-        "test loss": test and f"{test:.4f} {unit}, with the best parameters",
-        f"test {judged}": f"{summary['test_score']:.4f}" if test and judged else None,
+        "segments skipped": summary.get("skipped") or None,
+        "best validation loss": validated,
+        "test loss": None if test is None else f"{test:.4f} {unit}, with the best parameters",
+        f"test {judged}": None if test is None or not judged else f"{summary['test_score']:.4f}",
         "learning curve": folder / CURVE,
         "final parameters": folder / "final",
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 
 import chex
 import jax
@@ -14,7 +15,7 @@ import pytest
 from kfrtrl_jax.base import Batch, Cell, InfluenceEstimator, Loss, Task
 from kfrtrl_jax.cells import vanilla
 from kfrtrl_jax.estimators import kf_rtrl
-from kfrtrl_jax.training import metrics, program, train
+from kfrtrl_jax.training import display, metrics, program, train
 from tests.training.small import records, small, unsaved_pictures
 
 NEVER = 10**6
@@ -292,7 +293,7 @@ def infinite(*, batch_size: int, at: int) -> Task:
 
 
 @pytest.mark.parametrize("mode", ["stop", "skip"])
-def test_a_run_from_its_config_stops_or_skips(tmp_path, mode, monkeypatch):
+def test_a_run_from_its_config_stops_or_skips(tmp_path, mode, monkeypatch, capsys):
     unsaved_pictures(monkeypatch)
     changes = {"task.name": f"{__name__}:infinite", "task.at": 6, "checkpoint_every": 4}
     run = config(on_nonfinite=mode, num_steps=12, **changes)
@@ -305,3 +306,9 @@ def test_a_run_from_its_config_stops_or_skips(tmp_path, mode, monkeypatch):
         summary = train.train(run, tmp_path)
         assert summary["skipped"] == 1
         assert [record["skipped"] for record in records(tmp_path)] == [0, 1, 1]
+        assert re.search(r"segments skipped +│ 1 ", capsys.readouterr().out)
+
+
+def test_a_validation_loss_that_is_not_finite_is_shown_as_such():
+    record = {"running_loss": 1.0, "valid_loss": None, "steps_per_second": 3.0}
+    assert display.status(record) == "loss 1.000  valid not finite  3 steps/s"
