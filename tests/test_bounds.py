@@ -13,7 +13,7 @@ from kfrtrl_jax._src import bounds
     [
         ("[0, 1)", (0, 0.5), (-0.1, 1, 2, math.inf), "in [0, 1)"),
         ("(0, 1]", (0.5, 1), (0, 1.5), "in (0, 1]"),
-        ("[1, inf)", (1, 1e300), (0, math.inf), "at least 1"),
+        ("[1, inf)", (1, 1e300), (0, -math.inf), "at least 1"),
         ("(0, inf)", (1e-300,), (0, -1), "more than 0"),
         ("(-inf, inf)", (-1e300, 0), (math.inf, -math.inf), "finite"),
     ],
@@ -21,6 +21,10 @@ from kfrtrl_jax._src import bounds
 def test_an_interval_holds_the_ends_that_it_names(interval, inside, outside, allowed):
     assert [bounds.missed(interval, x) for x in inside] == [None] * len(inside)
     assert {bounds.missed(interval, x) for x in (*outside, math.nan)} == {allowed}
+
+
+def test_what_is_too_large_for_no_bound_must_be_finite():
+    assert bounds.missed("[1, inf)", math.inf) == "finite"
 
 
 def test_the_first_number_outside_is_named():

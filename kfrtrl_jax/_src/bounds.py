@@ -17,7 +17,7 @@ def missed(interval: str, value: float) -> str | None:
         return None
     if high < math.inf:
         return f"in {interval}"
-    if low == -math.inf:
+    if low == -math.inf or value == math.inf:
         return "finite"
     return f"at least {low:g}" if interval[0] == "[" else f"more than {low:g}"
 
