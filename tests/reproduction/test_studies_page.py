@@ -184,12 +184,27 @@ def test_what_chains_of_growing_length_tell():
     assert {method for method in seeds if seeds[method] == 1} == truncated | by_sgd
 
 
-def test_what_a_delay_of_20_steps_tells():
-    own = [run for run in COMMITTED.own["long"] if "delay=20" in run.task]
-    means = {
+def repeated(delay):
+    """The mean accuracy by method after so many steps of delay."""
+    own = [run for run in COMMITTED.own["long"] if run.task.endswith(f"delay={delay})")]
+    return {
         method: statistics.mean(run.series["score"][20_000] for run in own if run.method == method)
         for method in {run.method for run in own}
     }
+
+
+def test_what_a_delay_of_80_steps_tells():
+    means = repeated(80)
+    rtrl, kf_rtrl, truncated = sorted(means, key=lambda method: -means[method])[:3]
+    assert rtrl == "RTRL, blocks of 8, RMSProp"
+    assert kf_rtrl == "KF-RTRL, blocks of 8, RMSProp"
+    assert truncated == "TBPTT(1), SGD"
+    assert f"RMSProp come to {means[rtrl]:.2f} and {means[kf_rtrl]:.2f}, and trunc" in PAGE
+    assert f"one step with SGD to {means[truncated]:.2f}: there" in PAGE
+
+
+def test_what_a_delay_of_20_steps_tells():
+    means = repeated(20)
     lars = means.pop("TBPTT(1), LARS")
     least, most = f"{min(means.values()):.2f}", f"{max(means.values()):.2f}"
     assert f"beyond {most}, and all but truncation with LARS ({lars:.2f}) have {least}" in PAGE
