@@ -99,7 +99,9 @@ def average_parameters(decay: float) -> optax.GradientTransformation:
       ValueError: if decay is a number outside of [0, 1). Its update raises it if it is not given the
         parameters.
     """
-    bounds.require("[0, 1)", decay=decay)
+    # An array of single precision may be rounded to 1.
+    if not isinstance(decay, jax.Array):
+        bounds.require("[0, 1)", decay=decay)
     # In Python, in double precision: in single precision little is left of a number near 1.
     first_weight = 1 - decay
 

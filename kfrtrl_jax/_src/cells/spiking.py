@@ -271,5 +271,8 @@ class _Constants:
         if not self._learned:
             return {**self._leaks, **self._couplings}
         leaks = {name: jax.nn.sigmoid(params[f"{name}_logit"]) for name in self._leaks}
-        clipped = {name: jnp.clip(params[name], *self._INTERVALS[name]) for name in self._couplings}
+        clipped = {
+            name: jnp.clip(params[name], *bounds.ends(self._INTERVALS[name]))
+            for name in self._couplings
+        }
         return {**leaks, **clipped}
