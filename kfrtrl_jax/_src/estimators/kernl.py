@@ -80,8 +80,7 @@ def kernl(
     Raises:
       ValueError: if decay is not in [0, 1), or a learning rate is negative.
     """
-    rates = {"learning_rate": learning_rate, "decay_learning_rate": decay_learning_rate}
-    bounds.require("[0, inf)", **rates)
+    bounds.require("[0, inf)", learning_rate=learning_rate, decay_learning_rate=decay_learning_rate)
     bounds.require("[0, 1)", decay=decay)
     local = snap(order=1)
 
