@@ -32,6 +32,7 @@ from kfrtrl_jax.studies.benchmarking import (
 )
 from kfrtrl_jax.studies.benchmarking.steps import Case
 from kfrtrl_jax.studies.benchmarking.timing import Floor, Measurement, Work
+from tests.helpers.nights import some
 
 
 @pytest.fixture(autouse=True)
@@ -395,7 +396,7 @@ def test_a_stream_is_measured_against_a_scan():
     assert (row.n, row.batch, row.target) == (4, 1, None)
 
 
-@pytest.mark.parametrize("without", ["the push", "the pull"])
+@pytest.mark.parametrize("without", some(["the push", "the pull"]))
 def test_a_part_is_left_out_of_a_whole_step(without):
     case = parts.Part("ok", 4, 2, 2, without, {"rank": 2})
     row = parts.measure_part(case, suite="parts", rounds=1, steps=4)

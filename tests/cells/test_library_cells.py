@@ -12,7 +12,7 @@ from kfrtrl_jax.linearization import make_linearizer
 from kfrtrl_jax.studies import fidelity
 from tests.estimators import monte_carlo
 from tests.helpers.interpreter import evaluated
-from tests.helpers.nights import NIGHT
+from tests.helpers.nights import NIGHT, some
 from tests.linearization.references import (
     assert_learned,
     assert_linearized,
@@ -102,7 +102,7 @@ def test_diagonal_rtrl_has_as_many_numbers_for_a_weight_at_any_size(name):
 
 
 # Columns are one matrix with zeros between them, whose products are made in full.
-@pytest.mark.parametrize("name", [name for name in OF_ANY_SIZE if "columns" not in name])
+@pytest.mark.parametrize("name", some(name for name in OF_ANY_SIZE if "columns" not in name))
 def test_the_work_of_a_step_grows_as_the_parameters_do(name):
     make, reach = OF_ANY_SIZE[name]
     estimator = estimators.diagonal_rtrl(reach)

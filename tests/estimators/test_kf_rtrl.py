@@ -1,9 +1,12 @@
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from kfrtrl_jax import estimators
+from tests.helpers.nights import some
 from tests.trajectories import SMALL_CELLS, influence_rows, push_all, run
 
 STEPS = 8
@@ -22,8 +25,10 @@ def lane_norm(x):
     return jnp.sqrt(jnp.sum(x.reshape(x.shape[0], -1) ** 2, axis=1))
 
 
-@pytest.mark.parametrize("orthogonal", [True, False])
-@pytest.mark.parametrize("cell", ["vanilla", "recurrent_highway", "lstm"])
+@pytest.mark.parametrize(
+    ("cell", "orthogonal"),
+    some(itertools.product(["vanilla", "lstm", "recurrent_highway"], [True, False]), 3),
+)
 def test_one_step_noise_equals_its_formula(cell, orthogonal):
     """|u' (x) A' - (u (x) JA + a (x) D)|^2 = 2 |u||JA||D||a| + 2 <u,a><JA,D>, whatever the signs.
 

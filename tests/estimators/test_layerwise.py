@@ -19,6 +19,7 @@ from tests.cells.test_stack import mixed
 from tests.estimators.test_snap import entries
 from tests.helpers.interpreter import evaluated, traced
 from tests.helpers.learners import segments
+from tests.helpers.nights import some
 from tests.trajectories import BATCH_SIZE, CLASSES, INPUT_SIZE, SMALL_CELLS, run, sequence
 
 STEPS = 8
@@ -86,7 +87,7 @@ def test_on_one_layer_it_is_the_inner_estimator():
     )
 
 
-@pytest.mark.parametrize("name", ["mixed", "lru"])
+@pytest.mark.parametrize("name", some(["mixed", "lru"]))
 def test_it_holds_the_exact_influence_of_a_layer_s_weights_on_its_own_state(name):
     """As J is block-triangular, all that is missing is between layers."""
     structure, _ = along(name)

@@ -50,8 +50,9 @@ def test_mean_over_draws_is_the_exact_influence_of_a_brought_cell(cell, name):
     assert np.max(np.abs(z)) < 4
 
 
-@pytest.mark.parametrize("name", ["uoro", "kf_rtrl"])
-@pytest.mark.parametrize("cell", some(SMALL_CELLS))
+@pytest.mark.parametrize(
+    ("cell", "name"), some(itertools.product(SMALL_CELLS, ["uoro", "kf_rtrl"]), 5)
+)
 def test_mean_over_draws_is_the_exact_influence(cell, name):
     assert np.max(np.abs(deviations(UNBIASED[name], SMALL_CELLS[cell]))) < 4
 

@@ -99,7 +99,7 @@ def test_truncated_equals_backpropagation_inside_the_segment():
     chex.assert_trees_all_close(gradient, exact, rtol=1e-7, atol=1e-12)
 
 
-@pytest.mark.parametrize(("length", "immediate"), FORMS)
+@pytest.mark.parametrize(("length", "immediate"), some(FORMS))  # segments: test_segments
 def test_kf_rtrl_gradient_is_unbiased(length, immediate):
     """The mean over keys of the gradient of the last segment is RTRL's, in either form."""
     cell = SMALL_CELLS["recurrent_highway"]

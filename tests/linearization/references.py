@@ -290,7 +290,7 @@ def assert_linearized(linearizer, cell, point, want, atol):
             assert not np.any(anywhere & ~bands), f"D of {site.label} has more than its bands"
 
 
-def assert_exact(cell, point, atol=1e-9, at_once=False, length=None, **options):
+def assert_exact(cell, point, atol=1e-9, at_once=False, length=None, learned=True, **options):
     """The linearization, backpropagation in a segment and exact RTRL over steps agree with JAX.
 
     Args:
@@ -299,17 +299,21 @@ def assert_exact(cell, point, atol=1e-9, at_once=False, length=None, **options):
       atol: relative to the largest entry of what is compared.
       at_once: backpropagation and RTRL in one learner, with segments of two steps; takes half the time.
       length: of the learner's segments; None for two steps if at_once, else one.
+      learned: False for the linearization alone, in half of the time.
       **options: of the learner.
 
     Returns:
       The linearizer; None where JAX's own derivatives are not finite.
     """
-    want, gradient = derivatives(cell, point), unrolled_gradient(cell, point)
+    want = derivatives(cell, point)
+    gradient = unrolled_gradient(cell, point) if learned else ()
     if not all_finite((want, gradient)):
         return None
     length = length or (2 if at_once else 1)
     learner = learner_of(cell, point, estimators.rtrl(), length, **options)
     assert_linearized(learner.linearizer, cell, point, want, atol)
+    if not learned:
+        return learner.linearizer
     assert_learned(learner, point, length, gradient, atol, "rtrl")
     if not at_once:
         backward = learner_of(cell, point, estimators.truncated(), point.steps)

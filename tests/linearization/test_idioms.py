@@ -380,7 +380,7 @@ def test_a_segment_of_all_steps_is_plain_backpropagation(name):
 
 
 @pytest.mark.self_check
-@pytest.mark.parametrize("name", some(list(EXACT)[:-1], 4))  # the last one is a long loop
+@pytest.mark.parametrize("name", some(list(EXACT)[:-1], 8))  # the last one is a long loop
 def test_the_library_checks_them_itself(name):
     report = linearization.check(EXACT[name][0], jnp.zeros(X))
     assert report.precision == "float64"

@@ -19,6 +19,7 @@ from kfrtrl_jax.base import Cell
 from kfrtrl_jax.errors import UnsupportedCellError
 from kfrtrl_jax.linearization import make_linearizer
 from tests.helpers.interpreter import evaluated
+from tests.helpers.nights import some
 from tests.linearization.derivative_rules import NOT_LINEAR, UNSUPPORTED
 from tests.linearization.operations import SINGULAR, N
 from tests.linearization.random_cells import (
@@ -43,6 +44,8 @@ from tests.linearization.references import (
 
 TOGETHER = 16
 GROUPS = [list(SUPPORTED)[i : i + TOGETHER] for i in range(0, len(SUPPORTED), TOGETHER)]
+# All are linearized; these learn too.
+LEARNED, UNSUPPORTED_LEARNED = some(GROUPS), some(UNSUPPORTED)
 NIGHT = "KFRTRL_RANDOM_CELLS" in os.environ
 NUMBER = int(os.environ.get("KFRTRL_RANDOM_CELLS", "2"))
 
@@ -67,11 +70,12 @@ def exact(draw, dtype=jnp.float64, **options):
     return linearizer
 
 
-def assert_supported(names):
+def assert_supported(names, learned=True):
     """Each kind of carry takes its turn."""
     turn = list(SUPPORTED).index(names[0]) // TOGETHER
     cell = make_cell(side_by_side(names)._replace(carry=CARRIES[turn % len(CARRIES)]))
-    linearizer = assert_exact(cell, random_point(cell, X, steps=4), at_once=True)
+    point = random_point(cell, X, steps=4)
+    linearizer = assert_exact(cell, point, at_once=True, learned=learned)
     assert linearizer is not None, "JAX's own derivative is not finite"
     assert linearizer.structure.problems == ()
 
@@ -88,7 +92,7 @@ def error_of(name):
 @pytest.mark.parametrize("names", GROUPS, ids=lambda names: f"{names[0]}-{names[-1]}")
 def test_every_supported_operation_is_exact_beside_a_recurrent_product(names):
     try:
-        assert_supported(names)
+        assert_supported(names, learned=names in LEARNED)
     except Exception:
         errors = [error for error in map(error_of, names) if error]
         if not errors:
@@ -116,7 +120,8 @@ def test_random_cells_with_an_unsupported_operation_are_refused_and_never_wrong(
 @pytest.mark.parametrize("name", UNSUPPORTED)
 def test_every_unsupported_operation_is_exact_and_named(name):
     cell = make_cell(side_by_side([name]))
-    linearizer = assert_exact(cell, random_point(cell, X, steps=4), at_once=True)
+    point, learned = random_point(cell, X, steps=4), name in UNSUPPORTED_LEARNED
+    linearizer = assert_exact(cell, point, at_once=True, learned=learned)
     with pytest.raises(UnsupportedCellError, match=UNSUPPORTED[name][0]):
         estimators.kf_rtrl().init(linearizer.structure)
 

@@ -6,6 +6,7 @@ import pytest
 from kfrtrl_jax import cells
 from kfrtrl_jax.base import Cell
 from kfrtrl_jax.linearization import make_linearizer
+from tests.helpers.nights import some
 from tests.trajectories import SMALL_CELLS, flat
 
 STEPS, LANES, INPUT, HIDDEN = 5, 3, 3, 4
@@ -52,7 +53,9 @@ CELLS = {
 }
 
 
-@pytest.mark.parametrize("name", CELLS)
+@pytest.mark.parametrize(
+    "name", ["odd", "clamping", *some(c for c in CELLS if c not in ("odd", "clamping"))]
+)
 def test_gradient_by_taps_is_that_by_the_parameters(name):
     cell = CELLS[name]
     linearizer = make_linearizer(cell, jnp.zeros(INPUT), LANES)
