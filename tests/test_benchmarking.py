@@ -360,7 +360,7 @@ def test_what_crosses_between_devices_is_read_from_a_program():
 @pytest.mark.parametrize("value", [0.0, -1.0, math.nan, math.inf])
 def test_a_device_without_a_speed_is_refused(value):
     devices = plan.Devices(number=4, operations=1e9, memory=1e6, bandwidth=value, link=1e8)
-    with pytest.raises(ConfigError, match=f"bandwidth must be more than 0 and finite, got {value}"):
+    with pytest.raises(ConfigError, match=f"bandwidth must be (more than 0|finite), got {value}"):
         plan.make_plan("vanilla(hidden_size=2)", "kf_rtrl", 64, devices)
 
 

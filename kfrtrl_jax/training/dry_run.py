@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -17,7 +17,7 @@ from kfrtrl_jax.training import memory, program
 from kfrtrl_jax.training.config import RunFields
 
 
-def describe(config: Any, beside: Iterable[Any] = ()) -> str:
+def describe(config: Any, check: Callable[[program.Experiment], None] = lambda _: None) -> str:
     """What a run of a resolved config would be. Nothing is compiled, allocated or written.
 
     The lines give the sections as text and the other fields that are not at their defaults; the sites
@@ -26,16 +26,15 @@ def describe(config: Any, beside: Iterable[Any] = ()) -> str:
 
     Args:
       config: from `config.resolve`.
-      beside: configs that one program can run with it, whose floats are checked too.
+      check: called with the experiment that is built.
 
     Raises:
-      ConfigError, DataError, UnsupportedCellError: as `program.build` and `memory.check`.
+      ConfigError, DataError, UnsupportedCellError: of `program.build`, `memory.check` or `check`.
     """
     begun = time.monotonic()
     experiment = program.build(config)
     memory.check(experiment, config)
-    for other in beside:
-        program.check_floats(other, experiment)
+    check(experiment)
     built = time.monotonic()
     state = jax.eval_shape(lambda: experiment.init(0))
     xla.jit(experiment.run_chunk, donate_argnums=0).lower(state)

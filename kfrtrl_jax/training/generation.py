@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from kfrtrl_jax._src.bounds import missed
 from kfrtrl_jax._src.compositions.values import check_bounds
 from kfrtrl_jax.errors import ConfigError
 from kfrtrl_jax.learning import predict
@@ -36,8 +36,8 @@ def generate(
     symbols = network.task.symbols
     if not symbols:
         raise ConfigError(f"task {network.config.task.name} is not one of text")
-    if not 0 < temperature < math.inf:
-        raise ConfigError(f"temperature must be more than 0 and finite, got {temperature}")
+    if allowed := missed("(0, inf)", temperature):
+        raise ConfigError(f"temperature must be {allowed}, got {temperature}")
     check_bounds("seed", "seed", seed)
     read = prompt or ("\n" if "\n" in symbols else symbols[0])
     unknown = sorted(set(read) - set(symbols))

@@ -83,8 +83,7 @@ def run_sweep(
     experiments: dict[str, Experiment] = {}
     for number, trial in enumerate(configured):
         if (kind := alike(trial)) in experiments:
-            with _named(number):
-                check_floats(trial, experiments[kind])
+            _check_floats(number, trial, experiments[kind])
         else:
             experiments[kind] = _built(trial)
     engine = make_engine(experiments)
@@ -151,8 +150,12 @@ def describe(
         title = (
             f"{len(members)} trials{most} side by side: {_describe([sweep[i] for i in members])}"
         )
-        first, *others = (configured[i] for i in members)
-        parts += ["", title, dry_run.describe(first, others)]
+
+        def check(experiment: Experiment, others: Sequence[int] = members[1:]) -> None:
+            for i in others:
+                _check_floats(i, configured[i], experiment)
+
+        parts += ["", title, dry_run.describe(configured[members[0]], check)]
     return "\n".join(parts)
 
 
@@ -179,6 +182,11 @@ def together(common: Overrides, own: Overrides) -> dict[str, Any]:
         if not any(path.startswith(f"{replaced}.") for replaced in own)
     }
     return {**kept, **own}
+
+
+def _check_floats(number: int, config: Any, experiment: Experiment) -> None:
+    with _named(number):
+        check_floats(config, experiment)
 
 
 def _built(config: Any) -> Experiment:

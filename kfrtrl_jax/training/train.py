@@ -109,10 +109,16 @@ def _show(config: Any, folder: Path, summary: dict[str, Any], training: loop.Tra
     title = ", ".join(parts)
     plots.plot_run(metrics.read(folder / metrics.METRICS), folder / CURVE, title, words)
     unit, judged = words.unit, words.score
-    best, test = summary.get("best_valid_loss"), summary.get("test_loss")
+    best, held_out = summary.get("best_valid_loss"), training.group.about.held_out
     validated = None if best is None else f"{best:.4f} {unit}, at step {summary['best_step']:,}"
-    if best is None and "valid" in training.group.about.held_out:
+    if best is None and "valid" in held_out:
         validated = "never finite"
+
+    def tested(name: str, text: str) -> str | None:
+        if best is None or "test" not in held_out:
+            return None
+        return text.format(summary[name]) if name in summary else "not finite"
+
     rows = {
         "steps": f"{summary['step']:,}",
         "run time": display.duration(summary["wall_time"]),
@@ -121,8 +127,8 @@ def _show(config: Any, folder: Path, summary: dict[str, Any], training: loop.Tra
         "sequence length T*": summary.get("sequence_length"),
         "segments skipped": summary.get("skipped") or None,
         "best validation loss": validated,
-        "test loss": None if test is None else f"{test:.4f} {unit}, with the best parameters",
-        f"test {judged}": None if test is None or not judged else f"{summary['test_score']:.4f}",
+        "test loss": tested("test_loss", f"{{:.4f}} {unit}, with the best parameters"),
+        f"test {judged}": judged and tested("test_score", "{:.4f}"),
         "learning curve": folder / CURVE,
         "final parameters": folder / "final",
     }

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import re
 import shutil
 import threading
 import types
@@ -20,6 +21,7 @@ from kfrtrl_jax.training import (
     generation,
     loop,
     metrics,
+    plots,
     program,
     stopwatch,
     train,
@@ -134,6 +136,21 @@ def test_the_best_parameters_are_those_of_the_lowest_validation_loss(text_run):
         np.testing.assert_allclose(loss, summary[name], rtol=1e-12)
 
 
+def test_losses_that_are_not_finite_are_not_left_out_of_the_table(text_run, monkeypatch, capsys):
+    config, folder, summary = text_run
+    monkeypatch.setattr(plots, "plot_run", lambda *_: None)
+    about = program.build(config).about
+    training = types.SimpleNamespace(group=types.SimpleNamespace(about=about))
+    for missing, shown in {
+        "test_loss": r"test loss\W+not finite",
+        "test_score": r"test loss\W+\d",
+        "best_valid_loss": r"best validation loss\W+never finite",
+    }.items():
+        left = {name: value for name, value in summary.items() if name != missing}
+        train._show(config, folder, left, training)
+        assert re.search(shown, capsys.readouterr().out)
+
+
 def test_what_a_run_leaves_are_the_averages_of_its_parameters(text_run):
     config, folder, _ = text_run
     like = jax.eval_shape(lambda: program.build(config).init(0))
@@ -189,7 +206,7 @@ def test_a_finished_run_gives_its_network_back_and_writes_text(text_run):
         *(
             (
                 lambda folder, t=t: generation.generate(kf.load(folder), 3, temperature=t),
-                f"temperature must be more than 0 and finite, got {t}",
+                f"temperature must be (more than 0|finite), got {t}",
             )
             for t in (0, float("nan"), float("inf"))
         ),

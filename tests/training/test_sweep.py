@@ -403,7 +403,7 @@ def test_a_bad_trial_is_named(tmp_path):
     outside = r"config\.task: pulse_probability must be in \[0, 1\], got 2.0"
     with pytest.raises(ConfigError, match=f"trial 1 of the sweep: {outside}"):
         sweep.run_sweep(BASE, fractions, tmp_path)
-    with pytest.raises(ConfigError, match=outside):
+    with pytest.raises(ConfigError, match=f"trial 1 of the sweep: {outside}"):
         sweep.describe(BASE, fractions)
     with pytest.raises(ConfigError, match=r"config\.foo is not a field of a config"):
         sweep.run_sweep(BASE, [{"foo.bar": 3}], tmp_path)

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import jax
 
 from kfrtrl_jax._src import xla
+from kfrtrl_jax._src.bounds import missed
 from kfrtrl_jax._src.markdown import table
 from kfrtrl_jax._src.sizes import bytes_of
 from kfrtrl_jax.errors import ConfigError
@@ -127,8 +128,8 @@ def make_plan(
       ConfigError: if a number of the devices is not positive and finite.
     """
     for name, value in devices._asdict().items():
-        if not 0 < value < math.inf:
-            raise ConfigError(f"{name} must be more than 0 and finite, got {value}")
+        if allowed := missed("(0, inf)", value):
+            raise ConfigError(f"{name} must be {allowed}, got {value}")
     few, more = measured
     first, second = (compiled_costs(cell, estimator, count) for count in measured)
     slope = Costs(*((b - a) / (more - few) for a, b in zip(first, second)))
