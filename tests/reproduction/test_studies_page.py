@@ -428,6 +428,9 @@ def test_what_is_first_under_a_small_budget(compared):
         if gap.beyond_noise:
             ahead[budget.base(task)] = first[0] if (gap.mean > 0) == rises else first[1]
     assert ahead == {"mackey_glass": long, "penn_treebank": SNAP}
+    recalled = read_at(compared["all"][0], "copy_fixed")
+    share = {method: float(text.partition(" ")[0]) for method, text in recalled.items()}
+    assert max(share["TBPTT, blocks of 4"], share[WINDOW]) < 0.2 < 0.7 < share[SNAP]
     shrunk, alone = (at_time[f"UORO{m}, blocks of 8"] for m in (", shrunk", ""))
     assert f"(mean place {shrunk:.1f}, UORO without it {alone:.1f})" in PAGE
 
@@ -445,7 +448,9 @@ def test_what_is_first_after_the_same_steps(compared):
     assert f"({in_words(*(places[method] for method in ok))})" in PAGE
     ratios = [known[method] / known[snaps[0]] for method in ok]
     assert f"take {min(ratios):.0f} to {max(ratios):.0f} times as long" in PAGE
-    assert f"TBPTT in blocks of 16 has place {places['TBPTT, blocks of 16']:.1f} there" in PAGE
+    long = "TBPTT, blocks of 16"
+    assert f"TBPTT in blocks of 16 has place {places[long]:.1f} there, and overtakes" in PAGE
+    assert f"0.8 s are {round(0.8e3 / known[long], -3):,.0f} of its steps." in PAGE
 
 
 def test_what_nine_times_the_time_shows(compared):
