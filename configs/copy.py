@@ -1,7 +1,7 @@
 """kfrtrl train --config=configs/copy.py --workdir=DIR
 
-The copy task at the published size (n = 128, batch 16) with SnAp-1 in blocks of 8 steps: with those
-of 4 and 16 the best of RESULTS.md for this network at the same time. The paper's own training:
+The copy task at the published size (n = 128, batch 16) with SnAp-1 in blocks of 8 steps, which
+RESULTS.md has among the first for this network at the same time. The paper's own training:
 --config.estimator=kf_rtrl --config.segment_length=1 --config.immediate=estimated.
 
 T* 9 after 30,000 steps, 25 s of one core.
