@@ -247,6 +247,14 @@ def test_parts_of_a_study_come_together_in_one_record():
     more = {**there, "times": {"UORO": 0.7, "KF-RTRL": 0.9}, "timed_on": "there"}
     for merged in (records.merge(more, here), records.merge(here, more)):
         assert (merged["times"], merged["timed_on"]) == (more["times"], "there")
+    # One that diverged is known to its end, however few steps it took.
+    diverged = trial("UORO", 0, 5_000, status="diverged", planned_steps=30_000)
+    running = trial("UORO", 0, 20_000, status="running", planned_steps=30_000)
+    longer = trial("UORO", 0, 40_000, status="running", planned_steps=60_000)
+    for one, other, kept in ((running, diverged, diverged), (longer, diverged, longer)):
+        found = [invented.record("copy", [own]) for own in (one, other)]
+        for merged in (records.merge(*found), records.merge(*found[::-1])):
+            assert [t["steps"] for t in merged["trials"]] == [kept["steps"]]
     # What is read again counts, and what nothing was made with any more is left out.
     again = invented.record("copy", [trial("UORO", 0, 30_000, ms_per_step=7.0)])
     again["made_with"] = [invented.made_with("another")]

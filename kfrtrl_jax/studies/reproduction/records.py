@@ -102,7 +102,8 @@ def collect(name: str, folder: Path, common: Mapping[str, Any] | None = None) ->
 def merge(new: Mapping[str, Any], old: Mapping[str, Any]) -> dict[str, Any]:
     """One record of the same study from two, such as of its parts on two machines.
 
-    Of a trial that both have, the one with more steps is kept, and the new one if they are equal. Only
+    Of a trial that both have, the one that has come further is kept, and the new one if they are equal;
+    one that diverged has come as far as was planned, or of two runs the other would always count. Only
     methods that took turns can be compared, so times are those of one record: of that which has more of
     them, and of the new one if both have as many.
 
@@ -118,7 +119,7 @@ def merge(new: Mapping[str, Any], old: Mapping[str, Any]) -> dict[str, Any]:
     for record in (old, new):
         for trial in record["trials"]:
             key = _key(trial["overrides"])
-            if key not in chosen or trial["steps"] >= chosen[key][0]["steps"]:
+            if key not in chosen or _came_to(trial) >= _came_to(chosen[key][0]):
                 chosen[key] = trial, record["made_with"][trial["made_with"]]
     places = {_key(_without_steps(own)): place for place, (_, own) in enumerate(_trials(name))}
     ordered = sorted(chosen, key=lambda key: places.get(key, len(places)))
@@ -137,6 +138,11 @@ def merge(new: Mapping[str, Any], old: Mapping[str, Any]) -> dict[str, Any]:
             for trial, its in (chosen[key] for key in ordered)
         ],
     }
+
+
+def _came_to(trial: Mapping[str, Any]) -> int:
+    """The step up to which it is known what becomes of a trial."""
+    return int(trial["planned_steps" if trial["status"] == "diverged" else "steps"])
 
 
 def require_file(path: Path) -> None:
