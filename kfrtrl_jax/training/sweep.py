@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,7 @@ def run_sweep(
     experiments: dict[str, Experiment] = {}
     for number, trial in enumerate(configured):
         if (kind := alike(trial)) in experiments:
-            _check_floats(number, trial, experiments[kind])
+            _check_floats([number], configured, experiments[kind])
         else:
             experiments[kind] = _built(trial)
     engine = make_engine(experiments)
@@ -150,11 +151,7 @@ def describe(
         title = (
             f"{len(members)} trials{most} side by side: {_describe([sweep[i] for i in members])}"
         )
-
-        def check(experiment: Experiment, others: Sequence[int] = members[1:]) -> None:
-            for i in others:
-                _check_floats(i, configured[i], experiment)
-
+        check = functools.partial(_check_floats, members[1:], configured)
         parts += ["", title, dry_run.describe(configured[members[0]], check)]
     return "\n".join(parts)
 
@@ -184,9 +181,12 @@ def together(common: Overrides, own: Overrides) -> dict[str, Any]:
     return {**kept, **own}
 
 
-def _check_floats(number: int, config: Any, experiment: Experiment) -> None:
-    with _named(number):
-        check_floats(config, experiment)
+def _check_floats(
+    numbers: Iterable[int], configured: Sequence[Any], experiment: Experiment
+) -> None:
+    for number in numbers:
+        with _named(number):
+            check_floats(configured[number], experiment)
 
 
 def _built(config: Any) -> Experiment:

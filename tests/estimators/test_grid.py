@@ -22,7 +22,7 @@ from tests.helpers.nights import NIGHT, some
 from tests.trajectories import HIDDEN_SIZE, INPUT_SIZE, SMALL_CELLS
 
 STEPS, EAGER_STEPS, DRAWS, LIMIT = 4, 2, 1024, 4
-# Every estimator is drawn on these: a cell of several sites, and one whose D is dense.
+# Every estimator is drawn on these: a cell of several sites, one whose D is dense, and a diagonal one.
 DRAWN_ON = {"gru", "deep_recurrent_highway", "lru"}
 # What is made without jit compiles every operation and size by itself: on the smallest cell.
 EAGER_ON = set(SMALL_CELLS) if NIGHT else {"vanilla"}

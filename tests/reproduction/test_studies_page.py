@@ -373,6 +373,12 @@ def places_of(comparison):
     return budget.ranks(comparison, chapters.CHAPTERS["budget"].tasks)
 
 
+def gap(readings, one, other):
+    """How far a method is from another, paired over seeds."""
+    values = {reading.method: reading.values for reading in readings}
+    return tables.difference([values[one][seed] - values[other][seed] for seed in values[one]])
+
+
 def read_at(comparison, task):
     """What each method has on a task, in words."""
     (found,) = (own for name, own in comparison.readings.items() if name.startswith(f"{task}("))
@@ -423,10 +429,9 @@ def test_what_is_first_under_a_small_budget(compared):
     ahead = {}
     for task, readings in compared["all"][0].readings.items():
         rises = chapters.CHAPTERS["budget"].tasks[budget.base(task)].rises
-        one, other = (next(r for r in readings if r.method == name).values for name in first[:2])
-        gap = tables.difference([one[seed] - other[seed] for seed in one])
-        if gap.beyond_noise:
-            ahead[budget.base(task)] = first[0] if (gap.mean > 0) == rises else first[1]
+        found = gap(readings, *first[:2])
+        if found.beyond_noise:
+            ahead[budget.base(task)] = first[0] if (found.mean > 0) == rises else first[1]
     assert ahead == {"mackey_glass": long, "copy": SNAP, "penn_treebank": SNAP}
     recalled = read_at(compared["all"][0], "copy_fixed")
     share = {method: float(text.partition(" ")[0]) for method, text in recalled.items()}
@@ -474,18 +479,11 @@ def test_what_nine_times_the_time_shows(compared):
     beyond = []
     for task, readings in at_time.readings.items():
         score = chapters.CHAPTERS["budget"].tasks[budget.base(task)]
-        values = {reading.method: reading.values for reading in readings}
-
-        def gap_of(one, other, values=values):
-            return tables.difference(
-                [values[one][seed] - values[other][seed] for seed in values[one]]
-            )
-
-        assert not any(gap_of(window, snap).beyond_noise for snap in snaps)
-        gap = gap_of(*snaps)
-        if gap.beyond_noise:
+        assert not any(gap(readings, window, snap).beyond_noise for snap in snaps)
+        found = gap(readings, *snaps)
+        if found.beyond_noise:
             beyond.append(budget.base(task))
-            assert (gap.mean > 0) == score.rises
+            assert (found.mean > 0) == score.rises
     assert f"On {' and '.join(beyond)}, SnAp-1 in blocks of 16 is ahead of that in" in PAGE
     early = read_at(compared["all"][0], "copy")
     assert f"after {before} T\\* was {early[snaps[0]]} with 16 and {early[snaps[1]]} with 8" in PAGE
